@@ -1,0 +1,55 @@
+"""Pydantic models of everything that is a file: recipes, pool entries, provenance and scores.
+
+Nothing here knows torch or reads a file; `hmdc_hub.catalog` reads YAML into it and turns its complaints into
+`RecipeError`. Field descriptions are the recipe reference in docs/ and the JSON schema in recipes/; examples are what an
+error message shows as a value that would be right.
+"""
+
+from hmdc_hub.schema.base import FORMAT_VERSION, Strict, canonical_json, sha256_of
+from hmdc_hub.schema.files import ArtifactInfo, Cell, Estimate, Scores, SetHeader, SourceInfo
+from hmdc_hub.schema.model import LearningRates, ModelSpec
+from hmdc_hub.schema.recipe import (
+    BASELINES,
+    AugmentSpec,
+    Baseline,
+    ClusterSpec,
+    CondenseCutmix,
+    CondenseSpec,
+    EvaluateCutmix,
+    EvaluateSpec,
+    ImagesSpec,
+    NetworksSpec,
+    ProjectionSpec,
+    PublishSpec,
+    Recipe,
+    SourceSpec,
+)
+
+__all__ = [
+    "BASELINES",
+    "FORMAT_VERSION",
+    "ArtifactInfo",
+    "AugmentSpec",
+    "Baseline",
+    "Cell",
+    "ClusterSpec",
+    "CondenseCutmix",
+    "CondenseSpec",
+    "Estimate",
+    "EvaluateCutmix",
+    "EvaluateSpec",
+    "ImagesSpec",
+    "LearningRates",
+    "ModelSpec",
+    "NetworksSpec",
+    "ProjectionSpec",
+    "PublishSpec",
+    "Recipe",
+    "Scores",
+    "SetHeader",
+    "SourceInfo",
+    "SourceSpec",
+    "Strict",
+    "canonical_json",
+    "sha256_of",
+]

@@ -1,0 +1,135 @@
+"""The files that a run leaves: header of the tensors, info.json, scores.json."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hmdc_hub.schema.base import FORMAT_VERSION, Strict
+from hmdc_hub.schema.model import ModelSpec
+from hmdc_hub.schema.recipe import EvaluateSpec
+
+
+class SetHeader(Strict):
+    """The metadata of condensed.safetensors, under its one key `hmdc`.
+
+    Attributes:
+        mean: Channel means of the source, pixels in [0, 1]; with `std` what "source-normalised" means.
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    ipc: int
+    factor: int
+    class_names: list[str]
+    mean: list[float]
+    std: list[float]
+    condense_hash: str
+
+
+class SourceInfo(Strict):
+    """Where the real images came from.
+
+    Attributes:
+        id: As in the recipe; the base name for local paths.
+        fingerprint: SHA-256 (hex) over the pixels and labels of both splits as this program sees them.
+        train_counts: Images per class of the train split.
+        license: Hub licence id if the source names one.
+        gated: Whether the Hub asks for consent before a download.
+    """
+
+    id: str
+    kind: Literal["builtin", "torchvision", "hub", "local"]
+    revision: str | None
+    fingerprint: str
+    config: str | None
+    train_split: str
+    test_split: str
+    image_column: str
+    label_column: str
+    class_names: list[str]
+    train_counts: list[int]
+    test_count: int
+    size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    license: str | None
+    gated: bool
+
+
+class ArtifactInfo(Strict):
+    """info.json: provenance of a condensed set. No path, user or host name is in it.
+
+    Attributes:
+        tensors_sha256: SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet.
+        threads: CPU threads of torch; the same bytes on a CPU need the same number.
+        seconds: Wall time of condensing over all resumes, evaluation apart.
+        peak_memory_bytes: Of the process on a CPU, of the device otherwise.
+    """
+
+    format_version: int = FORMAT_VERSION
+    hmdc_hub_version: str
+    recipe_name: str
+    condense_hash: str
+    protocol_hash: str
+    seed: int
+    source: SourceInfo
+    models: list[ModelSpec]
+    parameters: dict[str, int]
+    versions: dict[str, str]
+    device: str
+    threads: int
+    seconds: float
+    image_steps: int
+    peak_memory_bytes: int
+    clamped_share: float
+    ipc: int
+    factor: int
+    stored_images: int
+    training_images: int
+    tensors_sha256: str
+    parquet_sha256: str
+
+
+class Cell(Strict):
+    """One training: its last-epoch accuracy on the whole test split, in [0, 1]."""
+
+    model: str
+    training_set: str
+    draw: int
+    seed: int
+    accuracy: float
+
+
+class Estimate(Strict):
+    """Mean, standard deviation and 95 % t interval of n numbers; sd and bounds null for n = 1."""
+
+    mean: float
+    sd: float | None
+    n: int
+    low: float | None
+    high: float | None
+
+
+class Scores(Strict):
+    """scores.json: every training, the protocol it followed, and the means.
+
+    Attributes:
+        protocol: The resolved `evaluate` section.
+        condensed_by: Names of the pool's models; the other evaluated ones took no part in condensing.
+        cells: Every training, in a fixed order.
+        table: `table[training set][model]`; model "mean" is the mean over architectures, seed by seed.
+        gain: `gain[baseline]`: condensed minus baseline of the mean over architectures, paired by seed.
+    """
+
+    format_version: int = FORMAT_VERSION
+    condense_hash: str
+    protocol_hash: str
+    protocol: EvaluateSpec
+    parquet_sha256: str
+    condensed_by: list[str]
+    test_count: int
+    budgets: dict[str, int]
+    cells: list[Cell]
+    table: dict[str, dict[str, Estimate]]
+    gain: dict[str, Estimate]

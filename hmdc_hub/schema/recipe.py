@@ -1,0 +1,257 @@
+"""The schema of recipes/*.yaml; the defaults are the paper's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hmdc_hub.schema.base import NAME, NotNegative, Positive, Rate, Share, Strict, sha256_of
+from hmdc_hub.schema.model import ModelSpec
+
+
+class SourceSpec(Strict):
+    """The dataset that is condensed."""
+
+    id: str = Field(
+        min_length=1,
+        description="builtin:digits, torchvision:<Name>, a Hub dataset id, or a folder or parquet file.",
+        examples=["uoft-cs/cifar10"],
+    )
+    revision: str | None = Field(
+        None,
+        description="Commit of the Hub dataset; null: resolved to a commit when the run starts.",
+        examples=["main"],
+    )
+    config: str | None = Field(None, description="Configuration of the Hub dataset.", examples=["default"])
+    train_split: str | None = Field(
+        None, description="Split to condense; null: detected. Slices such as train[:80%] work.", examples=["train"]
+    )
+    test_split: str | None = Field(None, description="Split to score on; null: detected.", examples=["test"])
+    image_column: str | None = Field(None, description="Column with the images; null: detected.", examples=["img"])
+    label_column: str | None = Field(None, description="Column with the labels; null: detected.", examples=["label"])
+    size: Annotated[int, Field(ge=4, le=1024)] = Field(
+        description="Side in pixels of every image; others are resized to it with antialiasing.", examples=[32]
+    )
+    channels: Literal[1, 3] = Field(3, description="3: colour (grey is repeated); 1: grey.", examples=[3])
+    fit: Literal["crop", "stretch"] = Field(
+        "crop",
+        description="Images that are not square: crop resizes the shorter side and cuts the centre; stretch does not "
+        "keep proportions.",
+        examples=["crop"],
+    )
+
+
+ColorOperation = Literal["brightness", "saturation", "contrast"]
+
+
+class AugmentSpec(Strict):
+    """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021), in the order of IDC."""
+
+    flip: bool = Field(True, description="Mirror left to right; off for digits and the like.", examples=[True])
+    color: list[ColorOperation] = Field(
+        default_factory=lambda: list[ColorOperation](["brightness", "saturation", "contrast"]),
+        description="Colour operations, always applied in this order.",
+        examples=["[brightness, contrast]"],
+    )
+    crop: bool = Field(True, description="One of three: shift by up to an eighth of the side.", examples=[True])
+    scale: bool = Field(True, description="One of three: stretch each axis by up to 1.2.", examples=[True])
+    rotate: bool = Field(True, description="One of three: turn by up to 15 degrees.", examples=[True])
+    cutout: bool = Field(True, description="Blank a square of half the side.", examples=[True])
+
+
+class ImagesSpec(Strict):
+    """The optimiser of the stored images."""
+
+    lr: Rate = Field(5e-3, description="SGD learning rate; made for normalised gradients.", examples=[0.005])
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="SGD momentum.", examples=[0.5])
+
+
+class CondenseCutmix(Strict):
+    """CutMix (Yun et al., ICCV 2019) while condensing."""
+
+    match: bool = Field(True, description="In gradient matching, partners from the same class.", examples=[True])
+    train: bool = Field(True, description="In network training.", examples=[True])
+    probability: Share = Field(0.5, description="Chance that a batch is mixed.", examples=[0.5])
+
+
+class ClusterSpec(Strict):
+    """Choosing each class's real batch by clustering (DREAM, Liu et al., ICCV 2023)."""
+
+    enabled: bool = Field(True, description="Off: the real batch is drawn at random.", examples=[True])
+    every: Positive = Field(10, description="Image steps between refreshes.", examples=[10])
+    candidates: Positive | None = Field(
+        None, description="Cluster a random subset of this many images per class; null: all.", examples=[1000]
+    )
+    max_iter: Positive = Field(100, description="Lloyd iterations at most.", examples=[100])
+
+
+class NetworksSpec(Strict):
+    """Training of the pool's networks between image steps."""
+
+    reset_every: Positive = Field(
+        100, description="Image steps on one set of networks (O in the paper), then fresh ones.", examples=[100]
+    )
+    batches_per_step: NotNegative = Field(
+        17, description="Minibatches of real images each network trains on after every image step.", examples=[17]
+    )
+    batch: Positive = Field(128, description="Real images per minibatch, over all classes.", examples=[128])
+
+
+class ProjectionSpec(Strict):
+    """Training of the projections P and the layer matching Q of mutual distillation."""
+
+    lr: Rate = Field(1e-2, description="Adam learning rate.", examples=[0.01])
+    batches_per_step: NotNegative = Field(17, description="Minibatches after every image step.", examples=[17])
+
+
+class CondenseSpec(Strict):
+    """HMDC (Moon, Kim and Park, ECCV 2024)."""
+
+    ipc: Positive = Field(description="Stored images per class.", examples=[10])
+    factor: Positive = Field(
+        2,
+        description="f: one stored image holds f x f training images, so ipc 10 gives 40 per class; must divide the "
+        "size.",
+        examples=[2],
+    )
+    resets: Positive = Field(100, description="Sets of fresh networks (T in the paper).", examples=[100])
+    batch: Positive = Field(
+        128, description="B: real images per class and image step; also the most decoded ones.", examples=[128]
+    )
+    start: Literal["kmeans", "random"] = Field(
+        "kmeans", description="What the stored images begin as.", examples=["kmeans"]
+    )
+    match: bool = Field(True, description="Gradient matching, one target per model.", examples=[True])
+    distill: bool = Field(True, description="Mutual distillation, one target per pair of models.", examples=[True])
+    balance: bool = Field(True, description="Gradient Balance Module.", examples=[True])
+    balance_every: Positive = Field(10, description="Image steps between updates of the weights.", examples=[10])
+    normalise: bool = Field(
+        True,
+        description="Divide the gradient per stored image and channel by its largest absolute value; images.lr means "
+        "something else without.",
+        examples=[True],
+    )
+    images: ImagesSpec = Field(default_factory=ImagesSpec, description="Optimiser of the stored images.")
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="Choice of the real batch.")
+    networks: NetworksSpec = Field(default_factory=NetworksSpec, description="Network training.")
+    projection: ProjectionSpec = Field(default_factory=ProjectionSpec, description="Projection training.")
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
+    cutmix: CondenseCutmix = Field(default_factory=CondenseCutmix, description="CutMix.")
+
+    @model_validator(mode="after")
+    def _some_target(self) -> CondenseSpec:
+        if not self.match and not self.distill:
+            raise ValueError("match and distill are both off: nothing is left to minimise")
+        return self
+
+
+Baseline = Literal["random", "random-encoded", "start", "k-means"]
+BASELINES: tuple[Baseline, ...] = ("random", "random-encoded", "start", "k-means")
+
+
+class EvaluateCutmix(Strict):
+    """CutMix while evaluating."""
+
+    evaluate: bool = Field(True, description="In training on the condensed set.", examples=[True])
+    probability: Share = Field(0.5, description="Chance that a batch is mixed.", examples=[0.5])
+
+
+class EvaluateSpec(Strict):
+    """The evaluation protocol: all of it, as data."""
+
+    models: list[ModelSpec] = Field(
+        min_length=1,
+        description="Architectures to train, as names in model_pool/ or inline mappings; include some that took no "
+        "part in condensing.",
+        examples=["[convnet3, resnet18]"],
+    )
+    seeds: Positive = Field(5, description="Trainings per architecture and training set.", examples=[5])
+    random_draws: Positive = Field(3, description="Independent draws of each random baseline.", examples=[3])
+    against: list[Baseline] = Field(
+        default_factory=lambda: list(BASELINES),
+        description="Training sets that stand beside the condensed one.",
+        examples=["[random, start]"],
+    )
+    epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.", examples=[2000])
+    batch: Positive = Field(
+        128, description="Training images per step; the last partial batch is kept.", examples=[128]
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.", examples=[0.9])
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="SGD weight decay.", examples=[0.0005])
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
+    cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> EvaluateSpec:
+        _distinct_names("evaluate.models", self.models)
+        return self
+
+
+class PublishSpec(Strict):
+    """What the package is called; no namespace, that is whoever publishes."""
+
+    name: str = Field(description="Name of the Hub dataset.", pattern=NAME, max_length=96, examples=["cifar10-hmdc"])
+    config: str = Field(
+        description="Configuration of it that this recipe fills.", pattern=NAME, max_length=64, examples=["ipc10"]
+    )
+    license: str | None = Field(
+        None, description="Licence of the source as a Hub id; null: unknown, and said so.", examples=["cc-by-4.0"]
+    )
+
+    @model_validator(mode="after")
+    def _not_reserved(self) -> PublishSpec:
+        if self.config in {"data", "scores", "assets"}:
+            raise ValueError(f"publish.config may not be {self.config!r}: the package uses that folder itself")
+        return self
+
+
+class Recipe(Strict):
+    """One experiment: what is condensed, how, how it is scored, what it is called."""
+
+    name: str = Field(
+        description="Name of the run; in a file it is the file's name and may be left out.",
+        pattern=NAME,
+        max_length=64,
+        examples=["cifar10_ipc10"],
+    )
+    description: str = Field("", description="One sentence for `recipes ls` and the card.")
+    seed: NotNegative = Field(0, description="Seed of everything random.", examples=[0])
+    source: SourceSpec = Field(description="The dataset that is condensed.")
+    pool: list[ModelSpec] = Field(
+        min_length=1,
+        description="Models that condense together, as names in model_pool/ or inline mappings.",
+        examples=["[convnet3, vit_tiny]"],
+    )
+    condense: CondenseSpec = Field(description="The condenser.")
+    evaluate: EvaluateSpec = Field(description="The evaluation protocol.")
+    publish: PublishSpec = Field(description="The package.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        _distinct_names("pool", self.pool)
+        if self.source.size % self.condense.factor:
+            raise ValueError(
+                f"source.size {self.source.size} is not divisible by condense.factor {self.condense.factor}"
+            )
+        if not self.condense.match and len(self.pool) < 2:
+            raise ValueError("condense.match: false needs two models or more in the pool, for mutual distillation")
+        return self
+
+    def condense_hash(self) -> str:
+        """SHA-256 (hex) of what decides the condensed images: source, pool, condense, seed."""
+        return sha256_of({key: self._plain(key) for key in ("source", "pool", "condense", "seed")})
+
+    def protocol_hash(self) -> str:
+        """SHA-256 (hex) of the evaluation protocol."""
+        return sha256_of({"evaluate": self._plain("evaluate"), "seed": self.seed})
+
+    def _plain(self, key: str) -> Any:
+        return self.model_dump(mode="json")[key]
+
+
+def _distinct_names(where: str, models: list[ModelSpec]) -> None:
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{where} names {', '.join(twice)} twice; give inline mappings names of their own")
