@@ -101,6 +101,10 @@ class FormatError(RunError):
     """A file of ours is damaged, or was written by a newer format version than this program reads."""
 
 
+class NewerFormatError(FormatError):
+    """A file of ours was written by a newer format version: not damage, and never to be overwritten as such."""
+
+
 class NetworkError(RunError, ConnectionError):
     """The Hub or a download failed; what was there before is unchanged."""
 

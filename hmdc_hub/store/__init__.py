@@ -1,0 +1,66 @@
+"""Reads and writes what a run leaves: run directories, condensed.safetensors, train.parquet, packages, Hub ids.
+
+The formats are described in docs/formats.md. Names that need torch are imported on first use, so that listing runs and
+packaging do not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hmdc_hub.store.files import (
+    atomic,
+    read_info,
+    read_scores,
+    sha256_file,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
+from hmdc_hub.store.rundir import RunDir, RunEntry, RunState, list_runs, remove
+
+if TYPE_CHECKING:
+    from hmdc_hub.store.condensed import read_condensed, write_condensed
+    from hmdc_hub.store.load import CondensedSet, DecodedSet, load
+    from hmdc_hub.store.parquet import read_parquet, to_uint8, write_parquet
+
+__all__ = [
+    "CondensedSet",
+    "DecodedSet",
+    "RunDir",
+    "RunEntry",
+    "RunState",
+    "atomic",
+    "list_runs",
+    "load",
+    "read_condensed",
+    "read_info",
+    "read_parquet",
+    "read_scores",
+    "remove",
+    "sha256_file",
+    "to_uint8",
+    "write_bytes_atomic",
+    "write_condensed",
+    "write_json_atomic",
+    "write_parquet",
+    "write_text_atomic",
+]
+
+_HOMES = {
+    "CondensedSet": "hmdc_hub.store.load",
+    "DecodedSet": "hmdc_hub.store.load",
+    "load": "hmdc_hub.store.load",
+    "read_condensed": "hmdc_hub.store.condensed",
+    "write_condensed": "hmdc_hub.store.condensed",
+    "read_parquet": "hmdc_hub.store.parquet",
+    "to_uint8": "hmdc_hub.store.parquet",
+    "write_parquet": "hmdc_hub.store.parquet",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hmdc_hub.store' has no attribute {name!r}")

@@ -1,0 +1,162 @@
+"""Atomic writes, hashes and the JSON files of a run."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
+from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Scores
+
+UPGRADE = "Run `pip install -U hmdc-hub`, then try again."
+TEMPORARY = ".hmdc-tmp"
+"""Suffix of files that are being written; one left behind by a killed process is worth nothing."""
+
+_Record = TypeVar("_Record", bound=BaseModel)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder to write to, and put it in the place of `path` when the block ends.
+
+    Other processes see the old file or the whole new one, never a part. If the block raises, the temporary file goes
+    away and `path` is untouched.
+
+    Args:
+        path: The file to write; its folder is made if missing.
+
+    Raises:
+        RunError: The disk is full, the folder cannot be written, or another failure of the file system.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        with suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
+            _flush(path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_error(path: Path, error: OSError) -> RunError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"No space is left to write {path}; what was there before is unchanged.",
+            hint="Free some space, then run the same command again.",
+        )
+    return RunError(f"Cannot write {path}: {error.strerror or error}; what was there before is unchanged.")
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write a file in one step; see `atomic`."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 text with the line ends it has, in one step; see `atomic`."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write readable JSON (two spaces, keys in their own order, final newline) in one step; see `atomic`.
+
+    Args:
+        path: The file to write.
+        value: Plain data or a pydantic model, such as `ArtifactInfo` or `Scores`. NaN and infinity are refused.
+    """
+    write_text_atomic(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Serialise as `write_json_atomic` writes it."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file's bytes; hex digits.
+
+    Raises:
+        NotFoundError: There is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file {path}.") from error
+
+
+def read_info(path: Path) -> ArtifactInfo:
+    """Read an info.json; errors as `read_record`."""
+    return read_record(path, ArtifactInfo)
+
+
+def read_scores(path: Path) -> Scores:
+    """Read a scores.json; errors as `read_record`."""
+    return read_record(path, Scores)
+
+
+def read_record(path: Path, kind: type[_Record]) -> _Record:
+    """Read a JSON file of ours into its pydantic model.
+
+    Raises:
+        NotFoundError: There is no such file.
+        FormatError: It is damaged.
+        NewerFormatError: It is of a newer format version than this program reads.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file {path}.") from error
+    return parse_record(text, kind, str(path))
+
+
+def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
+    """Parse JSON of ours into its pydantic model, the version first: a newer file may have keys unknown here.
+
+    Args:
+        text: The JSON.
+        kind: The model.
+        where: What the text is, for messages.
+
+    Raises:
+        FormatError: It is damaged.
+        NewerFormatError: It is of a newer format version than this program reads.
+    """
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"{where} is damaged: not JSON ({error}).") from error
+    version = plain.get("format_version") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{where} has format version {version}; this hmdc-hub reads versions up to {FORMAT_VERSION}.", hint=UPGRADE
+        )
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise FormatError(f"{where} is damaged: {key}: {first['msg']}.") from error

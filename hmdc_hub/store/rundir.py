@@ -1,0 +1,310 @@
+"""Run directories: where everything of one run is, how far it came, and who works in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from hmdc_hub.errors import (
+    FormatError,
+    HmdcError,
+    NewerFormatError,
+    NotFoundError,
+    RunError,
+    RunExistsError,
+    UsageError,
+)
+from hmdc_hub.schema import ArtifactInfo, Scores
+from hmdc_hub.store.files import TEMPORARY, read_info, read_scores, sha256_file
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there, nothing keeps two processes out of one directory
+    fcntl = None  # type: ignore[assignment]
+
+_Record = TypeVar("_Record", ArtifactInfo, Scores)
+
+RunState = Literal["empty", "unfinished", "condensed", "scored", "finished"]
+
+_OURS = {
+    "recipe.yaml",
+    "condensed.safetensors",
+    "start.safetensors",
+    "train.parquet",
+    "info.json",
+    "checkpoints",
+    "log.jsonl",
+    "scores.json",
+    "scores.png",
+    "cells.jsonl",
+    "preview.png",
+    "package",
+    ".lock",
+}
+
+# Locks of this process by directory: file descriptor and how many blocks hold it. flock would refuse a second
+# descriptor of the same process, and one command condenses, evaluates and packages in turn.
+_held: dict[Path, tuple[int, int]] = {}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The directory of one run; the attributes are the paths in it, whether or not they exist yet.
+
+    Attributes:
+        path: The directory, such as `runs/cifar10_ipc10`.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def condensed(self) -> Path:
+        """The condensed set, exact floats in stored form."""
+        return self.path / "condensed.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """The stored images before the first image step, in the format of `condensed`."""
+        return self.path / "start.safetensors"
+
+    @property
+    def parquet(self) -> Path:
+        """The decoded images in 8 bits: what evaluation trains on and the Hub serves."""
+        return self.path / "train.parquet"
+
+    @property
+    def info(self) -> Path:
+        """Provenance; written last, so its presence says that condensing is complete."""
+        return self.path / "info.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """The log, one JSON object per line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """The scores."""
+        return self.path / "scores.json"
+
+    @property
+    def cells(self) -> Path:
+        """Finished trainings of an evaluation, one JSON object per line."""
+        return self.path / "cells.jsonl"
+
+    @property
+    def preview(self) -> Path:
+        """Contact sheet of the condensed images."""
+        return self.path / "preview.png"
+
+    @property
+    def package(self) -> Path:
+        """Folder with exactly what the Hub repository will hold."""
+        return self.path / "package"
+
+    @property
+    def lock_file(self) -> Path:
+        """The file that `lock` locks."""
+        return self.path / ".lock"
+
+    @property
+    def finished(self) -> bool:
+        """Whether condensing is complete: info.json is there and both data files have the hashes it names.
+
+        Raises:
+            NewerFormatError: info.json is of a newer format version: a newer program's run is not to be taken for an
+                unfinished one.
+        """
+        return self._condensed_info(verify=True) is not None
+
+    def state(self, *, verify: bool = True) -> RunState:
+        """Say how far the run came.
+
+        `empty`: no recipe in it; `unfinished`: condensing is not complete; `condensed`: no scores of these images;
+        `scored`: no package of these images and scores; `finished`: all there.
+
+        Args:
+            verify: Hash the data files; False trusts that they are what info.json was written for.
+
+        Raises:
+            NewerFormatError: A file is of a newer format version.
+        """
+        if not self.recipe.is_file():
+            return "empty"
+        info = self._condensed_info(verify=verify)
+        if info is None:
+            return "unfinished"
+        scores = _readable(self.scores, read_scores)
+        if scores is None or scores.parquet_sha256 != info.parquet_sha256:
+            return "condensed"
+        return "finished" if self._packaged() else "scored"
+
+    def _condensed_info(self, *, verify: bool) -> ArtifactInfo | None:
+        info = _readable(self.info, read_info)
+        if info is None or not self.condensed.is_file() or not self.parquet.is_file():
+            return None
+        if verify and (
+            sha256_file(self.condensed) != info.tensors_sha256 or sha256_file(self.parquet) != info.parquet_sha256
+        ):
+            return None
+        return info
+
+    def _packaged(self) -> bool:
+        """Whether the package holds the present scores (they name the parquet's hash, so the images too)."""
+        wanted = self.scores.read_bytes()
+        return any(found.read_bytes() == wanted for found in self.package.glob("*/scores.json"))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of this run directory while the block runs.
+
+        The lock belongs to the process: the kernel frees it however the process ends, so nothing is left to clean up
+        after a kill. A block may lock again inside. Leftovers of interrupted writes are removed.
+
+        Raises:
+            RunExistsError: Another process works in the directory.
+            RunError: The directory cannot be made or written.
+        """
+        key = self.path.resolve()
+        descriptor, count = _held.get(key, (-1, 0))
+        if count == 0:
+            descriptor = self._acquire()
+            for leftover in self.path.glob(f".*{TEMPORARY}"):
+                with suppress(OSError):
+                    leftover.unlink()
+        _held[key] = (descriptor, count + 1)
+        try:
+            yield
+        finally:
+            descriptor, count = _held[key]
+            if count > 1:
+                _held[key] = (descriptor, count - 1)
+            else:
+                del _held[key]
+                os.close(descriptor)
+
+    def _acquire(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise RunError(f"Cannot use {self.path} as a run directory: {error.strerror or error}.") from error
+        if fcntl is None:
+            return descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise RunExistsError(
+                f"Another process (id {owner}) works in {self.path}.",
+                hint="Wait until it ends, or stop it; what it has done so far is kept.",
+            ) from error
+        except OSError:
+            return descriptor  # some network file systems have no locks; refusing to run there would be worse
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return descriptor
+
+
+def _readable(path: Path, read: Callable[[Path], _Record]) -> _Record | None:
+    """Read a file of ours; None if it is missing or damaged, while a newer version still raises."""
+    try:
+        return read(path)
+    except NewerFormatError:
+        raise
+    except (NotFoundError, FormatError):
+        return None
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One line of `runs ls`.
+
+    Attributes:
+        run: The run directory.
+        state: How far it came; `unfinished` if that cannot be read.
+        info: Provenance; None before condensing is complete.
+        scores: None before evaluation.
+        problem: Why the run cannot be read; empty if it can.
+    """
+
+    run: RunDir
+    state: RunState
+    info: ArtifactInfo | None
+    scores: Scores | None
+    problem: str = ""
+
+
+def list_runs(root: Path) -> list[RunEntry]:
+    """List the run directories directly below a folder, by name; data files are not hashed.
+
+    Args:
+        root: The folder, such as `runs`; one that does not exist holds no runs.
+    """
+    if not root.is_dir():
+        return []
+    runs = [RunDir(path) for path in sorted(root.iterdir()) if is_run(path)]
+    return [_entry(run) for run in runs]
+
+
+def _entry(run: RunDir) -> RunEntry:
+    try:
+        state = run.state(verify=False)
+        info = read_info(run.info) if state not in ("empty", "unfinished") else None
+        scores = read_scores(run.scores) if state in ("scored", "finished") else None
+        return RunEntry(run, state, info, scores)
+    except HmdcError as error:
+        return RunEntry(run, "unfinished", None, None, error.message)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a directory that a run was started in: a recipe, and a lock file or results beside it."""
+    if not (path / "recipe.yaml").is_file():
+        return False
+    return any((path / name).exists() for name in (".lock", "info.json", "checkpoints", "log.jsonl"))
+
+
+def remove(run: RunDir) -> None:
+    """Delete a run directory with everything in it.
+
+    Raises:
+        NotFoundError: There is no such directory.
+        UsageError: It is not a run directory, or holds files that are not ours; nothing was deleted.
+        RunExistsError: A process works in it.
+        RunError: The file system refused.
+    """
+    if run.path.is_symlink() or not run.path.is_dir():
+        raise NotFoundError(f"There is no run directory {run.path}.", hint="`hmdc-hub runs ls` lists the runs.")
+    if not is_run(run.path):
+        raise UsageError(f"{run.path} is not a run directory; nothing was deleted.")
+    strangers = sorted(
+        entry.name
+        for entry in run.path.iterdir()
+        if entry.name not in _OURS and not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY))
+    )
+    if strangers:
+        raise UsageError(
+            f"{run.path} holds files that hmdc-hub did not write: {', '.join(strangers[:5])}; nothing was deleted.",
+            hint="Move them elsewhere, then try again.",
+        )
+    with run.lock():
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            raise RunError(f"Cannot delete {run.path}: {error.strerror or error}.") from error
