@@ -22,7 +22,7 @@ from hmdc_hub.store.rundir import RunDir, RunEntry, RunState, list_runs, remove
 
 if TYPE_CHECKING:
     from hmdc_hub.store.condensed import read_condensed, write_condensed
-    from hmdc_hub.store.load import CondensedSet, DecodedSet, load
+    from hmdc_hub.store.loading import CondensedSet, DecodedSet, load
     from hmdc_hub.store.parquet import read_parquet, to_uint8, write_parquet
 
 __all__ = [
@@ -49,9 +49,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CondensedSet": "hmdc_hub.store.load",
-    "DecodedSet": "hmdc_hub.store.load",
-    "load": "hmdc_hub.store.load",
+    "CondensedSet": "hmdc_hub.store.loading",
+    "DecodedSet": "hmdc_hub.store.loading",
+    "load": "hmdc_hub.store.loading",
     "read_condensed": "hmdc_hub.store.condensed",
     "write_condensed": "hmdc_hub.store.condensed",
     "read_parquet": "hmdc_hub.store.parquet",

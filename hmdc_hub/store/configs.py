@@ -1,0 +1,71 @@
+"""Which configuration of a package is meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import yaml
+
+from hmdc_hub.errors import NotFoundError, UsageError
+from hmdc_hub.schema.base import NAME
+
+SCORES_CONFIG = "scores"
+"""Configuration that holds score tables instead of images."""
+
+
+def check_name(config: str) -> None:
+    """Refuse what cannot be a configuration's name, such as a path.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not re.match(NAME, config):
+        raise UsageError(f"{config!r} is not the name of a configuration, such as ipc10.")
+
+
+def read_card(text: str) -> tuple[list[str], str | None]:
+    """Read the image configurations and the default one from a card's YAML block.
+
+    Args:
+        text: The whole README.md, which may be anybody's: what cannot be read counts as absent.
+
+    Returns:
+        Names in the card's order, and the default one or None.
+    """
+    match = re.match(r"---\r?\n(.*?)\r?\n---\s*(\r?\n|$)", text, flags=re.DOTALL)
+    try:
+        block = yaml.safe_load(match.group(1)) if match else None
+    except yaml.YAMLError:
+        block = None
+    configs = block.get("configs") if isinstance(block, dict) else None
+    named = [c for c in configs or [] if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
+    images = [c for c in named if c["config_name"] != SCORES_CONFIG and re.match(NAME, c["config_name"])]
+    default = next((str(c["config_name"]) for c in images if c.get("default") is True), None)
+    return [str(c["config_name"]) for c in images], default
+
+
+def choose(found: Sequence[str], default: str | None, config: str | None, where: str) -> str:
+    """Pick a configuration.
+
+    Args:
+        found: The names there are, at least one.
+        default: What the card calls the default.
+        config: What the caller asked for.
+        where: Package or Hub id, for messages.
+
+    Raises:
+        NotFoundError: The one asked for is not there.
+        UsageError: None was asked for, and there are several without a default.
+    """
+    if config is not None:
+        if config not in found:
+            raise NotFoundError(f"{where} has no configuration {config!r}; it has {', '.join(found)}.")
+        return config
+    if len(found) == 1:
+        return found[0]
+    if default in found:
+        return str(default)
+    raise UsageError(
+        f"{where} has several configurations: {', '.join(found)}.", hint=f'Name one, such as config="{found[0]}".'
+    )
