@@ -6,17 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import errors as hub
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # the base of all transfer errors, whatever HTTP library is underneath
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 import hmdc_hub
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NotFoundError, UsageError
@@ -84,23 +75,24 @@ def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         yield
     except HmdcError:
         raise
-    except GatedRepoError as error:
+    except hub.GatedRepoError as error:
         raise NotFoundError(
             f"The dataset {repo_id} asks for consent before a download.",
             hint="Accept its conditions on its Hub page, then log in with `hf auth login`.",
         ) from error
-    except RepositoryNotFoundError as error:
+    except hub.RepositoryNotFoundError as error:
         raise NotFoundError(f"There is no folder and no Hub dataset {repo_id}.", hint=LOG_IN) from error
-    except RevisionNotFoundError as error:
+    except hub.RevisionNotFoundError as error:
         raise NotFoundError(f"The dataset {repo_id} has no revision {revision!r}.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
         raise NetworkError(
             f"The Hub cannot be reached, and the cache does not hold all files of {repo_id}.",
             hint="Check the connection, and that HF_HUB_OFFLINE is not set.",
         ) from error
-    except EntryNotFoundError as error:
+    except hub.EntryNotFoundError as error:
         raise NotFoundError(f"{repo_id} is no condensed set of hmdc-hub: a file is missing ({error}).") from error
-    except HFValidationError as error:
+    except hub.HFValidationError as error:
         raise UsageError(f"{repo_id!r} is no folder here and cannot be a Hub dataset id.") from error
-    except (HTTPError, OSError, RuntimeError) as error:
+    # HTTPError is the base of transfer errors whatever HTTP library is underneath; the client only passes it on.
+    except (hub.HTTPError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
         raise NetworkError(f"Downloading {repo_id} failed: {error}.", hint=LOG_IN) from error
