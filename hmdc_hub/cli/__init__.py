@@ -1,0 +1,1 @@
+"""The command line: the only part of hmdc-hub that prints, exits or reads arguments."""

@@ -1,0 +1,133 @@
+"""`hmdc-hub condense`: the whole job, from a recipe to a package."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hmdc_hub.cli import output
+from hmdc_hub.cli.overrides import OVERRIDES, RecipeCommand
+from hmdc_hub.cli.progress import progress
+from hmdc_hub.cli.signals import stop_on_signals
+from hmdc_hub.errors import Interrupted
+from hmdc_hub.events import StopFlag
+
+if TYPE_CHECKING:
+    import torch
+
+    from hmdc_hub.cli.flow import Result, Wishes
+    from hmdc_hub.schema import Recipe
+    from hmdc_hub.store import RunDir
+
+EPILOG = """\b
+hmdc-hub condense digits_ipc1
+hmdc-hub condense digits_ipc1 -o condense.resets=2 -o evaluate.seeds=1
+hmdc-hub condense my.yaml --dry-run
+hmdc-hub condense my.yaml --resume"""
+
+
+@click.command(cls=RecipeCommand, short_help="Condense a dataset, score the result and package it.", epilog=EPILOG)
+@click.argument("recipe")
+@OVERRIDES
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where to work.  [default: runs/<recipe>, with -o runs/<recipe>-<hash>]",
+)
+@click.option("--resume", is_flag=True, help="Go on with an unfinished run from its last checkpoint.")
+@click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
+@click.option("--dry-run", is_flag=True, help="Print what it would do and cost; write nothing.")
+@click.option("--no-evaluate", is_flag=True, help="Condense only: no scores, no package.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def condense(
+    recipe: str,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    resume: bool,
+    force: bool,
+    device: str,
+    workers: int | None,
+    dry_run: bool,
+    no_evaluate: bool,
+    as_json: bool,
+) -> None:
+    """Condense the dataset of RECIPE, score the result and package it.
+
+    RECIPE is a file, or the bare name of one that `hmdc-hub recipes ls` lists. What a run directory already holds is
+    not done again; Ctrl-C stops at a safe place, and --resume goes on from there.
+    """
+    if resume and force:
+        raise click.UsageError("--resume goes on with a run and --force removes it: give one of them.")
+    from hmdc_hub.catalog import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    # From here on torch is needed, which takes seconds to import: a broken recipe has been refused without it.
+    from hmdc_hub.cli.device import pick
+    from hmdc_hub.cli.flow import Wishes, run_directory
+    from hmdc_hub.store import RunDir
+
+    chosen = pick(device)
+    if dry_run:
+        _print_plan(loaded, chosen, workers, as_json)
+        return
+    run = RunDir(run_dir) if run_dir is not None else run_directory(loaded, overridden=bool(overrides))
+    wishes = Wishes(chosen, resume=resume, force=force, evaluate=not no_evaluate, workers=workers)
+    again = shlex.join(
+        ["hmdc-hub", "condense", recipe]
+        + [part for override in overrides for part in ("-o", override)]
+        + ([] if run_dir is None else ["--run-dir", str(run_dir)])
+        + ([] if device == "auto" else ["--device", device])
+    )
+    _print_result(_carry_out(loaded, run, wishes, again), again, as_json)
+
+
+def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, again: str) -> Result:
+    """Run the job with progress on stderr and signals watched; `again` is the command that goes on with it."""
+    from hmdc_hub.cli.flow import carry_out
+
+    show, stop = progress(), StopFlag()
+    try:
+        with stop_on_signals(stop, show.urgent):
+            return carry_out(recipe, run, wishes, listener=show, stop=stop)
+    except Interrupted as error:
+        raise Interrupted(
+            error.message, signal_number=error.signal_number, hint=f"go on with: {again} --resume"
+        ) from error
+    finally:
+        show.close()
+
+
+def _print_result(result: Result, again: str, as_json: bool) -> None:
+    from hmdc_hub.cli.result import result_document, result_text
+
+    if not result.done:
+        output.talk(f"{result.run.path} has it all already; --force would start again")
+    if as_json:
+        output.document(result_document(result))
+    else:
+        output.data(result_text(result))
+    if result.package is not None:
+        output.hint(f'load_dataset("{result.package.as_posix()}")')
+    else:
+        output.hint(f"{again}  (scores and package)")
+
+
+def _print_plan(recipe: Recipe, device: torch.device, workers: int | None, as_json: bool) -> None:
+    from hmdc_hub.cli.flow import estimate
+    from hmdc_hub.cli.result import plan_document, plan_text
+
+    show = progress()
+    try:
+        forecast = estimate(recipe, device, workers=workers, listener=show)
+    finally:
+        show.close()
+    if as_json:
+        output.document(plan_document(forecast))
+    else:
+        output.data(plan_text(forecast))

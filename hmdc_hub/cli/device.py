@@ -1,0 +1,37 @@
+"""Which device `--device` names."""
+
+from __future__ import annotations
+
+import torch
+
+from hmdc_hub.errors import DeviceError
+
+
+def available() -> list[str]:
+    """Name the devices of this machine as `--device` takes them, the best one first."""
+    names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def pick(name: str) -> torch.device:
+    """Find the device that a name means.
+
+    Args:
+        name: `auto` (the first GPU that CUDA or ROCm shows, otherwise the CPU; MPS only when asked for, since no score
+            has been compared there), `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        DeviceError: There is no such device here; the message lists those that are.
+    """
+    here = available()
+    if name == "auto":
+        return torch.device(here[0] if here[0].startswith("cuda") else "cpu")
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in here:
+        raise DeviceError(
+            f"device {name!r} is not here; this machine has {', '.join(here)}",
+            hint="choose one with --device, or leave it out: auto takes the first GPU, otherwise the CPU",
+        )
+    return torch.device(wanted)

@@ -1,0 +1,183 @@
+"""The whole job of `hmdc-hub condense`, without a word printed: condense, evaluate, package.
+
+The three libraries know nothing of one another; here is the order, nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from hmdc_hub.catalog import dump_recipe
+from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
+from hmdc_hub.cli.result import Part, Result, read_result
+from hmdc_hub.errors import HmdcError, RunError, RunExistsError
+from hmdc_hub.events import Listener, Stage, StopFlag, silent
+from hmdc_hub.models import build_model
+from hmdc_hub.schema import Recipe
+from hmdc_hub.sources import Source, load_source, resolve_source
+from hmdc_hub.store import RunDir, read_info, remove, write_json_atomic, write_text_atomic
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says about a run, next to the recipe.
+
+    Attributes:
+        device: Where condensing and evaluation run.
+        resume: Go on with an unfinished run.
+        force: Remove what is there and start again.
+        evaluate: False: condense only, without scores and package.
+        workers: Processes of the evaluation on a CPU; None: one per core.
+    """
+
+    device: torch.device
+    resume: bool = False
+    force: bool = False
+    evaluate: bool = True
+    workers: int | None = None
+
+
+def carry_out(
+    recipe: Recipe, run: RunDir, wishes: Wishes, *, listener: Listener = silent, stop: StopFlag | None = None
+) -> Result:
+    """Do what is missing of a recipe in a run directory.
+
+    Nothing is written before the source is loaded and every model was built once.
+
+    Args:
+        recipe: As `catalog.load_recipe` returns it; open fields of its source are settled here.
+        run: Where; may exist or not.
+        wishes: What to do with what is there.
+        listener: Told about everything.
+        stop: Looked at between steps.
+
+    Raises:
+        RunExistsError: What is in the directory is in the way, and nothing says what to do with it.
+        UsageError: The source or a model is broken; nothing was written.
+        RunError: Something failed on the way; what was done before is kept.
+        Interrupted: `stop` was set.
+    """
+    with _disk_errors(run):
+        return _carry_out(recipe, run, wishes, listener, stop)
+
+
+def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, stop: StopFlag | None) -> Result:
+    refuse_place(run)
+    if run.recipe.is_file():
+        with run.lock():
+            pass  # a run that is going on right now is no unfinished one: say who works there
+    recipe = settled(recipe, None if wishes.force else stored_recipe(run))
+    parts = missing(recipe, run, wishes)
+    source = None
+    if {"condense", "evaluate"} & set(parts):
+        listener(Stage("source", recipe.source.id))
+        source = load_source(recipe.source)
+        check_models(recipe, source)
+    if wishes.force and run.path.exists():
+        remove(run)
+    seconds: dict[str, float] = {}
+    if parts:
+        with run.lock():
+            # Another process may have worked here since we looked.
+            parts = missing(recipe, run, wishes)
+            if source is None and set(parts) - {"package"}:
+                raise RunExistsError(
+                    f"{run.path} was changed by another process just now.", hint="Run the same command again."
+                )
+            _store_recipe(recipe, run)
+            for part in parts:
+                began = time.monotonic()
+                _do(part, recipe, source, run, wishes, listener, stop)
+                seconds[part] = round(time.monotonic() - began, 1)
+    return read_result(run, seconds, tuple(parts))
+
+
+def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
+    """Fill the open fields of a recipe's source, from the run that is to go on if there is one.
+
+    A recipe that names no revision goes on with the revision its run started with, also when the dataset has a newer
+    one since, and also without a network.
+    """
+    source = recipe.source
+    if stored is not None and stored.source.id == source.id:
+        open_fields = {name: getattr(stored.source, name) for name in type(source).model_fields}
+        source = source.model_copy(update={k: v for k, v in open_fields.items() if getattr(source, k) is None})
+    return recipe.model_copy(update={"source": resolve_source(source)})
+
+
+def check_models(recipe: Recipe, source: Source) -> None:
+    """Build every model of a recipe once, so that one that cannot be built is found before any time is spent.
+
+    Raises:
+        ModelError: One cannot be built for this source.
+    """
+    for spec in [*recipe.pool, *recipe.evaluate.models]:
+        build_model(
+            spec,
+            num_classes=source.train.num_classes,
+            source_size=source.train.side,
+            channels=source.train.channels,
+            mean=source.mean,
+            std=source.std,
+        )
+
+
+def _do(
+    part: Part,
+    recipe: Recipe,
+    source: Source | None,
+    run: RunDir,
+    wishes: Wishes,
+    listener: Listener,
+    stop: StopFlag | None,
+) -> None:
+    # Imported here: packaging alone does not wait for the condenser, nor condensing alone for the evaluation.
+    if part == "condense" and source is not None:
+        from hmdc_hub.condense import condense
+
+        condense(recipe, source, run, device=wishes.device, listener=listener, stop=stop)
+    elif part == "evaluate" and source is not None:
+        from hmdc_hub.evaluate import evaluate
+
+        listener(Stage("evaluate", f"{len(recipe.evaluate.models)} architectures, {recipe.evaluate.epochs} epochs"))
+        evaluate(recipe, source, run, device=wishes.device, workers=wishes.workers, listener=listener, stop=stop)
+    elif part == "package":
+        from hmdc_hub.publish import package
+
+        listener(Stage("package", str(run.package)))
+        package(run)
+
+
+def _store_recipe(recipe: Recipe, run: RunDir) -> None:
+    """Write the resolved recipe, and let provenance follow where only protocol or name changed."""
+    text = dump_recipe(recipe)
+    if run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text:
+        return
+    if run.info.is_file():
+        changed = {"protocol_hash": recipe.protocol_hash(), "recipe_name": recipe.name}
+        write_json_atomic(run.info, read_info(run.info).model_copy(update=changed))
+    # Last: as long as it is the old one, the next run does all of this again.
+    write_text_atomic(run.recipe, text)
+
+
+@contextmanager
+def _disk_errors(run: RunDir) -> Iterator[None]:
+    """Turn what a disk or a file system refuses into an error of ours; other operating system errors are bugs."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HmdcError) or error.errno not in _DISK:
+            raise
+        raise RunError(
+            f"{error.filename or run.path}: {error.strerror}; what the run had written before is unchanged.",
+            hint="Once that is mended, the same command with --resume goes on.",
+        ) from error
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}

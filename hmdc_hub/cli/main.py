@@ -1,0 +1,106 @@
+"""The entry point: a table of verbs whose modules are loaded when one is asked for.
+
+Only click is imported here, so that `hmdc-hub --help` answers at once; a verb's module imports in turn what it needs
+inside its functions, so that listing recipes never waits for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+
+from hmdc_hub import __version__
+
+
+class Verb(NamedTuple):
+    """One line of the table: where the command lives (`module:attribute`) and its line in `hmdc-hub --help`."""
+
+    home: str
+    help: str
+
+
+VERBS = {
+    "condense": Verb("hmdc_hub.cli.condense:condense", "Condense a dataset, score the result and package it."),
+    "recipes": Verb("hmdc_hub.cli.recipes:recipes", "List, show, copy and validate recipes."),
+    "init": Verb("hmdc_hub.cli.init:init", "Write a recipe for a dataset of your own."),
+    "runs": Verb("hmdc_hub.cli.runs:runs", "List, show and remove runs."),
+    "env": Verb("hmdc_hub.cli.env:env", "Print versions, devices and Hub settings, for bug reports."),
+}
+
+EPILOG = """\b
+hmdc-hub recipes ls                  what can be condensed
+hmdc-hub condense digits_ipc1        the whole job: condense, score, package
+hmdc-hub condense RECIPE --dry-run   what it would cost
+
+Exit status: 0 done, 2 something you wrote is wrong (nothing was written), 1 it failed while running, 130 or 143
+stopped by you."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the lines of `VERBS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every verb, in the table's order."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb's module and take its command from it; None for a name that is not in the table."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name].home.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the verbs that are spelled alike (click knows only loaded ones)."""
+        name = args[0]
+        if name not in VERBS and not name.startswith("-"):
+            raise click.NoSuchCommand(name, possibilities=VERBS, ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help lines of the table: click would import every verb for them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="hmdc-hub %(version)s")
+def cli() -> None:
+    """Condense image datasets with HMDC, score them, publish them on the Hugging Face Hub."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: What stands after the program's name.
+
+    Returns:
+        The exit status: 0, 1, 2, 130 or 143 (see `hmdc_hub.cli.failures`).
+    """
+    # click's own `main` would swallow every broken pipe, also that of a worker process, and call a Ctrl-C "Aborted!".
+    try:
+        with cli.make_context("hmdc-hub", list(arguments)) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        from hmdc_hub.cli.failures import present
+
+        return present(error)
+    return 0
+
+
+def main() -> None:
+    """Run the command line of this process and exit with its status."""
+    if "_HMDC_HUB_COMPLETE" in os.environ:
+        cli.main(prog_name="hmdc-hub")
+    sys.exit(run(sys.argv[1:]))

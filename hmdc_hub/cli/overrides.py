@@ -1,0 +1,35 @@
+"""`-o key=value`, and what people write when they forget the `-o`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+OVERRIDES = click.option(
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one key of the recipe, such as condense.ipc=1; may stand several times.",
+)
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class RecipeCommand(click.Command):
+    """A command whose stray `key=value` is met with the right spelling, as people know it from other tools."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as usual, but look at left-over arguments before complaining about them."""
+        ctx.allow_extra_args = True
+        rest = super().parse_args(ctx, args)
+        named = ctx.params.get("recipe", ())
+        for text in [*([named] if isinstance(named, str) else named), *rest]:
+            if _ASSIGNMENT.match(text) and not Path(text).exists():
+                raise click.UsageError(f"Got unexpected extra argument ({text}). Did you mean -o {text}?", ctx)
+        if rest:
+            raise click.UsageError(f"Got unexpected extra argument ({' '.join(rest)}).", ctx)
+        return rest

@@ -1,0 +1,140 @@
+"""`hmdc-hub runs`: list, show and remove run directories. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hmdc_hub.cli import output
+from hmdc_hub.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from hmdc_hub.store import RunDir, RunEntry
+
+ROOT = click.option(
+    "--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+@click.group(short_help="List, show and remove runs.")
+def runs() -> None:
+    """List, show and remove runs: the directories that `hmdc-hub condense` works in."""
+
+
+@runs.command("ls", short_help="List runs with their state and score.")
+@ROOT
+@JSON
+def list_(root: Path, as_json: bool) -> None:
+    """List the runs below a folder with their state and score."""
+    from hmdc_hub.store import list_runs
+
+    entries = list_runs(root)
+    if as_json:
+        output.document([summary(entry) for entry in entries])
+        return
+    if not entries:
+        output.talk(f"no runs in {root}")
+        output.hint("hmdc-hub recipes ls, hmdc-hub condense NAME")
+        return
+    header = ["NAME", "STATE", "SOURCE", "IPC", "SCORE", "OVER RANDOM", "TIME"]
+    output.data(output.columns(header, [_row(entry) for entry in entries]))
+    for entry in entries:
+        if entry.problem:
+            output.talk(f"{entry.run.path}: {entry.problem}")
+    output.hint("hmdc-hub runs show NAME")
+
+
+@runs.command("show", short_help="Print what a run is and came to.")
+@click.argument("name")
+@ROOT
+@JSON
+def show(name: str, root: Path, as_json: bool) -> None:
+    """Print what run NAME (or the run in that directory) is and came to."""
+    entry = _entry(name, root)
+    if as_json:
+        output.document(summary(entry))
+        return
+    if entry.info is None:
+        output.data(f"run        {entry.run.path}\nstate      {entry.state}" + (entry.problem and f"\n{entry.problem}"))
+        return
+    from hmdc_hub.cli.result import read_result, result_text
+
+    output.data(f"state      {entry.state}\n{result_text(read_result(entry.run))}")
+
+
+@runs.command("rm", short_help="Remove runs.")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@ROOT
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
+    """Remove runs with all their files; only directories that hold nothing but a run."""
+    from hmdc_hub import store
+
+    found = [_run(name, root) for name in names]
+    if not yes:
+        question = f"remove {', '.join(str(run.path) for run in found)}?"
+        if not click.confirm(question, err=True):
+            output.talk("nothing was removed")
+            return
+    for run in found:
+        store.remove(run)
+        output.talk(f"removed {run.path}")
+
+
+def _run(name: str, root: Path) -> RunDir:
+    from hmdc_hub.store import RunDir
+
+    for path in (root / name, Path(name)):
+        if path.is_dir():
+            return RunDir(path)
+    raise NotFoundError(f"there is no run {name!r} in {root}", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
+
+
+def summary(entry: RunEntry) -> dict[str, Any]:
+    """Write one run as plain data for `--json`; what is not known yet is null."""
+    info, scores = entry.info, entry.scores
+    table = None if scores is None else scores.model_dump(mode="json")
+    return {
+        "name": entry.run.path.name,
+        "path": str(entry.run.path),
+        "state": entry.state,
+        "problem": entry.problem or None,
+        "recipe": info and info.recipe_name,
+        "source": info and info.source.id,
+        "ipc": info and info.ipc,
+        "condense_hash": info and info.condense_hash,
+        "protocol_hash": scores and scores.protocol_hash,
+        "table": table and table["table"],
+        "gain": table and table["gain"],
+        "seconds": info and info.seconds,
+    }
+
+
+def _row(entry: RunEntry) -> list[str]:
+    info, scores = entry.info, entry.scores
+    if info is None:
+        return [entry.run.path.name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""]
+    score = "" if scores is None else f"{100 * scores.table['condensed']['mean'].mean:.1f}"
+    gain = "" if scores is None or "random" not in scores.gain else f"{100 * scores.gain['random'].mean:+.1f}"
+    return [
+        entry.run.path.name,
+        entry.state,
+        info.source.id,
+        str(info.ipc),
+        score,
+        gain,
+        output.duration(info.seconds),
+    ]
+
+
+def _entry(name: str, root: Path) -> RunEntry:
+    from hmdc_hub.store import list_runs
+
+    run = _run(name, root)
+    for entry in list_runs(run.path.parent):
+        if entry.run.path.name == run.path.resolve().name or entry.run.path == run.path:
+            return entry
+    raise NotFoundError(f"{run.path} is not a run directory", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
