@@ -1,0 +1,1 @@
+"""Tables, plots and picture grids: pure functions of what the files say."""
