@@ -1,0 +1,16 @@
+"""Models of the pool: networks of several libraries behind one interface, `PoolModel`."""
+
+from hmdc_hub.models.build import build_model, forward_flops, known_models, parameter_count
+from hmdc_hub.models.family import TapInfo, TapOutput
+from hmdc_hub.models.pool_model import Features, PoolModel
+
+__all__ = [
+    "Features",
+    "PoolModel",
+    "TapInfo",
+    "TapOutput",
+    "build_model",
+    "forward_flops",
+    "known_models",
+    "parameter_count",
+]

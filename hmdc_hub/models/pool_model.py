@@ -1,0 +1,185 @@
+"""One model of the pool, as condensing and evaluation use it, whatever family its network is of."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hmdc_hub import rng
+from hmdc_hub.models.family import Network, TapInfo, TapOutput
+from hmdc_hub.pack import resize
+from hmdc_hub.schema import ModelSpec
+
+
+class Features(NamedTuple):
+    """What a forward pass gives: `logits` B x classes, and one `TapOutput` per selected tap."""
+
+    logits: Tensor
+    taps: tuple[TapOutput, ...]
+
+
+class PoolModel(nn.Module):
+    """A network of the pool with its input pipeline, its reset and its training rules; made by `build_model`.
+
+    Forward passes in evaluation mode change nothing, so the model works in `torch.func.functional_call` and under
+    double backward; attention then needs `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around it. It starts in
+    evaluation mode.
+
+    Args:
+        spec: The pool entry.
+        make: Builds the network, drawing from torch's global CPU generator.
+        net: A network that `make` built.
+        taps: Indices into the network's taps; one may stand twice.
+        num_classes: Number of classes.
+        input_size: Side in pixels of what the network sees.
+        affine: Scale and shift, each 1 x channels x 1 x 1, from source-normalised pixels to the network's own; None if
+            it takes source-normalised ones.
+
+    Attributes:
+        taps: The selected taps.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        make: Callable[[], Network],
+        net: Network,
+        *,
+        taps: tuple[int, ...],
+        num_classes: int,
+        input_size: int,
+        affine: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = net
+        self.taps: tuple[TapInfo, ...] = tuple(net.taps[i] for i in taps)
+        self.num_classes = num_classes
+        self.input_size = input_size
+        self._make = make
+        self._tap_indices = taps
+        self._batch_norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+        scale, shift = affine if affine else (None, None)
+        self.scale: Tensor | None
+        self.shift: Tensor | None
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(spec.train == "all" or self._in_head(name))
+        self.eval()
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Turn source-normalised images into what the network sees; differentiable, and linear up to a constant.
+
+        Args:
+            x: B x channels x side x side of any side, float, source-normalised.
+
+        Returns:
+            B x network channels x input_size x input_size: resized, grey repeated if the network takes colour, in the
+            network's own normalisation.
+        """
+        if x.shape[-1] != self.input_size or x.shape[-2] != self.input_size:
+            x = resize(x, self.input_size)
+        if x.shape[1] != self.net.channels:
+            x = x.expand(-1, self.net.channels, -1, -1)
+        if self.scale is not None and self.shift is not None:
+            x = x * self.scale + self.shift
+        return x
+
+    def forward(self, x: Tensor) -> Features:
+        """Compute logits and the selected taps of prepared images, B x channels x input_size x input_size."""
+        stages = self._stages(x)
+        taps = {i: self.net.tap(stages[i]) for i in set(self._tap_indices)}
+        return Features(self.net.classify(self.net.embed(stages[-1])), tuple(taps[i] for i in self._tap_indices))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Compute the logits of prepared images alone, B x classes."""
+        return self.net.classify(self.net.embed(self._stages(x)[-1]))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Compute the embedding of prepared images that clustering uses, B x D: what the classifier sees."""
+        return self.net.embed(self._stages(x)[-1])
+
+    def _stages(self, x: Tensor) -> list[Tensor]:
+        # A single image has no batch statistics where a map has one pixel: the last partial batch of an epoch then goes
+        # by the running statistics, and leaves them alone.
+        if self.training and self._batch_norms and x.shape[0] == 1:
+            with self._normalising(training=False):
+                return self.net.stages(x)
+        return self.net.stages(x)
+
+    def reset(self, gen: torch.Generator) -> None:
+        """Give the network fresh values, in place: its library's own initialisation, drawn from `gen`.
+
+        The same generator state gives the same bits. Parameter objects stay the same, buffers are renewed too. With
+        `reset: body` the classifier keeps its values. Torch's global generator is as before afterwards.
+        """
+        with rng.global_seed(gen), torch.device("cpu"):
+            fresh = self._make()
+        values = dict(_parameters_and_buffers(fresh))
+        with torch.no_grad():
+            for name, tensor in _parameters_and_buffers(self.net):
+                if self.spec.reset == "all" or not self._in_head(name):
+                    tensor.copy_(values[name])
+
+    def train(self, mode: bool = True) -> PoolModel:
+        """Switch the mode: only batch normalisation (`batch_norm: train`) ever leaves evaluation mode.
+
+        Dropout and stochastic depth stay off. In training a batch of one image uses the running statistics.
+        """
+        super().train(False)
+        self.training = mode
+        if self.spec.batch_norm == "train":
+            for norm in self._batch_norms:
+                norm.train(mode)
+        return self
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set running statistics to the average over batches of fresh statistics; nothing without batch normalisation.
+
+        Args:
+            batches: Prepared images, B x channels x input_size x input_size with B > 1; with no batch at all the
+                statistics become those of a new layer, mean 0 and variance 1.
+        """
+        if not self._batch_norms:
+            return
+        momenta = [norm.momentum for norm in self._batch_norms]
+        try:
+            for norm in self._batch_norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's way to ask for the cumulative average
+            with torch.no_grad(), self._normalising(training=True):
+                for batch in batches:
+                    self.net.stages(batch)
+        finally:
+            for norm, momentum in zip(self._batch_norms, momenta, strict=True):
+                norm.momentum = momentum
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """List the parameters that are trained and matched (`train: all | head`) under their names, ordered by name."""
+        return {name: p for name, p in sorted(self.named_parameters()) if p.requires_grad}
+
+    def _in_head(self, name: str) -> bool:
+        return name.startswith(f"{self.net.head}.")
+
+    @contextmanager
+    def _normalising(self, *, training: bool) -> Iterator[None]:
+        """Put the batch normalisation layers, and nothing else, into a mode for a while."""
+        modes = [norm.training for norm in self._batch_norms]
+        try:
+            for norm in self._batch_norms:
+                norm.train(training)
+            yield
+        finally:
+            for norm, mode in zip(self._batch_norms, modes, strict=True):
+                norm.train(mode)
+
+
+def _parameters_and_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(net.named_parameters(), net.named_buffers())
