@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.cli.result import Part
-from hmdc_hub.errors import RecipeError, RunExistsError, UsageError
+from hmdc_hub.errors import FormatError, RunExistsError, UsageError
 from hmdc_hub.schema import Recipe
 from hmdc_hub.store import RunDir, read_scores
 
@@ -47,9 +47,9 @@ def stored_recipe(run: RunDir) -> Recipe | None:
         return None
     try:
         return read_recipe_file(run.recipe)
-    except RecipeError as error:
+    except FormatError as error:
         raise RunExistsError(
-            f"{run.path} holds a run whose recipe cannot be read: {error.message}",
+            f"{run.path} holds a run that this program cannot go on with: {error.message}",
             hint="--force removes that run and starts again; --run-dir takes another directory.",
         ) from error
 

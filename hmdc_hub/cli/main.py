@@ -27,6 +27,7 @@ class Verb(NamedTuple):
 VERBS = {
     "condense": Verb("hmdc_hub.cli.condense:condense", "Condense a dataset, score the result and package it."),
     "recipes": Verb("hmdc_hub.cli.recipes:recipes", "List, show, copy and validate recipes."),
+    "pool": Verb("hmdc_hub.cli.pool:pool", "List, show and copy the models that recipes name."),
     "init": Verb("hmdc_hub.cli.init:init", "Write a recipe for a dataset of your own."),
     "runs": Verb("hmdc_hub.cli.runs:runs", "List, show and remove runs."),
     "env": Verb("hmdc_hub.cli.env:env", "Print versions, devices and Hub settings, for bug reports."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
@@ -16,8 +15,6 @@ OVERRIDES = click.option(
     help="Change one key of the recipe, such as condense.ipc=1; may stand several times.",
 )
 
-_ASSIGNMENT = re.compile(r"[A-Za-z_][\w.]*=")
-
 
 class RecipeCommand(click.Command):
     """A command whose stray `key=value` is met with the right spelling, as people know it from other tools."""
@@ -28,8 +25,11 @@ class RecipeCommand(click.Command):
         rest = super().parse_args(ctx, args)
         named = ctx.params.get("recipe", ())
         for text in [*([named] if isinstance(named, str) else named), *rest]:
-            if _ASSIGNMENT.match(text) and not Path(text).exists():
-                raise click.UsageError(f"Got unexpected extra argument ({text}). Did you mean -o {text}?", ctx)
+            if "=" in text and not Path(text).exists():
+                from hmdc_hub.catalog import looks_like_override
+
+                if looks_like_override(text):
+                    raise click.UsageError(f"Got unexpected extra argument ({text}). Did you mean -o {text}?", ctx)
         if rest:
             raise click.UsageError(f"Got unexpected extra argument ({' '.join(rest)}).", ctx)
         return rest

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hmdc_hub.cli import output
 from hmdc_hub.cli.overrides import OVERRIDES, RecipeCommand
 from hmdc_hub.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from hmdc_hub.catalog import Entry
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -30,7 +34,7 @@ def list_(as_json: bool) -> None:
 
     entries = list_recipes()
     if as_json:
-        output.document([{"name": e.name, "description": e.description, "path": str(e.path)} for e in entries])
+        output.document(entries_document(entries))
         return
     output.data(output.columns(["NAME", "DESCRIPTION"], [[entry.name, entry.description] for entry in entries]))
     output.hint("hmdc-hub recipes show NAME, hmdc-hub condense NAME")
@@ -91,6 +95,11 @@ def validate(recipe: tuple[str, ...], overrides: tuple[str, ...], as_json: bool)
         hints = dict.fromkeys(error.hint for error in failed.values() if error.hint)
         raise UsageError("\n".join(error.message for error in failed.values()), hint="\n".join(hints))
     output.hint(f"hmdc-hub condense {recipe[0]}")
+
+
+def entries_document(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Write a listing of recipes or pool entries as plain data for `--json`."""
+    return [vars(entry) | {"path": str(entry.path), "pool": list(entry.pool)} for entry in entries]
 
 
 def _checked(name: str, overrides: tuple[str, ...]) -> Any:

@@ -1,0 +1,102 @@
+"""`recipes` and `pool`: what they print and write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hmdc_hub.catalog import list_models, list_recipes, load_recipe, read_recipe_file
+from tests.cli.conftest import Call
+
+RECIPES = [entry.name for entry in list_recipes()]
+MODELS = [entry.name for entry in list_models()]
+
+
+@pytest.mark.parametrize(("verb", "names"), [("recipes", RECIPES), ("pool", MODELS)])
+def test_ls(call: Call, verb: str, names: list[str]) -> None:
+    done = call(verb, "ls")
+    assert done.status == 0 and done.err.startswith("next: ")
+    header, *rows = done.out.splitlines()
+    assert header.split() == ["NAME", "DESCRIPTION"]
+    assert [row.split()[0] for row in rows] == names
+    listed = json.loads(call(verb, "ls", "--json").out)
+    assert [entry["name"] for entry in listed] == names and all(entry["description"] for entry in listed)
+
+
+@pytest.mark.parametrize(("verb", "folder", "names"), [("recipes", "recipes", RECIPES), ("pool", "model_pool", MODELS)])
+def test_show_is_the_file(call: Call, verb: str, folder: str, names: list[str]) -> None:
+    file = Path(__file__).parents[2] / folder / f"{names[0]}.yaml"
+    done = call(verb, "show", names[0])
+    assert done == (0, file.read_text(), "")
+
+
+def test_show_resolved_is_what_a_run_keeps(call: Call, tmp_path: Path) -> None:
+    done = call("recipes", "show", "digits_ipc1", "--resolved", "-o", "condense.ipc=3")
+    assert done.status == 0 and done.err == ""
+    (tmp_path / "recipe.yaml").write_text(done.out)
+    wanted = load_recipe("digits_ipc1", ["condense.ipc=3"])
+    assert read_recipe_file(tmp_path / "recipe.yaml") == wanted and wanted.condense.ipc == 3
+    shown = json.loads(call("recipes", "show", "digits_ipc1", "-o", "condense.ipc=3", "--json").out)
+    assert shown == wanted.model_dump(mode="json")
+
+
+def test_show_does_not_pretend_to_override_a_file(call: Call) -> None:
+    done = call("recipes", "show", "digits_ipc1", "-o", "seed=1")
+    assert done.status == 2 and "add --resolved" in done.err
+
+
+def test_pool_show_json(call: Call) -> None:
+    assert json.loads(call("pool", "show", "convnet3", "--json").out)["args"]["width"] == 128
+
+
+@pytest.mark.parametrize(("verb", "name"), [("recipes", "digits_ipc1"), ("pool", "convnet3")])
+def test_cp_then_refuses_to_overwrite(call: Call, folder: Path, verb: str, name: str) -> None:
+    done = call(verb, "cp", name, "mine.yaml")
+    assert done.status == 0 and done.out.splitlines()[0] == "mine.yaml" and "next: edit it" in done.err
+    assert sorted(path.name for path in folder.iterdir()) == sorted(done.out.split())
+    (folder / "mine.yaml").write_text("precious")
+    done = call(verb, "cp", name, "mine.yaml")
+    assert done.status == 2 and "mine.yaml exists already" in done.err and "--force" in done.err
+    assert (folder / "mine.yaml").read_text() == "precious"
+    assert call(verb, "cp", name, "mine.yaml", "--force").status == 0
+    assert (folder / "mine.yaml").read_text() != "precious"
+
+
+def test_a_copied_recipe_is_valid(call: Call, folder: Path) -> None:
+    assert call("recipes", "cp", "digits_ipc1").status == 0
+    done = call("recipes", "validate", "digits_ipc1.yaml")
+    assert done.status == 0 and done.out.startswith("digits_ipc1.yaml: valid (condense ")
+    assert done.err == "next: hmdc-hub condense digits_ipc1.yaml\n"
+
+
+def test_all_shipped_recipes_are_valid(call: Call) -> None:
+    done = call("recipes", "validate", *RECIPES)
+    assert done.status == 0 and len(done.out.splitlines()) == len(RECIPES)
+
+
+def test_validate_reports_every_problem_of_every_file(call: Call, folder: Path) -> None:
+    text = load_text().replace("seed: 0", "seed: -1").replace("ipc: 1\n", "ipc: none\n")
+    (folder / "a.yaml").write_text(text)
+    (folder / "b.yaml").write_text(load_text().replace("condense:", "condence:"))
+    done = call("recipes", "validate", "a.yaml", "digits_ipc1", "b.yaml", "c.yaml")
+    assert done.status == 2 and "Traceback" not in done.err
+    assert done.out.startswith("digits_ipc1: valid") and len(done.out.splitlines()) == 1
+    for words in ("a.yaml: 2 problems", "seed = -1", "condense.ipc = none", "b.yaml:", "condence", "c.yaml"):
+        assert words in done.err
+    assert done.err.count("error: ") == 1
+    done = call("recipes", "validate", "a.yaml", "digits_ipc1", "c.yaml", "--json")
+    verdicts = json.loads(done.out)
+    assert done.status == 2 and [verdict["valid"] for verdict in verdicts] == [False, True, False]
+    assert [problem["key"] for problem in verdicts[0]["problems"]] == ["seed", "condense.ipc"]
+    assert verdicts[0]["problems"][0]["line"] == 8 and verdicts[1]["condense_hash"]
+
+
+def test_validate_checks_overrides(call: Call) -> None:
+    done = call("recipes", "validate", "digits_ipc1", "-o", "condense.ipc=0", "-o", "pool.0.lr.condense=x")
+    assert done.status == 2 and "2 problems" in done.err and "pool.0.lr.condense = x" in done.err
+
+
+def load_text() -> str:
+    return (Path(__file__).parents[2] / "recipes" / "digits_ipc1.yaml").read_text()
