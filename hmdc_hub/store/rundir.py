@@ -40,7 +40,6 @@ _OURS = {
     "checkpoints",
     "log.jsonl",
     "scores.json",
-    "scores.png",
     "cells.jsonl",
     "preview.png",
     "package",
@@ -184,9 +183,7 @@ class RunDir:
         descriptor, count = _held.get(key, (-1, 0))
         if count == 0:
             descriptor = self._acquire()
-            for leftover in self.path.glob(f".*{TEMPORARY}"):
-                with suppress(OSError):
-                    leftover.unlink()
+            _remove_leftovers(self.path)
         _held[key] = (descriptor, count + 1)
         try:
             yield
@@ -220,6 +217,16 @@ class RunDir:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes were writing."""
+    for leftover in folder.glob(f".*{TEMPORARY}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                leftover.unlink()
 
 
 def _readable(path: Path, read: Callable[[Path], _Record]) -> _Record | None:

@@ -1,0 +1,176 @@
+"""Building the package of a run: exactly the files that the Hub repository will hold."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from hmdc_hub.catalog import dump_recipe, read_recipe_file
+from hmdc_hub.errors import FormatError, NotFoundError, RunError
+from hmdc_hub.publish.card import render
+from hmdc_hub.publish.facts import PARQUET, Manifest, PackagedFile
+from hmdc_hub.report.plots import plot_scores
+from hmdc_hub.report.preview import preview
+from hmdc_hub.schema import ArtifactInfo, Recipe, Scores
+from hmdc_hub.store.files import (
+    TEMPORARY,
+    json_text,
+    read_info,
+    read_scores,
+    sha256_file,
+    write_bytes_atomic,
+    write_text_atomic,
+)
+from hmdc_hub.store.rundir import RunDir
+
+
+def package(run: RunDir) -> Path:
+    """Build `<run>/package` from the run's files, in the place of an earlier one; packaging twice gives the same bytes.
+
+    Data files are copied unchanged. A local source's path becomes its base name. Without scores.json the parts about
+    scores are left out.
+
+    Args:
+        run: A run whose condensing is complete.
+
+    Returns:
+        The package folder.
+
+    Raises:
+        NotFoundError: Condensing is not complete.
+        FormatError: A file is damaged: it has not the SHA-256 that info.json or scores.json names.
+        RunError: The file system failed; an earlier package is still there.
+    """
+    if not run.info.is_file():
+        raise NotFoundError(
+            f"{run.path} holds no complete condensed set to package.",
+            hint="`hmdc-hub condense` with its recipe and --resume goes on with it.",
+        )
+    info, recipe = read_info(run.info), read_recipe_file(run.recipe)
+    scores = read_scores(run.scores) if run.scores.is_file() else None
+    _refuse_mismatch(run, info, scores)
+    building = run.path / f".package{TEMPORARY}"
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        _build(building, run, *without_paths(info, recipe), scores)
+        _swap(building, run.package)
+    except OSError as error:
+        raise RunError(f"Cannot write {run.package}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return run.package
+
+
+def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> None:
+    """Refuse data that is not what provenance and scores were written about."""
+    for path, wanted in ((run.condensed, info.tensors_sha256), (run.parquet, info.parquet_sha256)):
+        if sha256_file(path) != wanted:
+            raise FormatError(
+                f"{path} is not the file that info.json names: it was changed or damaged since.",
+                hint="`hmdc-hub condense` with its recipe and --force makes it again.",
+            )
+    if scores is not None and scores.parquet_sha256 != info.parquet_sha256:
+        raise FormatError(
+            f"{run.scores} is about other images than {run.parquet}.",
+            hint="`hmdc-hub evaluate` scores these images.",
+        )
+
+
+def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Recipe]:
+    """Replace a local source's path by its base name: where somebody keeps data is nobody else's business."""
+    if info.source.kind != "local":
+        return info, recipe
+    # PureWindowsPath splits at both kinds of slash.
+    name = PureWindowsPath(recipe.source.id).name or "local"
+    source = info.source.model_copy(update={"id": name})
+    return (
+        info.model_copy(update={"source": source}),
+        recipe.model_copy(update={"source": recipe.source.model_copy(update={"id": name})}),
+    )
+
+
+def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
+    """Write every file of the package into an empty folder."""
+    config = recipe.publish.config
+    data = folder / config
+    data.mkdir(parents=True)
+    parquet = data / PARQUET
+    shutil.copyfile(run.parquet, parquet)
+    shutil.copyfile(run.condensed, data / "condensed.safetensors")
+    write_text_atomic(data / "recipe.yaml", dump_recipe(recipe))
+    write_text_atomic(data / "info.json", json_text(info))
+    write_bytes_atomic(folder / "assets" / config / "preview.png", _contact_sheet(parquet, info))
+    if scores is not None:
+        shutil.copyfile(run.scores, data / "scores.json")
+        write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
+        write_bytes_atomic(folder / "assets" / config / "scores.png", plot_scores(scores))
+    write_text_atomic(data / "manifest.json", json_text(_manifest(folder, config, parquet, info)))
+    write_text_atomic(folder / "README.md", render(folder))
+
+
+def _contact_sheet(parquet: Path, info: ArtifactInfo) -> bytes:
+    from hmdc_hub.store.parquet import read_parquet  # late: torch
+
+    images, _ = read_parquet(parquet)
+    classes = len(info.source.class_names)
+    return preview(images.reshape(classes, -1, *images.shape[1:]), info.source.class_names)
+
+
+def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> Manifest:
+    """List this configuration's files, and check that the parquet's footer agrees with info.json."""
+    import pyarrow.parquet as pq
+
+    from hmdc_hub.store.parquet import read_class_names
+
+    names, footer = read_class_names(parquet), pq.read_metadata(parquet)
+    if names != info.source.class_names or footer.num_rows != info.training_images:
+        raise FormatError(
+            f"train.parquet has {footer.num_rows} images of the classes {', '.join(names[:5])}; info.json says "
+            f"{info.training_images} of {', '.join(info.source.class_names[:5])}."
+        )
+    return Manifest(
+        config=config,
+        rows=footer.num_rows,
+        data_bytes=sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)),
+        class_names=names,
+        files=[
+            PackagedFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
+            for path in sorted(path for path in folder.rglob("*") if path.is_file())
+        ],
+    )
+
+
+def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
+    """Write one row per training; columns, types and order are fixed per format version (docs/formats.md)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "config": (pa.string(), [config for _ in scores.cells]),
+        "training_set": (pa.string(), [cell.training_set for cell in scores.cells]),
+        "training_images": (pa.int64(), [scores.budgets.get(cell.training_set) for cell in scores.cells]),
+        "model": (pa.string(), [cell.model for cell in scores.cells]),
+        "condensed_by": (pa.bool_(), [cell.model in scores.condensed_by for cell in scores.cells]),
+        "draw": (pa.int64(), [cell.draw for cell in scores.cells]),
+        "seed": (pa.int64(), [cell.seed for cell in scores.cells]),
+        "accuracy": (pa.float64(), [cell.accuracy for cell in scores.cells]),
+    }
+    arrays = [pa.array(values, type=kind) for kind, values in columns.values()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(arrays, names=list(columns)), path)
+
+
+def _swap(building: Path, package: Path) -> None:
+    """Put a finished folder in the place of an earlier one."""
+    old = package.with_name(f".package-old{TEMPORARY}")
+    shutil.rmtree(old, ignore_errors=True)
+    if package.exists():
+        package.rename(old)
+    try:
+        building.rename(package)
+    except OSError:
+        if old.exists():
+            old.rename(package)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""What a package says about itself: the small files of each configuration, read for the card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmdc_hub.catalog import read_recipe_file
+from hmdc_hub.errors import NotFoundError
+from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Recipe, Scores, Strict
+from hmdc_hub.store.files import read_info, read_record, read_scores
+
+PARQUET = "train-00000-of-00001.parquet"
+"""Name of the parquet in a configuration's folder, as `datasets` names shards."""
+
+
+class PackagedFile(Strict):
+    """One file of a package; `path` is relative to the package, with forward slashes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(Strict):
+    """manifest.json: every file of one configuration but itself, and what the parquet's footer says.
+
+    Attributes:
+        rows: Training images in the parquet.
+        data_bytes: Size of the parquet's columns before its own compression.
+        class_names: As the parquet names them.
+        files: Sorted by path.
+    """
+
+    format_version: int = FORMAT_VERSION
+    config: str
+    rows: int
+    data_bytes: int
+    class_names: list[str]
+    files: list[PackagedFile]
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """One configuration of a package.
+
+    Attributes:
+        name: Its name and folder.
+        scores: None if it was not evaluated.
+    """
+
+    name: str
+    info: ArtifactInfo
+    recipe: Recipe
+    scores: Scores | None
+    manifest: Manifest
+
+    def file(self, name: str) -> PackagedFile | None:
+        """Find a file of this configuration by its path in the package."""
+        return next((file for file in self.manifest.files if file.path == name), None)
+
+
+def read_facts(package: Path) -> list[ConfigFacts]:
+    """Read every configuration of a package, smallest first; needs none of the large files.
+
+    Args:
+        package: A folder with `<config>/manifest.json`, `info.json`, `recipe.yaml` and, where there are scores,
+            `scores.json`.
+
+    Raises:
+        NotFoundError: There is no configuration in it, or a file of one is missing.
+        FormatError: A file is damaged or of a newer format version.
+    """
+    folders = [path.parent for path in package.glob("*/manifest.json")]
+    if not folders:
+        raise NotFoundError(f"{package} is no package: no folder in it has a manifest.json.")
+    facts = [_read_config(folder) for folder in folders]
+    return sorted(facts, key=lambda config: (config.info.ipc, config.name))
+
+
+def _read_config(folder: Path) -> ConfigFacts:
+    scores = folder / "scores.json"
+    return ConfigFacts(
+        name=folder.name,
+        info=read_info(folder / "info.json"),
+        recipe=read_recipe_file(folder / "recipe.yaml"),
+        scores=read_scores(scores) if scores.is_file() else None,
+        manifest=read_record(folder / "manifest.json", Manifest),
+    )

@@ -1,0 +1,231 @@
+"""Plausible files for tests: run directories with random tensors, written through the real writers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hmdc_hub import pack
+from hmdc_hub.catalog import dump_recipe
+from hmdc_hub.report.preview import preview
+from hmdc_hub.rng import generator
+from hmdc_hub.schema import ArtifactInfo, Cell, Estimate, Recipe, Scores, SetHeader, SourceInfo
+from hmdc_hub.store import (
+    RunDir,
+    read_info,
+    sha256_file,
+    to_uint8,
+    write_bytes_atomic,
+    write_condensed,
+    write_json_atomic,
+    write_parquet,
+    write_text_atomic,
+)
+
+CONVNET = {"name": "convnet_tiny", "source": "builtin", "id": "convnet", "args": {"depth": 2, "width": 4}}
+MLP = {"name": "mlp_tiny", "source": "builtin", "id": "mlp", "args": {"depth": 2, "width": 8}}
+RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
+T_BOUND = 2.776
+"""Two-sided 95 % bound of Student's t with 4 degrees of freedom; near enough for made-up numbers."""
+
+
+def make_recipe(
+    *,
+    name: str = "tiny_ipc2",
+    source_id: str = "someone/tiny",
+    ipc: int = 2,
+    factor: int = 2,
+    size: int = 8,
+    channels: int = 3,
+    license: str | None = None,
+    dataset: str = "tiny-hmdc",
+    config: str | None = None,
+    **sections: Any,
+) -> Recipe:
+    """Make a resolved recipe; `sections` replaces whole sections."""
+    plain: dict[str, Any] = {
+        "name": name,
+        "description": "Made-up images for tests",
+        "source": {"id": source_id, "size": size, "channels": channels},
+        "pool": [CONVNET, MLP],
+        "condense": {"ipc": ipc, "factor": factor, "resets": 1},
+        "evaluate": {"models": [CONVNET, MLP, RESNET], "seeds": 5, "random_draws": 3, "epochs": 30},
+        "publish": {"name": dataset, "config": config or f"ipc{ipc}", "license": license},
+    }
+    return Recipe.model_validate(plain | sections)
+
+
+def make_source_info(
+    recipe: Recipe,
+    *,
+    class_names: Sequence[str] = ("cat", "dog", "ship"),
+    kind: Literal["builtin", "torchvision", "hub", "local"] = "hub",
+    license: str | None = "cc-by-4.0",
+    gated: bool = False,
+) -> SourceInfo:
+    """Make what a source says about itself."""
+    channels = recipe.source.channels
+    return SourceInfo(
+        id=Path(recipe.source.id).name if kind == "local" else recipe.source.id,
+        kind=kind,
+        revision="1f3a" * 10 if kind == "hub" else None,
+        fingerprint="ab12" * 16,
+        config=None,
+        train_split="train",
+        test_split="test",
+        image_column="img",
+        label_column="label",
+        class_names=list(class_names),
+        train_counts=[500] * len(class_names),
+        test_count=100 * len(class_names),
+        size=recipe.source.size,
+        channels=channels,
+        mean=[0.4914, 0.4822, 0.4465][:channels],
+        std=[0.247, 0.2435, 0.2616][:channels],
+        license=license,
+        gated=gated,
+    )
+
+
+def make_run(
+    path: Path,
+    *,
+    recipe: Recipe | None = None,
+    source: SourceInfo | None = None,
+    images: torch.Tensor | None = None,
+    scored: bool = True,
+    seed: int = 0,
+) -> RunDir:
+    """Write a run whose condensing is complete, with random images.
+
+    Args:
+        path: The run directory.
+        recipe: From `make_recipe`.
+        source: From `make_source_info`.
+        images: float32 N x ch x H x W in [0, 1], stored form; None: random.
+        scored: Also write scores.json and cells.jsonl.
+        seed: Of the random images and scores.
+    """
+    recipe = recipe or make_recipe()
+    source = source or make_source_info(recipe)
+    run, classes, ipc = RunDir(path), len(source.class_names), recipe.condense.ipc
+    shape = (classes * ipc, source.channels, source.size, source.size)
+    gen = generator(seed, "test images")
+    images = torch.rand(shape, generator=gen) if images is None else images
+    labels = torch.arange(classes).repeat_interleave(ipc)
+    header = SetHeader(
+        name=recipe.name,
+        ipc=ipc,
+        factor=recipe.condense.factor,
+        class_names=source.class_names,
+        mean=source.mean,
+        std=source.std,
+        condense_hash=recipe.condense_hash(),
+    )
+    run.checkpoints.mkdir(parents=True)
+    write_text_atomic(run.recipe, dump_recipe(recipe))
+    write_text_atomic(run.log, '{"done": 1}\n')
+    write_condensed(run.start, torch.rand(shape, generator=gen), labels, header)
+    write_condensed(run.condensed, images, labels, header)
+    decoded = pack.decode(images.reshape(classes, ipc, *shape[1:]), header.factor)
+    decoded_labels = torch.arange(classes).repeat_interleave(decoded.shape[1])
+    write_parquet(run.parquet, to_uint8(decoded.flatten(0, 1)), decoded_labels, source.class_names)
+    write_bytes_atomic(run.preview, preview(to_uint8(decoded), source.class_names))
+    write_json_atomic(run.info, _info(run, recipe, source, classes * ipc, len(decoded_labels)))
+    if scored:
+        scores = make_scores(recipe, read_info(run.info), seed=seed)
+        write_text_atomic(run.cells, "".join(cell.model_dump_json() + "\n" for cell in scores.cells))
+        write_json_atomic(run.scores, scores)
+    return run
+
+
+def _info(run: RunDir, recipe: Recipe, source: SourceInfo, stored: int, training: int) -> ArtifactInfo:
+    return ArtifactInfo(
+        hmdc_hub_version="0.1.0",
+        recipe_name=recipe.name,
+        condense_hash=recipe.condense_hash(),
+        protocol_hash=recipe.protocol_hash(),
+        seed=recipe.seed,
+        source=source,
+        models=recipe.pool,
+        parameters={model.name: 1234 * (1 + place) for place, model in enumerate(recipe.pool)},
+        versions={"python": "3.12.1", "torch": "2.15.0"},
+        device="cpu",
+        threads=1,
+        seconds=754.3,
+        image_steps=100,
+        peak_memory_bytes=3 * 2**29,
+        clamped_share=0.031,
+        ipc=recipe.condense.ipc,
+        factor=recipe.condense.factor,
+        stored_images=stored,
+        training_images=training,
+        tensors_sha256=sha256_file(run.condensed),
+        parquet_sha256=sha256_file(run.parquet),
+    )
+
+
+def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
+    """Make scores of every training set of the protocol: condensed best, then start, encoded, k-means, random."""
+    gen = generator(seed, "test scores")
+    models = [model.name for model in recipe.evaluate.models]
+    sets = ["condensed", *recipe.evaluate.against]
+    level = {"condensed": 0.55, "start": 0.5, "random-encoded": 0.46, "k-means": 0.42, "random": 0.36}
+    cells = [
+        Cell(
+            model=model,
+            training_set=name,
+            draw=draw,
+            seed=number,
+            accuracy=level[name] + 0.05 * place + 0.02 * float(torch.rand((), generator=gen)),
+        )
+        for place, model in enumerate(models)
+        for name in sets
+        for draw in range(recipe.evaluate.random_draws if name.startswith("random") else 1)
+        for number in range(recipe.evaluate.seeds)
+    ]
+    table = {name: {model: estimate(_accuracies(cells, name, model)) for model in models} for name in sets}
+    by_seed = {
+        name: [_mean_over_models(cells, name, number) for number in range(recipe.evaluate.seeds)] for name in sets
+    }
+    for name in sets:
+        table[name]["mean"] = estimate(by_seed[name])
+    gain = {
+        name: estimate([a - b for a, b in zip(by_seed["condensed"], by_seed[name], strict=True)]) for name in sets[1:]
+    }
+    small = info.stored_images
+    budgets = {name: small if name in ("random", "k-means") else info.training_images for name in sets}
+    return Scores(
+        condense_hash=info.condense_hash,
+        protocol_hash=info.protocol_hash,
+        protocol=recipe.evaluate,
+        parquet_sha256=info.parquet_sha256,
+        condensed_by=[model.name for model in recipe.pool],
+        test_count=info.source.test_count,
+        budgets=budgets,
+        cells=cells,
+        table=table,
+        gain=gain,
+    )
+
+
+def _accuracies(cells: Sequence[Cell], training_set: str, model: str) -> list[float]:
+    return [c.accuracy for c in cells if (c.training_set, c.model) == (training_set, model)]
+
+
+def _mean_over_models(cells: Sequence[Cell], training_set: str, seed: int) -> float:
+    return statistics.fmean(c.accuracy for c in cells if (c.training_set, c.seed) == (training_set, seed))
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Make a mean with a rough interval."""
+    mean, n = statistics.fmean(values), len(values)
+    if n == 1:
+        return Estimate(mean=mean, sd=None, n=1, low=None, high=None)
+    sd = statistics.stdev(values)
+    half = T_BOUND * sd / n**0.5
+    return Estimate(mean=mean, sd=sd, n=n, low=mean - half, high=mean + half)
