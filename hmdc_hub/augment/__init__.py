@@ -1,0 +1,27 @@
+"""Differentiable augmentation of source-normalised images: DSA and CutMix.
+
+Parameters are drawn on the CPU from a keyed generator (`draw`, `draw_cutmix`) and applied wherever the images are
+(`apply`, `apply_cutmix`), so that two batches can share one draw and every device sees the same one.
+"""
+
+from hmdc_hub.augment.cutmix import CutmixDraw, apply_cutmix, draw_cutmix, mix_targets
+from hmdc_hub.augment.dsa import Draw, apply, draw
+from hmdc_hub.augment.operations import brightness, contrast, crop, cutout, flip, rotate, saturation, scale
+
+__all__ = [
+    "CutmixDraw",
+    "Draw",
+    "apply",
+    "apply_cutmix",
+    "brightness",
+    "contrast",
+    "crop",
+    "cutout",
+    "draw",
+    "draw_cutmix",
+    "flip",
+    "mix_targets",
+    "rotate",
+    "saturation",
+    "scale",
+]
