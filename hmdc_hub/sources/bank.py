@@ -1,0 +1,230 @@
+"""A source dataset in memory: uint8 images by class to condense, and a test split to score on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmdc_hub.schema import SourceInfo, canonical_json
+from hmdc_hub.sources.reader import Facts
+
+STD_FLOOR = 1 / 255
+"""Least standard deviation: one grey level, so that a constant channel can be normalised."""
+
+_STATISTICS_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class ClassBank:
+    """Images sorted by class; classes may differ in size.
+
+    Attributes:
+        images: uint8 N x channels x side x side, class after class; within a class in the order of the dataset.
+        offsets: C + 1 numbers; class c is rows `offsets[c]` to `offsets[c + 1]`.
+    """
+
+    images: Tensor
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def from_unsorted(cls, images: Tensor, labels: Tensor, num_classes: int) -> ClassBank:
+        """Sort images by class, keeping their order within a class.
+
+        Args:
+            images: uint8 N x channels x side x side.
+            labels: int64 N, in 0..num_classes-1.
+            num_classes: C.
+        """
+        order = torch.argsort(labels, stable=True)
+        return cls(images[order], offsets_of(torch.bincount(labels, minlength=num_classes).tolist()))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, C."""
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images per class."""
+        return tuple(stop - start for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True))
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Class of every image, int64 N, on the device of the images."""
+        counts = torch.tensor(self.counts, device=self.images.device)
+        return torch.repeat_interleave(torch.arange(self.num_classes, device=self.images.device), counts)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels."""
+        return int(self.images.shape[-1])
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3."""
+        return int(self.images.shape[1])
+
+    def of_class(self, c: int) -> Tensor:
+        """View the images of class c, uint8 N_c x channels x side x side."""
+        return self.images[self.offsets[c] : self.offsets[c + 1]]
+
+    def to(self, device: torch.device | str) -> ClassBank:
+        """Copy to a device; the same object if it is there already."""
+        images = self.images.to(device)
+        return self if images is self.images else replace(self, images=images)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A source dataset: what is condensed, what is scored on, and where both come from.
+
+    Attributes:
+        train: The images to condense.
+        test_images: uint8 N x channels x side x side, in the order of the dataset.
+        test_labels: int64 N, in 0..C-1.
+        info: Provenance, class names and statistics.
+    """
+
+    train: ClassBank
+    test_images: Tensor
+    test_labels: Tensor
+    info: SourceInfo
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Channel means of the train split, pixels in [0, 1], float32."""
+        return torch.tensor(self.info.mean, dtype=torch.float32)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Channel standard deviations of the train split, pixels in [0, 1], float32."""
+        return torch.tensor(self.info.std, dtype=torch.float32)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Map pixels to source-normalised ones, `(pixel - mean) / std` per channel.
+
+        Args:
+            images: ... x channels x h x w, uint8 or floats in [0, 1], on any device.
+
+        Returns:
+            float32 of the same shape and device.
+        """
+        mean, std = self._affine(images.device)
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        return (pixels - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Map source-normalised pixels back to [0, 1]; what lies outside is clamped.
+
+        Args:
+            images: ... x channels x h x w, on any device.
+        """
+        mean, std = self._affine(images.device)
+        return (images * std + mean).clamp(0, 1)
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Give the source-normalised values of black and of white, each float32 channels x 1 x 1."""
+        mean, std = self._affine(torch.device("cpu"))
+        return -mean / std, (1 - mean) / std
+
+    def to(self, device: torch.device | str) -> Source:
+        """Copy images and labels to a device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.mean.to(device).view(-1, 1, 1), self.std.to(device).view(-1, 1, 1)
+
+
+def make_source(
+    train: ClassBank,
+    test_images: Tensor,
+    test_labels: Tensor,
+    *,
+    facts: Facts,
+    class_names: Sequence[str],
+    splits: tuple[str, str] = ("train", "test"),
+    columns: tuple[str, str] = ("image", "label"),
+) -> Source:
+    """Compute statistics and fingerprint of images and put everything together.
+
+    Args:
+        train: The images to condense, on the CPU.
+        test_images: uint8 N x channels x side x side, on the CPU.
+        test_labels: int64 N, in 0..C-1.
+        facts: Where the images come from.
+        class_names: C names.
+        splits: Train and test split as in the recipe.
+        columns: Image and label column.
+    """
+    mean, std = channel_statistics(train.images)
+    info = SourceInfo(
+        id=Path(facts.id).expanduser().resolve().name if facts.kind == "local" else facts.id,
+        kind=facts.kind,
+        revision=facts.revision,
+        fingerprint=fingerprint(class_names, train, test_images, test_labels),
+        config=facts.config,
+        train_split=splits[0],
+        test_split=splits[1],
+        image_column=columns[0],
+        label_column=columns[1],
+        class_names=list(class_names),
+        train_counts=list(train.counts),
+        test_count=len(test_images),
+        size=train.side,
+        channels=train.channels,
+        mean=mean,
+        std=std,
+        license=facts.license,
+        gated=facts.gated,
+    )
+    return Source(train, test_images, test_labels, info)
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Compute mean and standard deviation per channel of pixels in [0, 1], the latter at least `STD_FLOOR`.
+
+    The sums are exact, over whole numbers from a histogram, so that no order, thread count or machine changes a bit.
+
+    Args:
+        images: uint8 N x channels x side x side, on the CPU.
+    """
+    histogram = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for chunk in torch.split(images, _STATISTICS_CHUNK):
+        for channel in range(images.shape[1]):
+            histogram[channel] += np.bincount(chunk[:, channel].reshape(-1).numpy(), minlength=256)
+    mean, std = [], []
+    for counts in histogram.tolist():
+        n = sum(counts)
+        first = sum(count * value for value, count in enumerate(counts))
+        second = sum(count * value * value for value, count in enumerate(counts))
+        mean.append(first / (255 * n))
+        std.append(max(STD_FLOOR, math.sqrt((n * second - first * first) / (n * n)) / 255))
+    return mean, std
+
+
+def fingerprint(class_names: Sequence[str], train: ClassBank, test_images: Tensor, test_labels: Tensor) -> str:
+    """Hash class names, and pixels and labels of both splits, with SHA-256 (hex); tensors on the CPU."""
+    head = {"classes": list(class_names), "train": list(train.images.shape), "test": list(test_images.shape)}
+    digest = hashlib.sha256(canonical_json(head).encode())
+    for tensor in (train.images, train.labels, test_images, test_labels):
+        array = tensor.contiguous().view(-1).numpy()
+        digest.update(array.data if array.dtype == np.uint8 else array.astype("<i8").data)
+    return digest.hexdigest()
+
+
+def offsets_of(counts: Sequence[int]) -> tuple[int, ...]:
+    """Add up class sizes to the offsets of a `ClassBank`."""
+    return (0, *np.cumsum(counts).tolist())

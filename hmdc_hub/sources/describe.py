@@ -1,0 +1,118 @@
+"""Look at a dataset and propose the `source` section of a recipe, for `hmdc-hub init`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+
+from hmdc_hub.schema import SourceSpec
+from hmdc_hub.sources.convert import open_image
+from hmdc_hub.sources.labels import read_labels, train_counts
+from hmdc_hub.sources.load import open_reader
+from hmdc_hub.sources.reader import Facts, Part, Reader
+from hmdc_hub.sources.splits import find_splits, parse_split
+
+SAMPLE = 64
+LARGEST_SIZE = 224
+SMALLEST_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What was found in a dataset.
+
+    Attributes:
+        facts: Id, kind, commit, configuration, licence, gating.
+        splits: Rows of the splits that were opened, by name.
+        train_split: Split to condense.
+        test_split: Split to score on; None if the dataset has none, then the recipe must name one.
+        image_column: Column of the images; `label_column` of the labels.
+        class_names: C names.
+        train_counts: Images per class of the train split.
+        test_count: Images of the test split, 0 without one.
+        sides: Smallest, median and largest shorter side in pixels, over a sample of the train split.
+        size: Proposed side: the median, even, at most 224.
+        channels: Proposed: 1 if every image of the sample is grey, else 3.
+    """
+
+    facts: Facts
+    splits: Mapping[str, int]
+    train_split: str
+    test_split: str | None
+    image_column: str
+    label_column: str
+    class_names: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    test_count: int
+    sides: tuple[int, int, int]
+    size: int
+    channels: Literal[1, 3]
+
+    def spec(self) -> SourceSpec:
+        """Give the `source` section with everything filled in that was found."""
+        return SourceSpec(
+            id=self.facts.id,
+            revision=self.facts.revision,
+            config=self.facts.config,
+            train_split=self.train_split,
+            test_split=self.test_split,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            size=self.size,
+            channels=self.channels,
+        )
+
+
+def describe(source: str, revision: str | None = None, config: str | None = None) -> Detection:
+    """Look at a dataset; arguments as the recipe's keys `id`, `revision` and `config`.
+
+    Downloads the dataset if it is not in the cache; reads all labels, decodes up to 64 images.
+
+    Raises:
+        SourceError: It cannot be used as a source, apart from a missing test split.
+        NetworkError: It must be downloaded and that failed.
+    """
+    reader = open_reader(source, revision, config)
+    train_split, test_split = find_splits(reader, None, None)
+    train = parse_split(reader, train_split, "train_split")
+    test = parse_split(reader, test_split, "test_split") if test_split else ()
+    image, label = reader.columns(train_split, None, None)
+    names, labels, test_labels = read_labels(reader, train, test, label)
+    sample = _sample(reader, train[0], image)
+    sides = sorted(min(one.size) for one in sample)
+    return Detection(
+        facts=reader.facts,
+        splits={name: reader.rows(name) for name in dict.fromkeys((train_split, test_split)) if name},
+        train_split=train_split,
+        test_split=test_split,
+        image_column=image,
+        label_column=label,
+        class_names=tuple(names),
+        train_counts=tuple(train_counts(names, labels)),
+        test_count=len(test_labels),
+        sides=(sides[0], int(statistics.median(sides)), sides[-1]),
+        size=_even(statistics.median(sides)),
+        channels=1 if all(_is_grey(one) for one in sample) else 3,
+    )
+
+
+def _sample(reader: Reader, part: Part, column: str) -> list[Image.Image]:
+    """Open images spread evenly over the rows, which may be sorted by class."""
+    count = min(SAMPLE, len(part))
+    rows = [part.start + index * len(part) // count for index in range(count)]
+    return [open_image(next(iter(reader.images(Part(part.split, row, row + 1), column)))) for row in rows]
+
+
+def _even(side: float) -> int:
+    return min(LARGEST_SIZE, max(SMALLEST_SIZE, 2 * round(side / 2)))
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
+        return True
+    red, green, blue = image.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()

@@ -1,0 +1,138 @@
+"""From the `source` section of a recipe to images in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hmdc_hub.errors import SourceError
+from hmdc_hub.schema import SourceSpec
+from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of
+from hmdc_hub.sources.convert import fill
+from hmdc_hub.sources.digits import DigitsReader
+from hmdc_hub.sources.labels import read_labels, train_counts
+from hmdc_hub.sources.reader import Part, Reader
+from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
+
+BUILTINS = ("builtin:digits",)
+
+
+def open_reader(source: str, revision: str | None = None, config: str | None = None) -> Reader:
+    """Find a dataset by its id; arguments and meaning as the keys of the recipe.
+
+    Args:
+        source: `builtin:digits`, `torchvision:<Name>`, a path that exists, or a Hub dataset.
+        revision: Of a Hub dataset; None: its newest commit.
+        config: Configuration; None: the default or only one.
+
+    Raises:
+        SourceError: There is no such dataset, or a key does not apply to it.
+        NetworkError: It must be downloaded and that failed.
+    """
+    if source.startswith("builtin:"):
+        _hub_only(source, revision)
+        if source not in BUILTINS:
+            raise SourceError(f"source.id: {source} is not built in", hint=f"Built in: {', '.join(BUILTINS)}")
+        if config is not None:
+            raise SourceError(f"source.config: {source} has no configurations", hint="Leave config out.")
+        return DigitsReader()
+    if source.startswith("torchvision:"):
+        _hub_only(source, revision)
+        from hmdc_hub.sources.vision import open_vision
+
+        return open_vision(source, config)
+    from hmdc_hub.sources.local import local_path, open_local
+
+    path = local_path(source)
+    if path is not None:
+        _hub_only(source, revision)
+        return open_local(source, path, config)
+    from hmdc_hub.sources.hub import open_hub
+
+    return open_hub(source, revision, config)
+
+
+def resolve_source(spec: SourceSpec) -> SourceSpec:
+    """Fill what a recipe leaves to detection: commit, configuration, splits and columns.
+
+    Opens the dataset, and downloads it if it is not in the cache; decodes nothing.
+
+    Raises:
+        SourceError: Detection fails or a key is wrong.
+        NetworkError: The dataset must be downloaded and that failed.
+    """
+    return _resolved(open_reader(spec.id, spec.revision, spec.config), spec)
+
+
+def load_source(spec: SourceSpec) -> Source:
+    """Read a source dataset into memory.
+
+    All labels are checked before the first image is decoded.
+
+    Args:
+        spec: The recipe's section; what is None in it is detected.
+
+    Returns:
+        uint8 images of `spec.size` and `spec.channels`, the train split sorted by class, on the CPU.
+
+    Raises:
+        SourceError: A split, column, label or image is not as it must be; names the split, column and row.
+        NetworkError: The dataset must be downloaded and that failed.
+    """
+    reader = open_reader(spec.id, spec.revision, spec.config)
+    spec = _resolved(reader, spec)
+    train_split, test_split = str(spec.train_split), str(spec.test_split)
+    train, test = parse_split(reader, train_split, "train_split"), parse_split(reader, test_split, "test_split")
+    names, train_labels, test_labels = read_labels(reader, train, test, str(spec.label_column))
+    order = np.argsort(train_labels, kind="stable")
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order))
+    bank = ClassBank(_pixels(reader, spec, train, positions), offsets_of(train_counts(names, train_labels)))
+    return make_source(
+        bank,
+        _pixels(reader, spec, test, np.arange(len(test_labels))),
+        torch.from_numpy(test_labels),
+        facts=reader.facts,
+        class_names=names,
+        splits=(train_split, test_split),
+        columns=(str(spec.image_column), str(spec.label_column)),
+    )
+
+
+def _resolved(reader: Reader, spec: SourceSpec) -> SourceSpec:
+    train_split, test_split = find_splits(reader, spec.train_split, spec.test_split)
+    train = parse_split(reader, train_split, "train_split")
+    if test_split is None:
+        raise no_test_split(reader)
+    test = parse_split(reader, test_split, "test_split")
+    check_apart(train, test, train_split, test_split)
+    image, label = reader.columns(train[0].split, spec.image_column, spec.label_column)
+    for part in (*train, *test):
+        reader.columns(part.split, image, label)
+    return spec.model_copy(
+        update={
+            "revision": reader.facts.revision,
+            "config": reader.facts.config,
+            "train_split": train_split,
+            "test_split": test_split,
+            "image_column": image,
+            "label_column": label,
+        }
+    )
+
+
+def _pixels(reader: Reader, spec: SourceSpec, parts: tuple[Part, ...], positions: NDArray[np.int64]) -> torch.Tensor:
+    out = np.empty((len(positions), spec.channels, spec.size, spec.size), dtype=np.uint8)
+    column = str(spec.image_column)
+    images = (image for part in parts for image in reader.images(part, column))
+    fill(out, images, positions, parts, column, spec.fit)
+    return torch.from_numpy(out)
+
+
+def _hub_only(source: str, revision: str | None) -> None:
+    if revision is not None:
+        raise SourceError(
+            f"source.revision: {source} is not a dataset of the Hub, so it has no revision {revision!r}",
+            hint="Leave revision out.",
+        )
