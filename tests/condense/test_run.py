@@ -1,0 +1,174 @@
+"""Whole runs of the condenser on tiny things: results, resuming, damage, divergence."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmdc_hub.condense import condense
+from hmdc_hub.errors import DivergedError, Interrupted
+from hmdc_hub.events import Event, ImageStep, Note, StopFlag
+from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.store import RunDir, read_condensed, read_parquet, sha256_file
+from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
+
+CPU = torch.device("cpu")
+
+
+def run(
+    folder: Path, recipe: Recipe, listener: Callable[[Event], None] | None = None, stop: StopFlag | None = None
+) -> RunDir:
+    folder.mkdir(exist_ok=True)
+    directory = RunDir(folder)
+    condense(recipe, tiny_source(), directory, device=CPU, listener=listener or (lambda event: None), stop=stop)
+    return directory
+
+
+def digest(directory: RunDir) -> tuple[str, str, str]:
+    return sha256_file(directory.start), sha256_file(directory.condensed), sha256_file(directory.parquet)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return run(tmp_path_factory.mktemp("unbroken"), tiny_recipe())
+
+
+def test_results(unbroken: RunDir) -> None:
+    images, labels, header = read_condensed(unbroken.condensed)
+    assert images.shape == (10, 1, 8, 8) and labels.tolist() == list(range(10))
+    assert float(images.min()) >= 0 and float(images.max()) <= 1
+    start, _, _ = read_condensed(unbroken.start)
+    assert not torch.equal(start, images), "condensing moved nothing"
+    assert header.condense_hash == tiny_recipe().condense_hash()
+    pixels, decoded_labels = read_parquet(unbroken.parquet)
+    assert pixels.shape == (40, 1, 8, 8) and decoded_labels.tolist() == [c for c in range(10) for _ in range(4)]
+    info = json.loads(unbroken.info.read_text())
+    assert info["tensors_sha256"] == sha256_file(unbroken.condensed)
+    assert info["parquet_sha256"] == sha256_file(unbroken.parquet)
+    assert info["stored_images"] == 10 and info["training_images"] == 40 and info["image_steps"] == 6
+    assert len(unbroken.log.read_text().splitlines()) == 6
+
+
+def test_same_recipe_same_bytes(unbroken: RunDir, tmp_path: Path) -> None:
+    assert digest(run(tmp_path, tiny_recipe())) == digest(unbroken)
+
+
+def test_another_seed_another_set(unbroken: RunDir, tmp_path: Path) -> None:
+    other = tiny_recipe().model_copy(update={"seed": 1})
+    assert digest(run(tmp_path, other))[1] != digest(unbroken)[1]
+
+
+@pytest.mark.parametrize("stop_after", range(1, 6))
+def test_stopped_anywhere_and_resumed(unbroken: RunDir, tmp_path: Path, stop_after: int) -> None:
+    stop = StopFlag()
+
+    def listener(event: Event) -> None:
+        if isinstance(event, ImageStep) and event.done == stop_after:
+            stop.signal_number = 15
+
+    with pytest.raises(Interrupted, match=f"after image step {stop_after} of 6") as caught:
+        run(tmp_path, tiny_recipe(), listener, stop)
+    assert caught.value.signal_number == 15
+    assert not RunDir(tmp_path).info.exists()
+    seen: list[int] = []
+    directory = run(tmp_path, tiny_recipe(), lambda e: seen.append(e.done) if isinstance(e, ImageStep) else None)
+    assert seen == list(range(stop_after + 1, 7)), "resumed at exactly the next step"
+    assert digest(directory) == digest(unbroken)
+    assert [json.loads(line)["done"] for line in directory.log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+class Killed(BaseException):
+    """Like kill -9: nothing gets to clean up."""
+
+
+def test_killed_at_random_moments_and_resumed(unbroken: RunDir, tmp_path: Path) -> None:
+    chance = random.Random(0)  # noqa: S311
+    for _ in range(5):
+        left = chance.randint(1, 4)
+
+        def listener(event: Event) -> None:
+            nonlocal left
+            left -= isinstance(event, ImageStep)
+            if left == 0:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run(tmp_path, tiny_recipe(), listener)
+            raise Killed
+    assert digest(run(tmp_path, tiny_recipe())) == digest(unbroken)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(unbroken: RunDir, tmp_path: Path, damage: str) -> None:
+    directory = run(tmp_path, tiny_recipe())
+    checkpoints = sorted(directory.checkpoints.iterdir())
+    assert [path.name for path in checkpoints] == ["000001-000000.safetensors", "000002-000000.safetensors"]
+    data = bytearray(checkpoints[1].read_bytes())
+    if damage == "truncate":
+        data = data[: len(data) // 2]
+    elif damage == "empty":
+        data = bytearray()
+    else:
+        data[-1] ^= 1
+    checkpoints[1].write_bytes(data)
+    directory.info.unlink()
+    directory.condensed.unlink()
+    notes: list[str] = []
+    steps: list[int] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        elif isinstance(event, ImageStep):
+            steps.append(event.done)
+
+    run(tmp_path, tiny_recipe(), listener)
+    assert "000002-000000.safetensors is damaged" in notes[0]
+    assert steps == [4, 5, 6]
+    assert digest(directory) == digest(unbroken)
+
+
+def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    wild = MLP | {"lr": {"condense": 1e30, "evaluate": 0.01}}
+    recipe = Recipe.model_validate(RECIPE | {"pool": [CONVNET, wild]})
+    with pytest.raises(DivergedError, match="not finite") as caught:
+        run(tmp_path, recipe)
+    assert "lr.condense" in caught.value.hint
+    assert not RunDir(tmp_path).info.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"match": False},
+        {"distill": False},
+        {"balance": False},
+        {"normalise": False, "images": {"lr": 1e-4}},
+        {"start": "random"},
+        {"cluster": {"enabled": False}},
+        {"cutmix": {"match": False, "train": False}},
+        {"factor": 1},
+        {"ipc": 3, "factor": 4, "batch": 8},
+        {"networks": {"reset_every": 2, "batches_per_step": 0}, "projection": {"batches_per_step": 0}},
+        {"resets": 1, "networks": {"reset_every": 1, "batches_per_step": 1, "batch": 5000}},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_switch_changes_the_result(unbroken: RunDir, tmp_path: Path, change: dict[str, object]) -> None:
+    directory = run(tmp_path, tiny_recipe(**change))
+    assert sha256_file(directory.condensed) != sha256_file(unbroken.condensed)
+
+
+@pytest.mark.parametrize("pool", [[CONVNET], [CONVNET, MLP, VIT]], ids=["one", "three"])
+def test_pools_of_other_sizes(tmp_path: Path, pool: list[dict[str, object]]) -> None:
+    recipe = Recipe.model_validate(RECIPE | {"pool": pool})
+    losses: list[set[str]] = []
+    run(tmp_path, recipe, lambda e: losses.append(set(e.losses)) if isinstance(e, ImageStep) else None)
+    names = [ModelSpec.model_validate(model).name for model in pool]
+    wanted = {f"match/{n}" for n in names} | {f"distill/{a}+{b}" for i, a in enumerate(names) for b in names[i + 1 :]}
+    assert losses[0] == wanted
