@@ -1,0 +1,204 @@
+"""Runs trainings: in this process on a GPU, in worker processes of one thread each on a CPU.
+
+Small networks gain nothing from several threads, and a training with one thread gives the same bits wherever it runs:
+the number of workers decides how long it takes, never what comes out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hmdc_hub.errors import Interrupted, RunError
+from hmdc_hub.evaluate.baselines import TrainingSet
+from hmdc_hub.evaluate.train import Images, Normalisation, train_and_score
+from hmdc_hub.events import StopFlag
+from hmdc_hub.models import PoolModel, build_model
+from hmdc_hub.schema import Recipe
+from hmdc_hub.sources import Source
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: places in the protocol's models and in the list of training sets, and the seed."""
+
+    model: int
+    training_set: int
+    seed: int
+
+
+class Bench:
+    """Everything a training needs but its job: data on the device, and each model built once.
+
+    Args:
+        recipe: Holds the protocol.
+        tensors: `test.images`, `test.labels`, `mean`, `std`, and `<i>.images`, `<i>.labels` of training set i.
+        device: Where trainings run.
+    """
+
+    def __init__(self, recipe: Recipe, tensors: dict[str, Tensor], device: torch.device) -> None:
+        self.recipe, self.device, self.tensors = recipe, device, tensors
+        self.test = Images(tensors["test.images"], tensors["test.labels"]).to(device)
+        mean, std = tensors["mean"], tensors["std"]
+        self.normalise = Normalisation(mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device))
+        self.models: dict[int, PoolModel] = {}
+
+    def run(self, job: Job) -> float:
+        """Train and return the accuracy."""
+        train = Images(self.tensors[f"{job.training_set}.images"], self.tensors[f"{job.training_set}.labels"])
+        key = (self.recipe.seed, job.seed)
+        with _one_thread(self.device):
+            return train_and_score(
+                self._model(job.model), train.to(self.device), self.test, self.normalise, self.recipe.evaluate, key
+            )
+
+    def _model(self, place: int) -> PoolModel:
+        if place not in self.models:
+            channels, side = self.test.pixels.shape[1:3]
+            self.models[place] = build_model(
+                self.recipe.evaluate.models[place],
+                num_classes=int(self.tensors["classes"]),
+                source_size=side,
+                channels=channels,
+                mean=self.tensors["mean"],
+                std=self.tensors["std"],
+            ).to(self.device)
+        return self.models[place]
+
+
+def bench_tensors(source: Source, sets: Sequence[TrainingSet]) -> dict[str, Tensor]:
+    """Gather what a `Bench` reads."""
+    tensors = {
+        "test.images": source.test_images,
+        "test.labels": source.test_labels,
+        "mean": source.mean,
+        "std": source.std,
+        "classes": torch.tensor(source.train.num_classes),
+    }
+    for i, training_set in enumerate(sets):
+        tensors |= {f"{i}.images": training_set.images, f"{i}.labels": training_set.labels}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def run_jobs(
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    jobs: Sequence[Job],
+    *,
+    device: torch.device,
+    workers: int | None,
+    stop: StopFlag,
+) -> Iterator[tuple[Job, float]]:
+    """Yield each job with its accuracy as it is done, in any order.
+
+    Args:
+        recipe: Holds the protocol.
+        tensors: As `bench_tensors` makes them.
+        jobs: Longest first, for a short end.
+        device: On anything but a CPU the jobs run in this process, one after another.
+        workers: Processes; None for one per usable core.
+        stop: Looked at between jobs.
+
+    Raises:
+        Interrupted: `stop` was set; running trainings are given up.
+        RunError: A worker process died.
+    """
+    count = min(workers if workers is not None else usable_cores(), len(jobs))
+    if device.type != "cpu" or count <= 1:
+        bench = Bench(recipe, tensors, device)
+        for job in jobs:
+            stop.raise_if_set("stopped between two trainings; finished ones are kept")
+            yield job, bench.run(job)
+        return
+    with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
+        # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
+        data = Path(folder) / "data.safetensors"
+        save_file(tensors, data)
+        yield from _in_processes(recipe, data, jobs, count, stop)
+
+
+def usable_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_processes(
+    recipe: Recipe, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
+) -> Iterator[tuple[Job, float]]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(count, context, _start_worker, (recipe.model_dump_json(), str(data)))
+    futures: dict[Future[float], Job] = {executor.submit(_work, job): job for job in jobs}
+    pending = set(futures)
+    try:
+        while pending:
+            done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield futures[future], future.result()
+            stop.raise_if_set("stopped between two trainings; finished ones are kept")
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a worker process of the evaluation died, most often because memory ran out",
+            hint="Run the same command again: finished trainings are kept. --workers 1 needs the least memory.",
+        ) from error
+    except (Interrupted, GeneratorExit, KeyboardInterrupt):
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+_bench: Bench | None = None
+"""Of a worker process; made once by `_start_worker`."""
+
+
+def _start_worker(recipe_json: str, data: str) -> None:
+    global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    _bench = Bench(Recipe.model_validate_json(recipe_json), load_file(data), torch.device("cpu"))
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(job: Job) -> float:
+    if _bench is None:
+        raise RuntimeError("the worker was not started by _start_worker")
+    return _bench.run(job)
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Compute with one thread on a CPU, so that in-process trainings give the bits that workers give."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
