@@ -73,13 +73,15 @@ def to_pixels(image: Image.Image, *, size: int, channels: int, fit: Literal["cro
             f"the image is {image.width} x {image.height} pixels, so it has none",
             hint="Replace the image, or remove the row.",
         )
-    image = _opaque(_eight_bits(image))
-    mode = "RGB" if channels == 3 else "L"
+    image = _eight_bits(image)
     try:
-        image = image if image.mode == mode else image.convert(mode)
+        image = _opaque(image)
+        # By way of RGB, since some modes (LAB) have no conversion to grey of their own.
+        image = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+        image = image.convert("RGB" if channels == 3 else "L")
     except ValueError as error:
         raise SourceError(
-            f"the image has the mode {image.mode}, which cannot become {mode}", hint="Save it as PNG or JPEG."
+            f"the image has the mode {image.mode}, which has no conversion to RGB", hint="Save it as PNG or JPEG."
         ) from error
     pixels = np.asarray(_fitted(image, size, fit))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if channels == 3 else pixels[None]
