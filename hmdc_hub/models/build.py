@@ -89,7 +89,7 @@ def forward_flops(model: PoolModel) -> int:
     dtype = next(model.parameters()).dtype
     image = torch.zeros(1, model.net.channels, model.input_size, model.input_size, device=device, dtype=dtype)
     counter = FlopCounterMode(display=False)
-    # Plain attention: not every fused kernel is one that the counter knows.
+    # Plain attention: torch 2.11 does not count the fused kernel of the CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model.logits(image)
     return int(counter.get_total_flops())

@@ -84,8 +84,7 @@ class PoolModel(nn.Module):
             B x network channels x input_size x input_size: resized, grey repeated if the network takes colour, in the
             network's own normalisation.
         """
-        if x.shape[-1] != self.input_size or x.shape[-2] != self.input_size:
-            x = resize(x, self.input_size)
+        x = resize(x, self.input_size)
         if x.shape[1] != self.net.channels:
             x = x.expand(-1, self.net.channels, -1, -1)
         if self.scale is not None and self.shift is not None:
