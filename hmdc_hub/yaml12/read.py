@@ -197,7 +197,8 @@ class _Reader:
             else:
                 self.lines[key] = _line(event)
                 mapping[name] = self._node(value, key, depth + 1)
-                if ":" in name and _is_plain(event) and mapping[name] is None:
+                nothing = isinstance(value, ScalarEvent) and _is_plain(value) and not value.value
+                if ":" in name and _is_plain(event) and nothing:
                     self._refuse(key, event, "needs a space after the colon")
         return mapping
 

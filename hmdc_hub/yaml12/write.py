@@ -21,8 +21,11 @@ class _Writer(yaml.SafeDumper):
 
 
 def _represent_text(writer: yaml.SafeDumper, text: str) -> yaml.Node:
-    # PyYAML quotes what YAML 1.1 would take for something else; what only YAML 1.2 would is left to us.
-    style = None if isinstance(plain(text), str) else "'"
+    # PyYAML quotes what YAML 1.1 would take for something else; what only YAML 1.2 would is left to us. It also writes
+    # the line breaks of YAML 1.1 (NEL, LS, PS) bare, and reads them back as spaces; in double quotes they are escapes.
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    if style is None and not isinstance(plain(text), str):
+        style = "'"
     return writer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
