@@ -18,7 +18,8 @@ from hmdc_hub.events import StopFlag
 if TYPE_CHECKING:
     import torch
 
-    from hmdc_hub.cli.flow import Result, Wishes
+    from hmdc_hub.cli.flow import Wishes
+    from hmdc_hub.cli.result import Result
     from hmdc_hub.schema import Recipe
     from hmdc_hub.store import RunDir
 
@@ -43,7 +44,7 @@ hmdc-hub condense my.yaml --resume"""
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
 @click.option("--dry-run", is_flag=True, help="Print what it would do and cost; write nothing.")
-@click.option("--no-evaluate", is_flag=True, help="Condense only: no scores, no package.")
+@click.option("--no-evaluate", is_flag=True, help="Leave out the scores; a later run adds them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 def condense(
     recipe: str,
@@ -69,7 +70,8 @@ def condense(
     loaded = load_recipe(recipe, overrides)
     # From here on torch is needed, which takes seconds to import: a broken recipe has been refused without it.
     from hmdc_hub.cli.device import pick
-    from hmdc_hub.cli.flow import Wishes, run_directory
+    from hmdc_hub.cli.directory import run_directory
+    from hmdc_hub.cli.flow import Wishes
     from hmdc_hub.store import RunDir
 
     chosen = pick(device)
@@ -114,20 +116,19 @@ def _print_result(result: Result, again: str, as_json: bool) -> None:
         output.data(result_text(result))
     if result.package is not None:
         output.hint(f'load_dataset("{result.package.as_posix()}")')
-    else:
-        output.hint(f"{again}  (scores and package)")
+    if result.scores is None:
+        output.hint(f"{again}  (for the scores)")
 
 
 def _print_plan(recipe: Recipe, device: torch.device, workers: int | None, as_json: bool) -> None:
-    from hmdc_hub.cli.flow import estimate
-    from hmdc_hub.cli.result import plan_document, plan_text
+    from hmdc_hub.cli.forecast import forecast, forecast_document, forecast_text
 
     show = progress()
     try:
-        forecast = estimate(recipe, device, workers=workers, listener=show)
+        found = forecast(recipe, device, workers=workers, listener=show)
     finally:
         show.close()
     if as_json:
-        output.document(plan_document(forecast))
+        output.document(forecast_document(found))
     else:
-        output.data(plan_text(forecast))
+        output.data(forecast_text(found))

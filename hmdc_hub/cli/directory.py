@@ -7,16 +7,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmdc_hub.catalog import read_recipe_file
+from hmdc_hub.catalog import dump_recipe, read_recipe_file
 from hmdc_hub.cli.result import Part
 from hmdc_hub.errors import FormatError, RunExistsError, UsageError
+from hmdc_hub.publish.build import without_paths
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import RunDir, read_scores
+from hmdc_hub.store import RunDir, read_info, read_scores
+from hmdc_hub.store.files import json_text
 
 if TYPE_CHECKING:
     from hmdc_hub.cli.flow import Wishes
 
-PARTS: tuple[Part, ...] = ("condense", "evaluate", "package")
 ELSEWHERE = "Choose another place with --run-dir."
 
 
@@ -65,7 +66,7 @@ def missing(recipe: Recipe, run: RunDir, wishes: Wishes) -> list[Part]:
     Raises:
         RunExistsError: The directory is in the way.
     """
-    wanted: list[Part] = list(PARTS) if wishes.evaluate else ["condense"]
+    wanted: list[Part] = ["condense", "evaluate", "package"] if wishes.evaluate else ["condense", "package"]
     stored = None if wishes.force else stored_recipe(run)
     if stored is None:
         if not wishes.force:
@@ -81,11 +82,23 @@ def missing(recipe: Recipe, run: RunDir, wishes: Wishes) -> list[Part]:
                 hint="--resume goes on from its last checkpoint, --force removes it and starts again.",
             )
         return wanted
-    if not wishes.evaluate:
-        return []
-    if state == "condensed" or read_scores(run.scores).protocol_hash != recipe.protocol_hash():
+    scored = state != "condensed" and read_scores(run.scores).protocol_hash == recipe.protocol_hash()
+    if wishes.evaluate and not scored:
         return ["evaluate", "package"]
-    return [] if state == "finished" and stored == recipe else ["package"]
+    return [] if package_is_current(recipe, run) else ["package"]
+
+
+def package_is_current(recipe: Recipe, run: RunDir) -> bool:
+    """Tell whether the package of a complete run is of this recipe, these images and these scores."""
+    folder = run.package / recipe.publish.config
+    info, shown = without_paths(read_info(run.info), recipe)
+    wanted = {"recipe.yaml": dump_recipe(shown).encode(), "info.json": json_text(info).encode()}
+    there = {path: _bytes(folder / path) for path in wanted}
+    return there == wanted and _bytes(folder / "scores.json") == _bytes(run.scores)
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _refuse_strangers(run: RunDir) -> None:

@@ -18,10 +18,10 @@ from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.result import Part, Result, read_result
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 from hmdc_hub.events import Listener, Stage, StopFlag, silent
-from hmdc_hub.models import build_model
-from hmdc_hub.schema import Recipe
+from hmdc_hub.models import PoolModel, build_model
+from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
-from hmdc_hub.store import RunDir, read_info, remove, write_json_atomic, write_text_atomic
+from hmdc_hub.store import RunDir, read_info, read_scores, remove, write_json_atomic, write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def carry_out(
         Interrupted: `stop` was set.
     """
     with _disk_errors(run):
-        return _carry_out(recipe, run, wishes, listener, stop)
+        return _carry_out(recipe, run, wishes, listener, stop or StopFlag())
 
 
-def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, stop: StopFlag | None) -> Result:
+def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, stop: StopFlag) -> Result:
     refuse_place(run)
     if run.recipe.is_file():
         with run.lock():
@@ -78,7 +78,9 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
     if {"condense", "evaluate"} & set(parts):
         listener(Stage("source", recipe.source.id))
         source = load_source(recipe.source)
-        check_models(recipe, source)
+        for spec in (*recipe.pool, *recipe.evaluate.models):
+            build(spec, source)  # one that cannot be built is found before any time is spent
+        stop.raise_if_set("stopped before anything was written")
     if wishes.force and run.path.exists():
         remove(run)
     seconds: dict[str, float] = {}
@@ -93,6 +95,7 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
             _store_recipe(recipe, run)
             for part in parts:
                 began = time.monotonic()
+                stop.raise_if_set(f"stopped before the part: {part}")
                 _do(part, recipe, source, run, wishes, listener, stop)
                 seconds[part] = round(time.monotonic() - began, 1)
     return read_result(run, seconds, tuple(parts))
@@ -108,24 +111,25 @@ def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
     if stored is not None and stored.source.id == source.id:
         open_fields = {name: getattr(stored.source, name) for name in type(source).model_fields}
         source = source.model_copy(update={k: v for k, v in open_fields.items() if getattr(source, k) is None})
+        if source == stored.source:
+            return recipe.model_copy(update={"source": source})
     return recipe.model_copy(update={"source": resolve_source(source)})
 
 
-def check_models(recipe: Recipe, source: Source) -> None:
-    """Build every model of a recipe once, so that one that cannot be built is found before any time is spent.
+def build(spec: ModelSpec, source: Source) -> PoolModel:
+    """Build a model for a source.
 
     Raises:
-        ModelError: One cannot be built for this source.
+        ModelError: It cannot be built for this source.
     """
-    for spec in [*recipe.pool, *recipe.evaluate.models]:
-        build_model(
-            spec,
-            num_classes=source.train.num_classes,
-            source_size=source.train.side,
-            channels=source.train.channels,
-            mean=source.mean,
-            std=source.std,
-        )
+    return build_model(
+        spec,
+        num_classes=source.train.num_classes,
+        source_size=source.train.side,
+        channels=source.train.channels,
+        mean=source.mean,
+        std=source.std,
+    )
 
 
 def _do(
@@ -135,7 +139,7 @@ def _do(
     run: RunDir,
     wishes: Wishes,
     listener: Listener,
-    stop: StopFlag | None,
+    stop: StopFlag,
 ) -> None:
     # Imported here: packaging alone does not wait for the condenser, nor condensing alone for the evaluation.
     if part == "condense" and source is not None:
@@ -155,13 +159,15 @@ def _do(
 
 
 def _store_recipe(recipe: Recipe, run: RunDir) -> None:
-    """Write the resolved recipe, and let provenance follow where only protocol or name changed."""
+    """Write the resolved recipe, and let the other files follow where only protocol or name changed."""
     text = dump_recipe(recipe)
     if run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text:
         return
     if run.info.is_file():
         changed = {"protocol_hash": recipe.protocol_hash(), "recipe_name": recipe.name}
         write_json_atomic(run.info, read_info(run.info).model_copy(update=changed))
+    if run.scores.is_file() and read_scores(run.scores).protocol_hash != recipe.protocol_hash():
+        run.scores.unlink()  # every training it sums up is still in cells.jsonl
     # Last: as long as it is the old one, the next run does all of this again.
     write_text_atomic(run.recipe, text)
 

@@ -104,4 +104,9 @@ def main() -> None:
     """Run the command line of this process and exit with its status."""
     if "_HMDC_HUB_COMPLETE" in os.environ:
         cli.main(prog_name="hmdc-hub")
+    if not sys.stderr.isatty():
+        # Bars of the Hub's libraries, read when those are imported: a log file has no use for them.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if bars_off := os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", bars_off)
     sys.exit(run(sys.argv[1:]))

@@ -49,7 +49,9 @@ def read_result(run: RunDir, seconds: dict[str, float] | None = None, done: tupl
         run=run,
         info=info,
         scores=scores if scores is not None and scores.protocol_hash == info.protocol_hash else None,
-        package=run.package if state == "finished" else None,
+        package=run.package
+        if state == "finished" or (scores is None and (run.package / "README.md").is_file())
+        else None,
         seconds={"condense": info.seconds} | {k: v for k, v in (seconds or {}).items() if k != "condense"},
         done=done,
     )
