@@ -69,7 +69,7 @@ def carry_out(
 
 def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, stop: StopFlag) -> Result:
     refuse_place(run)
-    if run.recipe.is_file():
+    if run.lock_file.is_file():
         with run.lock():
             pass  # a run that is going on right now is no unfinished one: say who works there
     recipe = settled(recipe, None if wishes.force else stored_recipe(run))
@@ -149,7 +149,8 @@ def _do(
     elif part == "evaluate" and source is not None:
         from hmdc_hub.evaluate import evaluate
 
-        listener(Stage("evaluate", f"{len(recipe.evaluate.models)} architectures, {recipe.evaluate.epochs} epochs"))
+        names = ", ".join(model.name for model in recipe.evaluate.models)
+        listener(Stage("evaluate", f"{names}, {recipe.evaluate.epochs} epochs each"))
         evaluate(recipe, source, run, device=wishes.device, workers=wishes.workers, listener=listener, stop=stop)
     elif part == "package":
         from hmdc_hub.publish import package
@@ -167,7 +168,7 @@ def _store_recipe(recipe: Recipe, run: RunDir) -> None:
         changed = {"protocol_hash": recipe.protocol_hash(), "recipe_name": recipe.name}
         write_json_atomic(run.info, read_info(run.info).model_copy(update=changed))
     if run.scores.is_file() and read_scores(run.scores).protocol_hash != recipe.protocol_hash():
-        run.scores.unlink()  # every training it sums up is still in cells.jsonl
+        run.scores.unlink()  # they are of another protocol
     # Last: as long as it is the old one, the next run does all of this again.
     write_text_atomic(run.recipe, text)
 

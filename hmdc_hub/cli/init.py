@@ -30,7 +30,7 @@ hmdc-hub init torchvision:FashionMNIST --ipc 10 > fashion_ipc10.yaml"""
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write it there, with the schema that editors check it by.",
+    help="Write there, with the schema for editors beside it.",
 )
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def init(source: str, ipc: int, config: str | None, revision: str | None, file: Path | None, force: bool) -> None:
