@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +22,8 @@ from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.views import View, draw_view
 from hmdc_hub.errors import DivergedError
 from hmdc_hub.schema import CondenseSpec
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class Condenser:
         self.outer = self.inner = 0
         self.balance = self._fresh_balance()
         self.real_batches: list[Tensor] = []
+        self.threads = torch.get_num_threads()
 
     def step(self) -> StepReport:
         """Make the next image step, with a network reset before and network training after it where due."""
@@ -80,16 +88,11 @@ class Condenser:
         update = self.inner % self.spec.balance_every == 0
         gradient = torch.empty_like(self.images.pixels)
         losses, shares = [], []
-        count = 0
-        for label, rows in enumerate(self.real_batches):
-            view = draw_view(self.spec, self.real.side, len(rows), self.seed, (self.outer, self.inner, label))
-            gradient[label], targets, share = class_gradient(
-                self.pool.objectives, self.balance, self.images.pixels[label], self.real.take(rows), label, view,
-                factor=self.spec.factor, update=update,
-            )  # fmt: skip
-            losses.append(targets.cpu())
-            shares.append(share)
-            count += len(rows) + min(self.spec.batch, self.spec.ipc * self.spec.factor**2)
+        with plain_attention():
+            for label, part in enumerate(self._in_parallel(partial(self._class_part, update))):
+                gradient[label], targets, share = part
+                losses.append(targets.cpu())
+                shares.append(share)
         mean_losses = torch.stack(losses).mean(0)
         if not bool(torch.isfinite(mean_losses).all() & torch.isfinite(gradient).all()):
             raise DivergedError(
@@ -100,12 +103,35 @@ class Condenser:
         if self.spec.normalise:
             gradient = normalise(gradient)
         share = torch.stack(shares).mean(0)
+        decoded = min(self.spec.batch, self.spec.ipc * self.spec.factor**2)
+        count = sum(len(rows) + decoded for rows in self.real_batches)
         return (
             gradient,
             mean_losses.tolist(),
             (share / share.sum().clamp_min(EPSILON**2)).tolist() if update else None,
             count,
         )
+
+    def _class_part(self, update: bool, label: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute one class's part of the image gradient; see `class_gradient`."""
+        rows = self.real_batches[label]
+        view = draw_view(self.spec, self.real.side, len(rows), self.seed, (self.outer, self.inner, label))
+        stored, real = self.images.pixels[label], self.real.take(rows)
+        return class_gradient(
+            self.pool.objectives, self.balance, stored, real, label, view, factor=self.spec.factor, update=update
+        )
+
+    def _in_parallel(self, work: Callable[[int], _Result]) -> Iterator[_Result]:
+        """Do something for every class, in order; on a CPU several classes at a time, one thread each.
+
+        Classes are independent, and a class computed by one thread has the same bits whatever the number of threads.
+        """
+        labels = range(self.real.classes)
+        if self.real.device.type != "cpu":
+            yield from map(work, labels)
+            return
+        with ThreadPoolExecutor(self.threads, "class", _use_one_thread) as threads:
+            yield from threads.map(work, labels)
 
     def _choose_real_batches(self) -> None:
         """Choose every class's real batch anew where it is due; the models take turns at embedding."""
@@ -116,7 +142,7 @@ class Condenser:
         turn = self.outer * refreshes + self.inner // every
         model = self.pool.networks[turn % len(self.pool.networks)]
         key = (self.outer, self.inner)
-        self.real_batches = [self.real.matching_batch(model, label, key) for label in range(self.real.classes)]
+        self.real_batches = list(self._in_parallel(lambda label: self.real.matching_batch(model, label, key)))
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a checkpoint here needs; just after an outer iteration, images and momentum."""
@@ -156,7 +182,7 @@ def class_gradient(
     factor: int,
     update: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute one class's part of the image gradient, before normalisation.
+    """Compute one class's part of the image gradient, before normalisation; call it within `plain_attention`.
 
     Args:
         objectives: Models in evaluation mode and which targets are on.
@@ -172,8 +198,21 @@ def class_gradient(
         The gradient, shaped like `stored`; the K targets; each target's mean absolute share (see `Balance.combine`).
     """
     leaf = stored.detach().requires_grad_()
-    # Fused attention kernels have no second derivative; plain attention does. Only the matching step needs it.
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        targets = objectives.distances(view.real(real), view.synthetic(leaf, factor), label)
-        gradient, share = balance.combine(targets, leaf, label, update=update)
+    targets = objectives.distances(view.real(real), view.synthetic(leaf, factor), label)
+    gradient, share = balance.combine(targets, leaf, label, update=update)
     return gradient, torch.stack([target.detach() for target in targets]), share
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention plainly: fused kernels have no second derivative.
+
+    The switch is one for the whole process, so it is set around all threads and not in each.
+    """
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        yield
+
+
+def _use_one_thread() -> None:
+    # Holds for this thread alone: OpenMP and MKL keep the number per thread.
+    torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmdc_hub import cluster, rng
 from hmdc_hub.condense.balance import Balance
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.loop import class_gradient
+from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.views import View
 from hmdc_hub.models import build_model, parameter_count
@@ -110,7 +110,10 @@ def _matching(pool: Pool, real: RealImages, recipe: Recipe) -> tuple[float, int]
 
     def go(update: bool) -> Any:
         images = real.take(rows)
-        return class_gradient(pool.objectives, balance, stored, images, 0, View(), factor=spec.factor, update=update)
+        with plain_attention():
+            return class_gradient(
+                pool.objectives, balance, stored, images, 0, View(), factor=spec.factor, update=update
+            )
 
     saved: dict[int, int] = {}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmdc_hub import pack, rng
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.balance import Balance
-from hmdc_hub.condense.loop import class_gradient
+from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.match import Objectives
 from hmdc_hub.condense.views import View, draw_view
 from hmdc_hub.models import Features, PoolModel, build_model
@@ -115,7 +115,7 @@ def plain_targets(
 
 @pytest.fixture(autouse=True)
 def _plain_attention() -> object:
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with plain_attention():
         yield
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.balance import Balance, normalise
 from hmdc_hub.condense.images import StoredImages
-from hmdc_hub.condense.loop import class_gradient
+from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.match import Objectives
 from hmdc_hub.condense.views import View
 from hmdc_hub.models import PoolModel, build_model
@@ -69,16 +69,17 @@ def image_step(vector: Vector) -> tuple[Tensor, list[Tensor]]:
     synthetic, real = vector.tensors["synthetic"], vector.tensors["real"]
     gradient, losses = torch.empty_like(synthetic), []
     for label in range(len(synthetic)):
-        gradient[label], targets, _ = class_gradient(
-            objectives,
-            balance,
-            synthetic[label],
-            real[label],
-            label,
-            View(),
-            factor=int(vector.facts["factor"]),
-            update=True,
-        )
+        with plain_attention():
+            gradient[label], targets, _ = class_gradient(
+                objectives,
+                balance,
+                synthetic[label],
+                real[label],
+                label,
+                View(),
+                factor=int(vector.facts["factor"]),
+                update=True,
+            )
         losses.append(targets)
     return normalise(gradient) if vector.balanced else gradient, losses
 
