@@ -72,7 +72,7 @@ def _is_ours(schema: Path, other: Path) -> bool:
     """Tell whether a file that may be there is some version of the same schema, which can be brought up to date."""
     try:
         return bool(json.loads(other.read_bytes())["title"] == json.loads(schema.read_bytes())["title"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     except (OSError, ValueError, TypeError, KeyError):
         return False

@@ -67,10 +67,10 @@ def shipped_folder(kind: Kind) -> Path:
     """
     root = _PACKAGE.parent
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
-    except (OSError, ValueError):
-        project = {}
-    return (root if project.get("name") == "hmdc-hub" else _PACKAGE) / kind.folder
+        name = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = None
+    return (root if name == "hmdc-hub" else _PACKAGE) / kind.folder
 
 
 def shipped(kind: Kind) -> dict[str, Path]:

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmdc_hub.catalog import copy_model, copy_recipe, load_model, load_recipe
+from hmdc_hub.errors import NotFoundError, UsageError
+
+SCHEMA = "hmdc-recipe.schema.json"
+
+
+def test_a_copy_comes_with_its_schema(pool: Path, tmp_path: Path) -> None:
+    written = copy_recipe("first", tmp_path)
+    assert written == [tmp_path / "first.yaml", tmp_path / SCHEMA]
+    assert written[1].read_bytes() == (pool / "recipes" / SCHEMA).read_bytes()
+    lines = written[0].read_text().splitlines()
+    assert lines[:4] == [f"# yaml-language-server: $schema={SCHEMA}", "#", "# Two minutes.", "#   run first.yaml"]
+    assert load_recipe(str(written[0])) == load_recipe("first")
+
+
+def test_a_copy_under_another_name_is_another_recipe(pool: Path, tmp_path: Path) -> None:
+    path = copy_recipe("first", tmp_path / "new" / "mine.yaml")[0]
+    assert path == tmp_path / "new" / "mine.yaml"
+    assert load_recipe(str(path)).name == "mine"
+    assert "#   run mine.yaml" in path.read_text().splitlines()
+    assert load_recipe(str(path)).condense_hash() == load_recipe("first").condense_hash()
+    assert load_recipe(str(copy_recipe("first", tmp_path / "1e3.yaml")[0])).name == "1e3"
+
+
+def test_the_first_line_is_put_right(pool: Path, tmp_path: Path) -> None:
+    original = pool / "recipes" / "second.yaml"
+    for first in ("", "# yaml-language-server: $schema=../somewhere/else.json\n"):
+        original.write_text(first + "name: second\n")
+        copy = copy_recipe("second", tmp_path, force=True)[0].read_text()
+        assert copy == f"# yaml-language-server: $schema={SCHEMA}\nname: second\n"
+
+
+def test_nothing_is_overwritten_without_force(pool: Path, tmp_path: Path) -> None:
+    mine = copy_recipe("first", tmp_path)[0]
+    mine.write_text("seed: 5\n")
+    with pytest.raises(UsageError, match="first.yaml exists already") as caught:
+        copy_recipe("first", tmp_path)
+    assert "--force" in caught.value.hint
+    with pytest.raises(UsageError, match="exists already"):
+        copy_recipe("second", mine)
+    assert mine.read_text() == "seed: 5\n"
+    copy_recipe("first", tmp_path, force=True)
+    assert load_recipe(str(mine)).seed == 0
+
+
+def test_an_older_schema_of_ours_is_renewed_but_no_other_file(pool: Path, tmp_path: Path) -> None:
+    schema = tmp_path / SCHEMA
+    schema.write_text('{"title": "hmdc-hub recipe", "old": true}')
+    copy_recipe("first", tmp_path)
+    assert schema.read_bytes() == (pool / "recipes" / SCHEMA).read_bytes()
+    for foreign in ('{"title": "other"}', "[]", "mine"):
+        schema.write_text(foreign)
+        with pytest.raises(UsageError, match=f"{SCHEMA} exists already"):
+            copy_recipe("second", tmp_path)
+        assert schema.read_text() == foreign
+        assert not (tmp_path / "second.yaml").exists()
+    copy_recipe("second", tmp_path, force=True)
+    assert schema.read_bytes() == (pool / "recipes" / SCHEMA).read_bytes()
+
+
+def test_a_recipe_can_be_copied_beside_itself(pool: Path) -> None:
+    written = copy_recipe("first", pool / "recipes" / "third.yaml")
+    assert load_recipe("third").name == "third"
+    assert written[1].read_text() == '{"title": "hmdc-hub recipe"}\n'
+
+
+@pytest.mark.parametrize(
+    ("destination", "words"),
+    [
+        ("nowhere", "is neither an existing folder nor a file that ends in .yaml"),
+        ("a.txt", "is neither an existing folder nor a file that ends in .yaml"),
+        ("my recipe.yaml", "my recipe.yaml cannot name a recipe: letters, digits"),
+        ("file/x.yaml", "x.yaml cannot be written"),
+    ],
+)
+def test_destinations_that_do_not_work(pool: Path, tmp_path: Path, destination: str, words: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=words):
+        copy_recipe("first", tmp_path / destination)
+    with pytest.raises(NotFoundError):
+        copy_recipe("no_such", tmp_path)
+
+
+def test_pool_entries_are_copied_in_the_same_way(pool: Path, tmp_path: Path) -> None:
+    written = copy_model("net_a", tmp_path / "mine.yaml")
+    assert written == [tmp_path / "mine.yaml", tmp_path / "hmdc-model.schema.json"]
+    assert written[0].read_text().startswith("# yaml-language-server: $schema=hmdc-model.schema.json\n# What it is.\n")
+    assert load_model(str(written[0])).args == load_model("net_a").args

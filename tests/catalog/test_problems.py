@@ -1,0 +1,260 @@
+"""What users get wrong in a recipe, and the words that tell them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmdc_hub.catalog import load_model, load_recipe
+from hmdc_hub.errors import RecipeError, UsageError
+from tests.catalog.conftest import MODEL, WriteRecipe
+
+
+def complaint(path: str, *overrides: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value
+
+
+IPC, SIZE, SOURCE = "  ipc: 1\n", "  size: 16\n", "  id: builtin:digits\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        # numbers
+        (IPC, "  ipc: 0\n", 15, "condense.ipc = 0: must be a whole number of at least 1"),
+        (IPC, "  ipc: -3\n", 15, "condense.ipc = -3: must be a whole number of at least 1"),
+        (IPC, "  ipc: ten\n", 15, "condense.ipc = ten: must be a whole number of at least 1"),
+        (IPC, "  ipc: 10.0\n", 15, "condense.ipc = 10.0: must be a whole number of at least 1; write 10"),
+        (IPC, "  ipc: 1e1\n", 15, "must be a whole number of at least 1; write 10"),
+        (IPC, "  ipc: 2.5\n", 15, "condense.ipc = 2.5: must be a whole number of at least 1"),
+        (IPC, '  ipc: "10"\n', 15, 'condense.ipc = "10": must be a whole number of at least 1; write it without'),
+        (IPC, "  ipc: 1_000\n", 15, "condense.ipc = 1_000: must be a whole number of at least 1; write 1000"),
+        (IPC, "  ipc: 1,000\n", 15, "condense.ipc = 1,000: must be a whole number of at least 1; write 1000"),
+        (IPC, "  ipc: true\n", 15, "condense.ipc = true: must be a whole number of at least 1"),
+        (IPC, "  ipc:\n", 15, "condense.ipc = null: must be a whole number of at least 1; it is empty"),
+        (IPC, "  ipc: [1, 10]\n", 15, "condense.ipc = [1, 10]: must be a whole number of at least 1"),
+        (IPC, "  ipc: 9999999999999999999999\n", 15, "is too large; whole numbers have 64 bits"),
+        (IPC, "  ipc: .nan\n", 15, "condense.ipc = .nan: must be a finite number"),
+        (IPC, "  ipc: 1\n  factor:\n", 16, "leave the key out for the default, 2"),
+        (SIZE, "  size: 2\n", 5, "source.size = 2: must be a whole number from 4 to 1024"),
+        (SIZE, "  size: 4096\n", 5, "must be a whole number from 4 to 1024"),
+        (SIZE, "  size: 16x16\n", 5, "source.size = 16x16: must be a whole number from 4 to 1024"),
+        (IPC, "  ipc: 1\n  images: {lr: 0}\n", 16, "condense.images.lr = 0: must be a number above 0"),
+        (IPC, "  ipc: 1\n  images: {lr: -1e-3}\n", 16, "condense.images.lr = -0.001: must be a number above 0"),
+        (IPC, "  ipc: 1\n  images: {lr: 1e999}\n", 16, "condense.images.lr = 1e999: must be a finite number"),
+        (IPC, "  ipc: 1\n  images: {lr: inf}\n", 16, "condense.images.lr = inf: must be a number above 0"),
+        (IPC, "  ipc: 1\n  images: {lr: '1e-3'}\n", 16, "must be a number above 0; write it without quotes"),
+        (IPC, "  ipc: 1\n  images: {momentum: 1}\n", 16, "must be a number of at least 0 and below 1"),
+        (IPC, "  ipc: 1\n  cutmix: {probability: 1.5}\n", 16, "must be a number from 0 to 1"),
+        (IPC, "  ipc: 1\n  cutmix: {probability: 50%}\n", 16, "= 50%: must be a number from 0 to 1"),
+        # booleans
+        (IPC, "  ipc: 1\n  balance: off\n", 16, "balance = off: must be true or false; off is text in YAML 1.2"),
+        (IPC, "  ipc: 1\n  balance: Yes\n", 16, "must be true or false; Yes is text in YAML 1.2"),
+        (IPC, "  ipc: 1\n  balance: 1\n", 16, "condense.balance = 1: must be true or false"),
+        (IPC, "  ipc: 1\n  balance: 'true'\n", 16, "must be true or false; write it without quotes"),
+        # choices
+        (IPC, "  ipc: 1\n  start: kmean\n", 16, "start = kmean: must be one of kmeans, random; did you mean kmeans?"),
+        (IPC, "  ipc: 1\n  start: 3\n", 16, "condense.start = 3: must be one of kmeans, random"),
+        ("channels: 1", "channels: 2", 6, "source.channels = 2: must be one of 1, 3"),
+        ("channels: 1", "channels: true", 6, "source.channels = true: must be one of 1, 3"),
+        ("channels: 1", "channels: 3.0", 6, "source.channels = 3.0: must be one of 1, 3"),
+        ("channels: 1", "channels: '3'", 6, "must be one of 1, 3; write it without quotes"),
+        # text
+        (SOURCE, "  id: 3\n", 4, "source.id = 3: must be text that is not empty; put it in quotes"),
+        (SOURCE, "  id: ''\n", 4, 'source.id = "": must be text that is not empty'),
+        (SOURCE, SOURCE + "  revision: 1234567\n", 5, "revision = 1234567: must be text or null; put it in quotes"),
+        ("name: small\n", "name: my recipe\n", 1, "name = my recipe: must be a name of at most 64 letters, digits"),
+        ("name: small\n", "name: ../up\n", 1, "name = ../up: must be a name of at most 64 letters"),
+        ("name: small\n", "name: 10\n", 1, "name = 10: must be a name"),
+        ("name: small-hmdc", "name: me/small", 20, "publish.name = me/small: must be a name of at most 96 letters"),
+        # sections and lists
+        ("condense:\n  ipc: 1\n  resets: 4\n", "condense:\n", 14, "condense = null: must be a section"),
+        ("condense:\n  ipc: 1\n  resets: 4\n", "condense: ipc:1\n", 14, "write a space after each colon"),
+        ("condense:\n  ipc: 1\n  resets: 4\n", "condense: [ipc]\n", 14, "condense = [ipc]: must be a section of keys"),
+        (f"models: [{MODEL}]", "models: net", 18, "must be a list of at least 1 entry, each a name in model_pool/ or"),
+        (f"models: [{MODEL}]", "models: net", 18, "write [net]"),
+        (f"models: [{MODEL}]", "models: []", 18, "evaluate.models = []: must be a list of at least 1 entry"),
+        (f"models: [{MODEL}]", "models: [1]", 18, "models.0 = 1: must be a name in model_pool/ or a mapping"),
+        (IPC, "  ipc: 1\n  augment: {color: brightness}\n", 16, "each one of brightness, saturation, contrast; write"),
+        (IPC, "  ipc: 1\n  augment: {color: [hue]}\n", 16, "condense.augment.color.0 = hue: must be one of brightness"),
+        # keys
+        (IPC, "  ipc: 1\n  factr: 2\n", 16, "condense.factr = 2: is not a known key; did you mean factor?"),
+        (IPC, "  ipc: 1\n  IPC: 2\n", 16, "condense.IPC = 2: is not a known key; did you mean ipc?"),
+        (IPC, "  ipc: 1\n  normalize: true\n", 16, "is not a known key; did you mean normalise?"),
+        (IPC, "  ipc: 1\n  epochs: 3\n", 16, "condense.epochs = 3: is not a known key; did you mean evaluate.epochs?"),
+        (IPC, "  ipc: 1\n  zzz: 3\n", 16, "condense.zzz = 3: is not a known key; the keys here are ipc, factor"),
+        ("name: small\n", "name: small\nsede: 1\n", 2, "sede = 1: is not a known key; did you mean seed?"),
+        ("name: small\n", "name: small\nipc: 1\n", 2, "ipc = 1: is not a known key; did you mean condense.ipc?"),
+        ("name: small\n", "name: small\nepoch: 1\n", 2, "epoch = 1: is not a known key; did you mean evaluate.epochs?"),
+        ("name: small\n", "name: small\nname: x\n", 2, "name: stands here a second time; the first is on line 1"),
+        (IPC, "", 14, "condense.ipc: is missing; it must be a whole number of at least 1"),
+        (SOURCE, "", 3, "source.id: is missing; it must be text that is not empty"),
+        ("publish:\n  name: small-hmdc\n  config: ipc1\n", "", None, "publish: is missing; it must be a section"),
+        # inline models
+        ("condense: 0.05", "condense: 0", 13, "pool.1.lr.condense = 0: must be a number above 0"),
+        ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth: null,", 8, "pool.0.args.depth = null: must be a number,"),
+        ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth: [1.5],", 8, "or a list, each a whole number"),
+        ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth:2,", 8, "pool.0.args.depth:2: needs a space after the"),
+        ("id: mlp,", "id: mlp, args: 3, taps: [-1],", 8, "pool.0.taps.0 = -1: must be a whole number of at least 0"),
+        ("source: builtin, id", "sorce: builtin, id", 8, "sorce = builtin: is not a known key; did you mean source?"),
+        ("source: builtin, id", "sorce: builtin, id", 8, "pool.0.source: is missing; it must be one of builtin"),
+        ("source: builtin\n", "source: timm\n", 10, "pool.1.source = timm: must be one of builtin, torchvision, tran"),
+        # rules about several keys
+        (IPC, "  ipc: 1\n  factor: 3\n", 5, "source.size: 16 is not divisible by condense.factor 3"),
+        (IPC, "  ipc: 1\n  match: false\n  distill: false\n", 14, "condense: match and distill are both off"),
+        ("name: other", "name: tiny", 7, "pool names tiny twice; give inline mappings names of their own"),
+        (f"models: [{MODEL}]", f"models: [{MODEL}, {MODEL}]", 18, "evaluate.models: names tiny twice"),
+        ("name: other\n", "name: other\n    normalize: own\n", 9, "pool.1: normalize: own needs mean and std"),
+        ("config: ipc1", "config: data", 21, "publish.config: may not be 'data': the package uses that folder itself"),
+        # YAML
+        ("name: small\n", "name: &x small\n", 1, "name = &x: anchors are not read"),
+        ("channels: 1", "channels: *x", 6, "source.channels = *x: aliases are not read"),
+        ("channels: 1", "\tchannels: 1", 6, "is indented with a tab; YAML takes spaces only"),
+        ("description: For tests", "description: a: b", 2, "a colon stands where none can"),
+    ],
+)  # fmt: skip
+def test_one_mistake_gives_its_line_and_rule(
+    write: WriteRecipe, old: str, new: str, line: int | None, words: str
+) -> None:
+    error = complaint(write((old, new)))
+    at = "" if line is None else f"line {line}: "
+    assert any(text.strip().startswith(at) and words in text for text in error.message.splitlines()), error.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        (IPC, "  ipc: [&a 1]\n", "condense.ipc.0"),
+        (IPC, "  ipc: *a\n", "condense.ipc"),
+        (IPC, "  ipc: x\n  ipc: 3\n", "condense.ipc"),
+        ("channels: 1", "channels: {a: !!int 1}", "source.channels.a"),
+        ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth: [.inf],", "pool.0.args.depth.0"),
+        (f"  - {MODEL}\n", "  - no_such_net\n", "pool.0"),
+    ],
+)
+def test_a_mistake_is_not_reported_again_as_its_consequence(write: WriteRecipe, old: str, new: str, key: str) -> None:
+    assert [problem.key for problem in complaint(write((old, new))).problems] == [key]
+
+
+def test_every_mistake_is_reported_at_once_in_the_order_of_lines(write: WriteRecipe) -> None:
+    path = write(
+        ("name: small\n", "name: small\nsede: 1\n"),
+        ("size: 16", "size: 16.0"),
+        ("channels: 1", "channels: &c 1"),
+        (f"  - {MODEL}\n", "  - no_such_net\n"),
+        ("condense: 0.05", "condense: -1"),
+        (IPC, "  ipc: x\n"),
+        ("config: ipc1", "config: ipc1\n  config: ipc2"),
+    )
+    problems = complaint(path, "foo", "evaluate.epochs=0", "evaluate.epoch=3").problems
+    assert [(problem.line, problem.key) for problem in problems] == [
+        (2, "sede"),
+        (6, "source.size"),
+        (7, "source.channels"),
+        (9, "pool.0"),
+        (14, "pool.1.lr.condense"),
+        (16, "condense.ipc"),
+        (23, "publish.config"),
+        (None, ""),
+        (None, "evaluate.epoch"),
+        (None, "evaluate.epochs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "example"),
+    [
+        (IPC, "  ipc: x\n", "ipc: 10"),
+        (IPC, "", "ipc: 10"),
+        (IPC, "  ipc: 1\n  match: on\n", "match: true"),
+        (f"models: [{MODEL}]", "models: x", "models: [convnet3, resnet18]"),
+        ("id: mlp, args: {depth: 2, width: 8}", "id: mlp, args: 2", "args: {depth: 3, width: 128}"),
+        ("source:\n  id: builtin:digits\n  size: 16\n  channels: 1\n", "", "source: {id: uoft-cs/cifar10, size: 32}"),
+        ("publish:\n  name: small-hmdc\n  config: ipc1\n", "publish:", "publish: {name: cifar10-hmdc, config: ipc10}"),
+    ],
+)  # fmt: skip
+def test_a_mistake_comes_with_a_line_that_would_be_right(write: WriteRecipe, old: str, new: str, example: str) -> None:
+    error = complaint(write((old, new)))
+    assert example in [problem.example for problem in error.problems]
+    assert f"for example  {example}" in error.message
+
+
+def test_no_jargon_of_the_library_comes_through(write: WriteRecipe) -> None:
+    path = write(
+        ("name: small\n", "name: 1\nx: 1\n"),
+        ("size: 16", "size: a"),
+        (IPC, "  match: 1\n  start: 4\n  augment: 1\n"),
+        ("args: {depth: 2, width: 8}", "args: {depth: null}"),
+    )
+    message = complaint(path).message.lower()
+    for jargon in (
+        "input should",
+        "value error",
+        "extra inputs",
+        "valid integer",
+        "dictionary",
+        "pydantic",
+        "nonetype",
+    ):
+        assert jargon not in message
+
+
+def test_long_values_are_shortened(write: WriteRecipe) -> None:
+    error = complaint(write((IPC, f"  ipc: {'x' * 500}\n")))
+    assert len(error.problems[0].value) == 60
+    assert error.problems[0].value.endswith("x…")
+
+
+def test_a_file_name_that_is_no_name_is_said_to_be_one(write: WriteRecipe) -> None:
+    error = complaint(write(("name: small\n", ""), name="my recipe.yaml"))
+    assert "name = my recipe: must be a name of at most 64" in error.message
+    assert "it comes from the file's name, so rename the file or give the recipe a name" in error.message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    for content, words in (
+        (b"", "is empty"),
+        (b"a: \xff\n", "line 1: \\xff: is not UTF-8 text"),
+        (b"a: 1\n" + b"#" * 70_000, "is larger than 64 KiB"),
+        (b"- a\n", "line 1: holds a list; keys and values are expected"),
+        (b"name: x\n---\nname: y\n", "line 2: a second document begins here"),
+    ):
+        path.write_bytes(content)
+        assert words in complaint(str(path)).message
+    path.write_bytes(b"a: 1\n" * 40_000)
+    assert "is larger than 64 KiB" in complaint(str(path)).message
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder; a recipe is a YAML file"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("x: 1\n")
+    with pytest.raises(UsageError, match="The recipe of a run is inside: .*recipe.yaml"):
+        load_recipe(str(tmp_path))
+
+
+def test_unknown_models_come_with_close_ones(write: WriteRecipe, pool: Path) -> None:
+    path = write((f"  - {MODEL}\n", "  - net_c\n"), (f"models: [{MODEL}]", "models: [zzz, net_a, ./gone.yaml]"))
+    (Path(path).parent / "zzz.yaml").write_text("source: builtin\nid: mlp\n")
+    message = complaint(path).message
+    assert "line 8: pool.0 = net_c: is not in the model pool; did you mean net_b or net_a?" in message
+    assert (
+        "evaluate.models.0 = zzz: is not in the model pool; did you mean ./zzz.yaml, the file beside the recipe?"
+        in message
+    )
+    assert "evaluate.models.2 = ./gone.yaml: is no file, neither beside the recipe" in message
+    (Path(path).parent / "zzz.yaml").unlink()
+    assert "evaluate.models.0 = zzz: is not in the model pool; it holds net_a, net_b" in complaint(path).message
+
+
+def test_mistakes_in_a_model_file_name_the_file_and_its_line(write: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("source: builtin\nid: mlp\nlr: {condense: 0}\ntap: [1]\n")
+    message = complaint(write((f"  - {MODEL}\n", "  - ./mine.yaml\n"))).message
+    assert "line 8: pool.0 = ./mine.yaml: ./mine.yaml, line 3: lr.condense = 0: must be a number above 0" in message
+    assert "./mine.yaml, line 4: tap = [1]: is not a known key; did you mean taps?" in message
+    with pytest.raises(RecipeError, match=r"(?s)2 problems.*line 3: lr.condense = 0: must be a number above 0"):
+        load_model(str(tmp_path / "mine.yaml"))
