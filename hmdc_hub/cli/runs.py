@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hmdc_hub.cli import output
-from hmdc_hub.errors import NotFoundError
+from hmdc_hub.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from hmdc_hub.store import RunDir, RunEntry
@@ -76,7 +77,13 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
     found = [_run(name, root) for name in names]
     if not yes:
         question = f"remove {', '.join(str(run.path) for run in found)}?"
-        if not click.confirm(question, err=True):
+        try:
+            wanted = click.confirm(question, err=True)
+        except click.Abort as error:
+            raise UsageError(
+                "there is nobody to ask here; nothing was removed", hint="--yes removes without asking."
+            ) from error
+        if not wanted:
             output.talk("nothing was removed")
             return
     for run in found:
@@ -134,7 +141,8 @@ def _entry(name: str, root: Path) -> RunEntry:
     from hmdc_hub.store import list_runs
 
     run = _run(name, root)
-    for entry in list_runs(run.path.parent):
-        if entry.run.path.name == run.path.resolve().name or entry.run.path == run.path:
-            return entry
+    place = run.path.absolute() if run.path.name else run.path.resolve()
+    for entry in list_runs(place.parent):
+        if entry.run.path.name == place.name:
+            return replace(entry, run=run)
     raise NotFoundError(f"{run.path} is not a run directory", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
