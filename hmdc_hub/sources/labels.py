@@ -64,6 +64,8 @@ def _raw(reader: Reader, parts: tuple[Part, ...], column: str) -> list[object]:
 
 
 def _check_types(values: list[object], parts: tuple[Part, ...], column: str) -> None:
+    if not values:
+        return  # `describe` looks at datasets without a split to score on, too
     kind = type(values[0])
     for index, value in enumerate(values):
         if value is None:
@@ -73,7 +75,9 @@ def _check_types(values: list[object], parts: tuple[Part, ...], column: str) -> 
         if isinstance(value, int) and value < 0:
             raise _bad(parts, index, column, f"the label is {value}, which usually marks a row without one")
         if type(value) is not kind:
-            raise _bad(parts, index, column, f"the label is {value!r}; others are of the type {kind.__name__}")
+            raise _bad(
+                parts, index, column, f"the label is {value!r}; others are of the type {kind.__name__}"
+            )
 
 
 def _indices(
