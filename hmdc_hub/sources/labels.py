@@ -75,9 +75,7 @@ def _check_types(values: list[object], parts: tuple[Part, ...], column: str) -> 
         if isinstance(value, int) and value < 0:
             raise _bad(parts, index, column, f"the label is {value}, which usually marks a row without one")
         if type(value) is not kind:
-            raise _bad(
-                parts, index, column, f"the label is {value!r}; others are of the type {kind.__name__}"
-            )
+            raise _bad(parts, index, column, f"the label is {value!r}; others are of the type {kind.__name__}")
 
 
 def _indices(
