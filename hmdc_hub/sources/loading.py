@@ -108,12 +108,12 @@ def several_configs(source: str, names: list[str]) -> SourceError:
 def _explained(source: str, error: Exception, config: str | None = None) -> SourceError | NetworkError:
     """Turn what `datasets` raised into one of our errors."""
     from datasets.exceptions import SplitsVerificationError
-    from huggingface_hub.errors import GatedRepoError, HTTPError  # type: ignore[attr-defined]  # imported there, not exported
+    from huggingface_hub.errors import GatedRepoError
 
-    text = str(error)
     chain = list(_chain(error))
-    if isinstance(error, ValueError) and ("Config name is missing" in text or "BuilderConfig" in text):
-        return _wrong_config(source, config, text)
+    text = str(chain[-1]) or str(error)
+    if isinstance(error, ValueError) and ("Config name is missing" in str(error) or "BuilderConfig" in str(error)):
+        return _wrong_config(source, config, str(error))
     if "Dataset scripts are no longer supported" in text:
         return SourceError(
             f"source.id: {source} is a program (a dataset script), and no code of a dataset is ever run",
@@ -121,12 +121,17 @@ def _explained(source: str, error: Exception, config: str | None = None) -> Sour
         )
     if any(isinstance(one, GatedRepoError) for one in chain):
         return SourceError(f"source.id: {source} is gated, and this account has no access", hint=LOGIN)
-    if any(isinstance(one, HTTPError | ConnectionError | TimeoutError) for one in chain):
+    if any(_is_network(one) for one in chain):
         return NetworkError(f"{source} could not be downloaded: {text}", hint="Run the command again.")
     if isinstance(error, SplitsVerificationError):
         return SourceError(
             f"source.id: the sizes in the README of {source} are not those of its files: {text}",
             hint="Correct dataset_info in the README, or remove it.",
+        )
+    if "BatchSize must be greater than 0" in text:
+        return SourceError(
+            f"source.id: a parquet file of {source} has no rows; a split needs one image at least",
+            hint="Remove the empty file, or fill it.",
         )
     if isinstance(error, FileNotFoundError):
         return SourceError(
@@ -134,11 +139,21 @@ def _explained(source: str, error: Exception, config: str | None = None) -> Sour
             hint="It needs train/<class>/<image> folders, parquet files, or a README that says where they are.",
         )
     return SourceError(
-        f"source.id: {source} cannot be read: {text} ({chain[-1]})"
-        if len(chain) > 1
-        else f"source.id: {source} cannot be read: {text}",
-        hint="Check its files with  datasets.load_dataset",
+        f"source.id: {source} cannot be read: {text}", hint="Check its files with  datasets.load_dataset"
     )
+
+
+def _is_network(error: BaseException) -> bool:
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: imported there, not exported
+        EntryNotFoundError,
+        HTTPError,
+        LocalEntryNotFoundError,
+    )
+
+    if isinstance(error, LocalEntryNotFoundError):
+        return True  # not in the cache, and it could not be fetched
+    # A file that the Hub does not have is no failure: datasets asks for optional ones and goes on.
+    return isinstance(error, HTTPError | ConnectionError | TimeoutError) and not isinstance(error, EntryNotFoundError)
 
 
 def _wrong_config(source: str, config: str | None, text: str) -> SourceError:

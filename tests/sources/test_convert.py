@@ -30,7 +30,9 @@ def test_every_mode_keeps_its_grey(mode: str) -> None:
     assert abs(grey(image) - 100) <= 1
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("PNG", "1"), ("PNG", "P"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("GIF", "P")])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "1"), ("PNG", "P"), ("JPEG", "CMYK"), ("WEBP", "RGB"), ("GIF", "P")]
+)
 def test_modes_survive_their_file_formats(kind: str, mode: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     assert grey(open_image(encoded(picture(255, mode=mode), kind, **options))) == 255

@@ -67,7 +67,12 @@ def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
 @pytest.mark.parametrize(
     ("features", "wanted", "words", "next_step"),
     [
-        ({"a": Image(), "b": Image()}, None, "several image columns and none has a usual name: a, b", "image_column: a"),
+        (
+            {"a": Image(), "b": Image()},
+            None,
+            "several image columns and none has a usual name: a, b",
+            "image_column: a",
+        ),
         ({"x": Value("string")}, None, r"no image column; its columns: x \(string\)", "cast_column"),
         ({"image": Image()}, "img", r"no column 'img'; its columns: image \(images\)", "leave image_column out"),
         ({"image": Image(), "x": LABEL}, "x", "column 'x' of it holds ClassLabel, not images", "image_column: image"),

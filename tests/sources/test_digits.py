@@ -93,7 +93,7 @@ def test_keys_that_do_not_apply_are_refused(keys: dict[str, object], words: str)
 def test_digits_need_no_library_of_other_sources() -> None:
     code = (
         "import sys; from hmdc_hub.schema import SourceSpec; import hmdc_hub.sources as s\n"
-        "early = [m for m in ('sklearn', 'datasets', 'huggingface_hub', 'torchvision', 'pyarrow') if m in sys.modules]\n"
+        "early = [m for m in ('sklearn', 'datasets', 'huggingface_hub', 'torchvision') if m in sys.modules]\n"
         "s.load_source(SourceSpec(id='builtin:digits', size=8, channels=1))\n"
         "late = [m for m in ('datasets', 'huggingface_hub', 'torchvision') if m in sys.modules]\n"
         "print(early, late)"

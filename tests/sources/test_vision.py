@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision
+from huggingface_hub import constants
+from PIL import Image
+
+from hmdc_hub.errors import NetworkError, SourceError
+from hmdc_hub.schema import SourceSpec
+from hmdc_hub.sources import Source, load_source, resolve_source, vision
+from hmdc_hub.sources.reader import Part
+from tests.sources.files import write_idx
+
+
+def load(name: str, **keys: Any) -> Source:
+    return load_source(SourceSpec.model_validate({"id": f"torchvision:{name}", "size": 8, "channels": 1} | keys))
+
+
+def write_mnist(folder: str, prefixes: tuple[str, str] = ("train", "t10k"), classes: int = 10, first: int = 0) -> None:
+    """Write raw files in MNIST's format: image k has the value k and the class k mod `classes`."""
+    raw = vision.vision_root() / folder / "raw"
+    for prefix, count in zip(prefixes, (2 * classes, classes), strict=True):
+        numbers = np.arange(count, dtype=np.uint8)
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", np.broadcast_to(numbers[:, None, None], (count, 28, 28)))
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", (numbers % classes + first).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_raw_files_that_are_there_are_read(name: str) -> None:
+    write_mnist(name)
+    source = load(name)
+    assert source.train.counts == (2,) * 10
+    assert source.train.images.shape == (20, 1, 8, 8)
+    assert source.train.of_class(3)[:, 0, 0, 0].tolist() == [3, 13]
+    assert source.test_labels.tolist() == list(range(10))
+    assert source.info.class_names == getattr(torchvision.datasets, name).classes
+    assert source.info.license == vision.SETS[name].license
+    assert (source.info.kind, source.info.revision, source.info.test_split) == ("torchvision", None, "test")
+
+
+def test_letters_lose_the_class_that_does_not_exist() -> None:
+    write_mnist("EMNIST", ("emnist-letters-train", "emnist-letters-test"), classes=26, first=1)
+    source = load("EMNIST", config="letters")
+    assert source.info.class_names == list("abcdefghijklmnopqrstuvwxyz")
+    assert source.train.of_class(0)[:, 0, 0, 0].tolist() == [0, 26]
+    assert source.info.config == "letters"
+
+
+def test_private_and_missing_attributes_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        classes = [("tench", "Tinca tinca"), ("dog",)]
+
+        def __init__(self, root: str, split: str, size: str, download: bool) -> None:
+            assert (size, download) == ("full", False)
+            self._samples = [("x.jpg", k % 2) for k in range(6)]
+            self.targets = [0] * 6  # not what indexing gives: must not be believed
+            self.opened = 0
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+            self.opened += 1
+            return Image.new("RGB", (9, 7), (row, row, row)), self._samples[row][1]
+
+    monkeypatch.setattr(torchvision.datasets, "Imagenette", Fake)
+    reader = vision.open_vision("torchvision:Imagenette", None)
+    assert reader.labels(Part("train", 1, 5), "label") == [1, 0, 1, 0]
+    assert reader._dataset("train").opened == 4  # two looks each at `targets` and `_samples`, not at every row
+    assert reader.class_names("train", "label") == ["tench", "dog"]
+    source = load("Imagenette", config="full")
+    assert source.info.test_split == "val"
+    assert source.train.of_class(1)[:, 0, 0, 0].tolist() == [1, 3, 5]
+    reader._dataset("val")._samples = None
+    reader._dataset("val").__class__.__getitem__ = lambda self, row: (None, 1)
+    assert reader.labels(Part("val", 0, 3), "label") == [1, 1, 1]
+
+
+def test_resolving_names_splits_columns_and_configuration() -> None:
+    write_mnist("EMNIST", ("emnist-balanced-train", "emnist-balanced-test"), classes=47)
+    resolved = resolve_source(SourceSpec(id="torchvision:EMNIST", size=28))
+    assert (resolved.config, resolved.train_split, resolved.test_split) == ("balanced", "train", "test")
+    assert (resolved.image_column, resolved.label_column, resolved.revision) == ("image", "label", None)
+
+
+def test_a_missing_set_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda self: write_mnist("MNIST"))
+    assert load("MNIST").train.counts == (2,) * 10
+
+
+def test_downloads_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object) -> None:
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", fail)
+    with pytest.raises(NetworkError, match="torchvision:MNIST could not be downloaded.*name or service") as caught:
+        load("MNIST")
+    assert "HMDC_HUB_CACHE" in caught.value.hint
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="HF_HUB_OFFLINE forbids"):
+        load("MNIST")
+
+
+def test_the_folder_is_in_the_home_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path))
+    assert vision.vision_root() == tmp_path / "torchvision"
+    monkeypatch.setenv("HMDC_HUB_CACHE", "")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert vision.vision_root() == Path("/home/someone/.cache/hmdc-hub/torchvision")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "next_step"),
+    [
+        ({"id": "torchvision:cifar10"}, "torchvision:cifar10 is not a dataset", "torchvision:CIFAR10"),
+        ({"id": "torchvision:CocoDetection"}, "is not a dataset of torchvision that has images", ""),
+        ({"id": "torchvision:ImageFolder"}, "names no dataset but a way to read a folder", "./my-images"),
+        ({"id": "torchvision:MNIST", "config": "digits"}, "it has none at all", "Leave config out"),
+        ({"id": "torchvision:EMNIST", "config": "lettres"}, "it has balanced, byclass", "config: balanced"),
+        ({"id": "torchvision:MNIST", "revision": "main"}, "not a dataset of the Hub", "Leave revision out"),
+        ({"id": "torchvision:MNIST", "train_split": "extra"}, "its splits are train, test", "train_split"),
+        ({"id": "torchvision:MNIST", "label_column": "y"}, "no column 'y'", "Leave label_column out"),
+    ],
+)
+def test_refused_keys(keys: dict[str, Any], words: str, next_step: str) -> None:
+    write_mnist("MNIST")
+    with pytest.raises(SourceError, match=words) as caught:
+        load("", **keys)
+    assert caught.value.hint
+    assert next_step in caught.value.hint
+
+
+@pytest.mark.parametrize("name", vision.SETS)
+def test_every_set_exists_and_takes_its_arguments(name: str) -> None:
+    made = getattr(torchvision.datasets, name)
+    known = vision.SETS[name]
+    assert "train" in known.splits
+    assert {"test", "val"} & set(known.splits)
+    for arguments in known.splits.values():
+        extra = {known.config_argument: known.configs[0]} if known.config_argument else {}
+        inspect.signature(made).bind(root="x", download=True, **arguments, **extra)
+        with pytest.raises((RuntimeError, OSError)):  # nothing is there; a wrong split would be a ValueError
+            made(root="/nowhere", download=False, **arguments, **extra)
