@@ -149,6 +149,7 @@ def test_aliases_do_not_multiply() -> None:
 
 
 def test_size_is_limited() -> None:
+    assert MAX_BYTES == 65536
     fits = b"a: " + b"x" * (MAX_BYTES - 3)
     assert parse(decode(fits, "x.yaml"), "x.yaml").data["a"].startswith("xxx")
     with pytest.raises(RecipeError, match="larger than 64 KiB"):

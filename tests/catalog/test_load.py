@@ -75,6 +75,8 @@ def test_the_stored_form_has_every_key_and_is_easy_to_read(write: WriteRecipe) -
     assert text.startswith("# ")
     for line in ("  factor: 2", "    lr: 0.005", "  - name: tiny", "    color: [brightness, saturation, contrast]"):
         assert line in text.splitlines()
+    long = "one sentence " * 30 + "end"
+    assert f"description: {long}" in dump_recipe(load_recipe(write(("For tests", long)))).splitlines()
     assert read_yaml(text, "x.yaml").data["source"]["revision"] is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_every_shipped_model_is_right(entry: Entry) -> None:
 @pytest.mark.parametrize("path", generated_files(), ids=lambda path: path.name)
 def test_generated_files_are_up_to_date(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == generated_files()[path], "run python -m hmdc_hub.catalog"
+
+
+def test_generated_files_are_written_anew_by_one_command(pool: Path) -> None:
+    (pool / "docs").mkdir()
+    runpy.run_module("hmdc_hub.catalog", run_name="__main__")
+    assert (pool / "recipes" / RECIPES.schema).read_text() == json_schema()
+    assert (pool / "model_pool" / MODELS.schema).read_text() == model_json_schema()
+    assert (pool / "docs" / "recipes.md").read_text().count("| `ipc` |") == 1
 
 
 def shape_errors(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None) -> list[str]:
