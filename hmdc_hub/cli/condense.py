@@ -85,6 +85,7 @@ def condense(
         + [part for override in overrides for part in ("-o", override)]
         + ([] if run_dir is None else ["--run-dir", str(run_dir)])
         + ([] if device == "auto" else ["--device", device])
+        + ([] if workers is None else ["--workers", str(workers)])
     )
     _print_result(_carry_out(loaded, run, wishes, again), again, as_json)
 

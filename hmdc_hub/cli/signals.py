@@ -10,7 +10,7 @@ from types import FrameType
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import StopFlag
 
-ASKED = "stopping after this step; once more to stop at once"
+ASKED = "stopping at the next safe place; once more to stop at once"
 
 
 @contextmanager

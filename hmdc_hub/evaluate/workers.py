@@ -144,7 +144,8 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(count, context, _start_worker, (recipe.model_dump_json(), str(data)))
-    futures: dict[Future[float], Job] = {executor.submit(_work, job): job for job in jobs}
+    with _without_interrupts():
+        futures: dict[Future[float], Job] = {executor.submit(_work, job): job for job in jobs}
     pending = set(futures)
     try:
         while pending:
@@ -163,6 +164,22 @@ def _in_processes(
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold SIGINT back while processes are started in the block: they inherit that, and the parent decides.
+
+    A Ctrl-C reaches the whole process group, and a worker that is still importing torch would die of it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _bench: Bench | None = None

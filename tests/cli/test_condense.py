@@ -137,7 +137,7 @@ def test_stopped_refused_resumed(
     done = go("tiny.yaml", "--run-dir", "here")
     assert done.status == status and done.out == ""
     assert "stopped after image step 3 of 4" in done.err
-    assert done.err.endswith("go on with: hmdc-hub condense tiny.yaml --run-dir here --resume\n")
+    assert done.err.endswith("go on with: hmdc-hub condense tiny.yaml --run-dir here --workers 1 --resume\n")
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     before = state_of(folder)
