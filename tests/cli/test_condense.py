@@ -272,7 +272,12 @@ def test_another_process_works_there(place: Path, go: Call) -> None:
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied"), (errno.EROFS, "Read-only")],
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EACCES, "Permission denied"),
+        (errno.EROFS, "Read-only"),
+        (errno.EFBIG, "File too large"),
+    ],
 )
 def test_a_full_or_closed_disk(
     folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch, number: int, words: str
