@@ -48,7 +48,7 @@ def open_image(encoded: Encoded) -> Image.Image:
         image = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
         image.load()
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever a damaged file leads them into
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
         name = f"the image file {encoded!r}" if isinstance(encoded, str) else f"the image ({len(encoded)} bytes)"
         text = str(error).split(" <_io")[0] or type(error).__name__
         raise SourceError(

@@ -77,7 +77,7 @@ def _saved_to_disk(source: str, path: Path) -> Mapping[str, Any]:
 
     try:
         loaded = load_from_disk(str(path))
-    except Exception as error:  # noqa: BLE001  Arrow's and datasets' readers share no base class
+    except Exception as error:  # Arrow's and datasets' readers share no base class
         raise SourceError(
             f"source.id: {source!r} looks like a folder of save_to_disk and cannot be read: {error}",
             hint="Write it again with save_to_disk, or as parquet with to_parquet.",
