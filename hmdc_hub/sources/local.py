@@ -19,7 +19,7 @@ def local_path(source: str) -> Path | None:
         source: Id in a recipe, relative to the current folder; `~` is the home folder.
 
     Returns:
-        The path if something is there; None if the id can only be a dataset of the Hub. What exists here wins over a
+        The absolute path if something is there; None if the id can only be a dataset of the Hub. What exists here wins over a
         dataset of the same name there.
 
     Raises:
@@ -27,7 +27,7 @@ def local_path(source: str) -> Path | None:
     """
     path = Path(source).expanduser()
     if path.exists():
-        return path
+        return path.absolute()  # a bare name such as parquet would mean a file format to datasets
     looks_like_a_path = (
         source.startswith(("/", ".", "~")) or "\\" in source or source.count("/") > 1 or path.suffix == ".parquet"
     )

@@ -131,6 +131,12 @@ def test_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert resolve_source(SourceSpec(id="~/pets", size=8)).id == "~/pets"
 
 
+def test_a_folder_may_be_called_like_a_file_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parquet_folder(tmp_path / "imagefolder")
+    assert load("imagefolder").info.id == "imagefolder"
+
+
 @pytest.mark.parametrize(
     ("label", "stored", "names"),
     [
