@@ -19,8 +19,8 @@ def local_path(source: str) -> Path | None:
         source: Id in a recipe, relative to the current folder; `~` is the home folder.
 
     Returns:
-        The absolute path if something is there; None if the id can only be a dataset of the Hub. What exists here wins over a
-        dataset of the same name there.
+        The absolute path if something is there; None if the id can only be a dataset of the Hub. What exists here wins
+        over a dataset of the same name there.
 
     Raises:
         SourceError: It is written like a path, and nothing is there.
