@@ -45,13 +45,14 @@ def read_result(run: RunDir, seconds: dict[str, float] | None = None, done: tupl
     info = read_info(run.info)
     state = run.state(verify=False)
     scores = read_scores(run.scores) if state in ("scored", "finished") else None
+    if scores is not None and scores.protocol_hash != info.protocol_hash:
+        scores = None
+    packaged = state == "finished" or (scores is None and (run.package / "README.md").is_file())
     return Result(
         run=run,
         info=info,
-        scores=scores if scores is not None and scores.protocol_hash == info.protocol_hash else None,
-        package=run.package
-        if state == "finished" or (scores is None and (run.package / "README.md").is_file())
-        else None,
+        scores=scores,
+        package=run.package if packaged else None,
         seconds={"condense": info.seconds} | {k: v for k, v in (seconds or {}).items() if k != "condense"},
         done=done,
     )

@@ -44,7 +44,7 @@ class RealImages:
     def embed(self, model: PoolModel, indices: Tensor) -> Tensor:
         """Embed images by index with a model in evaluation mode, float32 P x D."""
         with torch.no_grad():
-            parts = [model.embed(model.prepare(self.take(part))) for part in indices.split(EMBED_BATCH)]
+            parts = [model.embed(model.prepare(self.take(part))) for part in torch.split(indices, EMBED_BATCH)]
         return torch.cat(parts).flatten(1).float()
 
     def matching_batch(self, model: PoolModel, label: int, key: tuple[int, int]) -> Tensor:
@@ -83,7 +83,7 @@ class RealImages:
             Images B x ch x H x W, source-normalised, augmented one by one and perhaps mixed; soft targets B x C.
         """
         order = torch.randperm(len(self.images), generator=rng.generator(self.seed, purpose, "order", *key))
-        for i, indices in enumerate(order.split(self.spec.networks.batch)[:count]):
+        for i, indices in enumerate(torch.split(order, self.spec.networks.batch)[:count]):
             images = self.take(indices)
             targets = F.one_hot(self.labels[indices.to(self.device)], self.classes).float()
             gen = rng.generator(self.seed, purpose, "augment", *key, i)
@@ -97,4 +97,4 @@ class RealImages:
     def calibration_batches(self, outer: int, count: int = 8) -> list[Tensor]:
         """Draw unaugmented minibatches to calibrate running statistics after a reset."""
         order = torch.randperm(len(self.images), generator=rng.generator(self.seed, "calibrate", outer))
-        return [self.take(indices) for indices in order.split(self.spec.networks.batch)[:count]]
+        return [self.take(indices) for indices in torch.split(order, self.spec.networks.batch)[:count]]

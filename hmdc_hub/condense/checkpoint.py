@@ -29,13 +29,11 @@ class Position:
         outer: Outer iterations finished.
         inner: Image steps done in the next one; 0 at a network reset, where images and momentum are all there is.
         seconds: Wall time spent so far, over all resumes.
-        threads: CPU threads the run uses; a resume takes the same, or its bytes would differ.
     """
 
     outer: int
     inner: int
     seconds: float
-    threads: int
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], position: Position, condense_hash: str) -> Path:

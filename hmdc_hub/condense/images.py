@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hmdc_hub import cluster, pack, rng
 from hmdc_hub.condense.batches import RealImages
+from hmdc_hub.condense.threads import Threads
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import CondenseSpec, ImagesSpec
 from hmdc_hub.sources import Source
@@ -47,7 +48,7 @@ class StoredImages:
         return float(at_bound.float().mean())
 
 
-def starting_images(model: PoolModel, real: RealImages, spec: CondenseSpec, seed: int) -> Tensor:
+def starting_images(model: PoolModel, real: RealImages, spec: CondenseSpec, seed: int, threads: Threads) -> Tensor:
     """Choose what S begins as: real images of every class, f x f of them encoded into each stored image.
 
     Args:
@@ -55,13 +56,14 @@ def starting_images(model: PoolModel, real: RealImages, spec: CondenseSpec, seed
         real: The source on the device.
         spec: Says ipc, factor and the kind of start.
         seed: Of the recipe.
+        threads: Classes are worked on side by side.
 
     Returns:
         float32 C x n x ch x H x W, source-normalised and clamped to the pixel range.
     """
     per_class = spec.ipc * spec.factor**2
-    stored = []
-    for label in range(real.classes):
+
+    def encoded(label: int) -> Tensor:
         rows = torch.arange(real.rows(label).start, real.rows(label).stop)
         gen = rng.generator(seed, "start", label)
         chosen = rows[torch.randperm(len(rows), generator=gen)[:per_class]]
@@ -71,6 +73,7 @@ def starting_images(model: PoolModel, real: RealImages, spec: CondenseSpec, seed
             chosen = rows[cluster.nearest(points, centres, distinct=True).cpu()]
         # A class with fewer images than there are places shows each of them more than once.
         chosen = chosen.repeat(-(-per_class // len(chosen)))[:per_class]
-        stored.append(pack.encode(real.take(chosen), spec.factor, real.side))
+        return pack.encode(real.take(chosen), spec.factor, real.side)
+
     low, high = (bound.to(real.device) for bound in real.source.bounds())
-    return torch.stack(stored).clamp(low, high)
+    return torch.stack(threads.map(encoded, range(real.classes))).clamp(low, high)

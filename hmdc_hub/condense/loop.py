@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +20,6 @@ from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.views import View, draw_view
 from hmdc_hub.errors import DivergedError
 from hmdc_hub.schema import CondenseSpec
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Condenser:
         self.outer = self.inner = 0
         self.balance = self._fresh_balance()
         self.real_batches: list[Tensor] = []
-        self.threads = torch.get_num_threads()
+        self.threads = pool.threads
 
     def step(self) -> StepReport:
         """Make the next image step, with a network reset before and network training after it where due."""
@@ -89,10 +85,11 @@ class Condenser:
         gradient = torch.empty_like(self.images.pixels)
         losses, shares = [], []
         with plain_attention():
-            for label, part in enumerate(self._in_parallel(partial(self._class_part, update))):
-                gradient[label], targets, share = part
-                losses.append(targets.cpu())
-                shares.append(share)
+            parts = self.threads.map(partial(self._class_part, update), range(self.real.classes))
+        for label, part in enumerate(parts):
+            gradient[label], targets, share = part
+            losses.append(targets.cpu())
+            shares.append(share)
         mean_losses = torch.stack(losses).mean(0)
         if not bool(torch.isfinite(mean_losses).all() & torch.isfinite(gradient).all()):
             raise DivergedError(
@@ -121,18 +118,6 @@ class Condenser:
             self.pool.objectives, self.balance, stored, real, label, view, factor=self.spec.factor, update=update
         )
 
-    def _in_parallel(self, work: Callable[[int], _Result]) -> Iterator[_Result]:
-        """Do something for every class, in order; on a CPU several classes at a time, one thread each.
-
-        Classes are independent, and a class computed by one thread has the same bits whatever the number of threads.
-        """
-        labels = range(self.real.classes)
-        if self.real.device.type != "cpu":
-            yield from map(work, labels)
-            return
-        with ThreadPoolExecutor(self.threads, "class", _use_one_thread) as threads:
-            yield from threads.map(work, labels)
-
     def _choose_real_batches(self) -> None:
         """Choose every class's real batch anew where it is due; the models take turns at embedding."""
         every = self.spec.cluster.every if self.spec.cluster.enabled else 1
@@ -142,7 +127,9 @@ class Condenser:
         turn = self.outer * refreshes + self.inner // every
         model = self.pool.networks[turn % len(self.pool.networks)]
         key = (self.outer, self.inner)
-        self.real_batches = list(self._in_parallel(lambda label: self.real.matching_batch(model, label, key)))
+        self.real_batches = self.threads.map(
+            lambda label: self.real.matching_batch(model, label, key), range(self.real.classes)
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Return all that a checkpoint here needs; just after an outer iteration, images and momentum."""
@@ -211,8 +198,3 @@ def plain_attention() -> Iterator[None]:
     """
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         yield
-
-
-def _use_one_thread() -> None:
-    # Holds for this thread alone: OpenMP and MKL keep the number per thread.
-    torch.set_num_threads(1)

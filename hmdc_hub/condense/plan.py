@@ -16,6 +16,7 @@ from hmdc_hub.condense.balance import Balance
 from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.pool import Pool
+from hmdc_hub.condense.threads import Threads
 from hmdc_hub.condense.views import View
 from hmdc_hub.models import build_model, parameter_count
 from hmdc_hub.schema import Recipe
@@ -71,32 +72,49 @@ def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
         }
     )
     real = RealImages(source, small, recipe.seed, device)
-    pool = Pool(networks, small, recipe.seed)
-    pool.reset(0, real)
-    steps = spec.resets * spec.networks.reset_every
-    matching, saved = _matching(pool, real, recipe)
-    minibatches = min(spec.networks.batches_per_step, -(-len(bank.images) // spec.networks.batch))
-    scale = spec.networks.batch / small.networks.batch
-    parts = {
-        "matching": steps * bank.num_classes * matching,
-        "clustering": _clustering(pool, real, recipe) if spec.cluster.enabled else 0.0,
-        "networks": steps * minibatches * scale * _seconds(lambda: pool.train_networks(real, (0, 0)), device)
-        / max(1, min(spec.networks.batches_per_step, -(-len(bank.images) // small.networks.batch))),
-        "projections": steps * minibatches * scale * _seconds(lambda: pool.train_projections(real, (0, 0)), device)
-        / max(1, min(spec.projection.batches_per_step, -(-len(bank.images) // small.networks.batch))),
-    }  # fmt: skip
+    threads = Threads(device)
+    with threads.one_each():
+        pool = Pool(networks, small, recipe.seed, threads)
+        pool.reset(0, real)
+        parts, saved = _parts(pool, real, recipe)
+    threads.close()
     stored = bank.num_classes * spec.ipc
     held = sum(2 * t.nbytes for net in networks for t in net.state_dict().values())
     return Plan(
         targets=pool.objectives.names(),
         parameters={net.spec.name: parameter_count(net) for net in networks},
-        image_steps=steps,
+        image_steps=spec.resets * spec.networks.reset_every,
         stored_images=stored,
         training_images=stored * spec.factor**2,
         seconds=sum(parts.values()),
         parts=parts,
         memory_bytes=saved + held + bank.images.nbytes + 3 * 4 * stored * bank.channels * bank.side**2,
     )
+
+
+def _parts(pool: Pool, real: RealImages, recipe: Recipe) -> tuple[dict[str, float], int]:
+    """Measure every part of the run; seconds by part, and bytes that the matching step saves."""
+    spec, small = recipe.condense, pool.spec
+    steps = spec.resets * spec.networks.reset_every
+    images = len(real.images)
+    side_by_side = min(pool.threads.count, real.classes) if pool.threads.parallel else 1
+    matching, saved = _matching(pool, real, recipe)
+
+    def minibatches(wanted: int, batch: int) -> int:
+        return min(wanted, -(-images // batch))
+
+    def training(work: Callable[[], Any], wanted: int) -> float:
+        scale = spec.networks.batch / small.networks.batch
+        probed = max(1, minibatches(wanted, small.networks.batch))
+        return steps * _seconds(work, real.device) / probed * minibatches(wanted, spec.networks.batch) * scale
+
+    clustering = _clustering(pool, real, recipe) if spec.cluster.enabled else 0.0
+    return {
+        "matching": steps * real.classes * matching / side_by_side,
+        "clustering": clustering / side_by_side,
+        "networks": training(partial(pool.train_networks, real, (0, 0)), spec.networks.batches_per_step),
+        "projections": training(partial(pool.train_projections, real, (0, 0)), spec.projection.batches_per_step),
+    }, saved * side_by_side
 
 
 def _matching(pool: Pool, real: RealImages, recipe: Recipe) -> tuple[float, int]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmdc_hub import rng
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.match import Objectives
+from hmdc_hub.condense.threads import Threads
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import CondenseSpec
+
+_Part = tuple[tuple[Tensor, ...], Tensor]
+"""Of one part of a minibatch: a gradient per parameter, and how many images each network got right."""
 
 
 class Pool:
@@ -24,10 +30,11 @@ class Pool:
         networks: M models on the device.
         spec: Says which parts are on and how they are trained.
         seed: Of the recipe.
+        threads: For the parts of a minibatch, and for whoever works with the pool.
     """
 
-    def __init__(self, networks: Sequence[PoolModel], spec: CondenseSpec, seed: int) -> None:
-        self.networks, self.spec, self.seed = list(networks), spec, seed
+    def __init__(self, networks: Sequence[PoolModel], spec: CondenseSpec, seed: int, threads: Threads) -> None:
+        self.networks, self.spec, self.seed, self.threads = list(networks), spec, seed, threads
         device = next(self.networks[0].parameters()).device
         pairs = combinations(range(len(self.networks)), 2) if spec.distill else ()
         self.alignments = [Alignment((a, b), (networks[a].taps, networks[b].taps)).to(device) for a, b in pairs]
@@ -63,25 +70,20 @@ class Pool:
         Returns:
             Accuracy of each network on the minibatches it trained on (against the stronger label of mixed images).
         """
-        correct = torch.zeros(len(self.networks), device=real.device)
-        seen = 0
+        correct, seen = torch.zeros(len(self.networks), device=real.device), 0
+        trained = [p for net in self.networks for p in net.trained().values()]
         for net in self.networks:
             net.train()
         for images, targets in real.minibatches("train-networks", key, self.spec.networks.batches_per_step):
-            features = [net(net.prepare(images)) for net in self.networks]
-            loss = torch.stack([F.cross_entropy(f.logits, targets) for f in features]).sum()
-            if self.alignments:
-                loss = loss + torch.stack([align(features) for align in self.alignments]).mean()
-            trained = [p for net in self.networks for p in net.trained().values()]
-            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            gradients, hits = self._sharded(partial(self._training_part, trained, images, targets), images)
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
             for optimizer in self.optimizers:
                 optimizer.step()
-            hits = [(f.logits.detach().argmax(1) == targets.argmax(1)).sum() for f in features]
-            correct += torch.stack(hits)
+            correct += hits
             seen += len(images)
-        self._drop_gradients()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         self.hold()
         return [float(share) for share in (correct / max(seen, 1)).tolist()]
 
@@ -89,14 +91,39 @@ class Pool:
         """Train P and Q on fresh minibatches with the networks held."""
         if self.projection_optimizer is None:
             return
+        learnt = [p for align in self.alignments for p in align.parameters()]
         for images, _ in real.minibatches("train-projections", key, self.spec.projection.batches_per_step):
-            with torch.no_grad():
-                features = [net(net.prepare(images)) for net in self.networks]
-            loss = torch.stack([align(features) for align in self.alignments]).mean()
-            self.projection_optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            gradients, _ = self._sharded(partial(self._projection_part, learnt, images), images)
+            for parameter, gradient in zip(learnt, gradients, strict=True):
+                parameter.grad = gradient
             self.projection_optimizer.step()
         self.projection_optimizer.zero_grad()
+
+    def _training_part(self, trained: Sequence[Tensor], images: Tensor, targets: Tensor, part: slice) -> _Part:
+        """Differentiate one part of a minibatch's loss, weighted so that the parts add up to the whole's mean."""
+        features = [net(net.prepare(images[part])) for net in self.networks]
+        loss = torch.stack([F.cross_entropy(f.logits, targets[part]) for f in features]).sum()
+        if self.alignments:
+            loss = loss + torch.stack([align(features) for align in self.alignments]).mean()
+        hits = [(f.logits.detach().argmax(1) == targets[part].argmax(1)).sum() for f in features]
+        share = (part.stop - part.start) / len(images)
+        return torch.autograd.grad(loss * share, trained, allow_unused=True), torch.stack(hits)
+
+    def _projection_part(self, learnt: Sequence[Tensor], images: Tensor, part: slice) -> _Part:
+        with torch.no_grad():
+            features = [net(net.prepare(images[part])) for net in self.networks]
+        loss = torch.stack([align(features) for align in self.alignments]).mean()
+        share = (part.stop - part.start) / len(images)
+        return torch.autograd.grad(loss * share, learnt), torch.zeros(1)
+
+    def _sharded(self, work: Callable[[slice], _Part], images: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        """Do something for every part of a minibatch and sum the results in the order of the parts."""
+        # Batch norm looks at the whole minibatch, so it stays whole where a network normalises by it.
+        whole = any(m.training for net in self.networks for m in net.modules() if isinstance(m, _BatchNorm))
+        parts = self.threads.map(work, [slice(0, len(images))] if whole else self.threads.shards(images))
+        columns = zip(*(gradients for gradients, _ in parts), strict=True)
+        summed = [None if column[0] is None else torch.stack(column).sum(0) for column in columns]
+        return summed, torch.stack([hits for _, hits in parts]).sum(0)
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a checkpoint inside an outer iteration needs, by name."""
@@ -128,10 +155,6 @@ class Pool:
     def _projection_optimizer(self) -> torch.optim.Adam | None:
         parameters = [p for align in self.alignments for p in align.parameters()]
         return torch.optim.Adam(parameters, lr=self.spec.projection.lr) if parameters else None
-
-    def _drop_gradients(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from hmdc_hub.condense.checkpoint import Position
 from hmdc_hub.condense.images import StoredImages, starting_images
 from hmdc_hub.condense.loop import Condenser, StepReport
 from hmdc_hub.condense.pool import Pool
+from hmdc_hub.condense.threads import Threads
 from hmdc_hub.errors import DivergedError, OutOfMemoryError
 from hmdc_hub.events import ImageStep, Listener, Note, Stage, StopFlag, silent
 from hmdc_hub.models import build_model, parameter_count
@@ -68,13 +69,16 @@ def condense(
     """
     session = _Session(recipe, source, run, device, listener, stop or StopFlag())
     try:
-        session.begin()
-        session.loop()
+        with session.threads.one_each():
+            session.begin()
+            session.loop()
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"{device} has too little memory for this recipe: {str(error).splitlines()[0]}",
             hint="Lower condense.batch (-o condense.batch=64) or take a smaller pool; --resume goes on where it was.",
         ) from error
+    finally:
+        session.threads.close()
     return session.finish()
 
 
@@ -91,6 +95,7 @@ class _Session:
         self.recent: deque[float] = deque(maxlen=50)
         self.total = recipe.condense.resets * recipe.condense.networks.reset_every
         self.clamped = 0.0
+        self.threads = Threads(device)
         self.parameters: dict[str, int] = {}
         self.condenser: Condenser
 
@@ -98,8 +103,6 @@ class _Session:
         """Build everything and go to the newest checkpoint, or make the starting images."""
         spec, seed, bank = self.recipe.condense, self.recipe.seed, self.source.train
         found = checkpoint.load_newest(self.run.checkpoints, self.hash, self.listener)
-        if found is not None and self.device.type == "cpu":
-            torch.set_num_threads(found[1].threads)
         real = RealImages(self.source, spec, seed, self.device)
         networks = [
             build_model(
@@ -113,11 +116,11 @@ class _Session:
             for model in self.recipe.pool
         ]
         self.parameters = {net.spec.name: parameter_count(net) for net in networks}
-        pool = Pool(networks, spec, seed)
+        pool = Pool(networks, spec, seed, self.threads)
         if found is None:
             self.listener(Stage("start", f"{spec.start}, {spec.factor**2 * spec.ipc} images per class"))
             pool.reset(0, real)
-            images = StoredImages.begin(starting_images(networks[0], real, spec, seed), self.source)
+            images = StoredImages.begin(starting_images(networks[0], real, spec, seed, self.threads), self.source)
             self._write_set(self.run.start, images)
             self.condenser = Condenser(spec, seed, real, pool, images)
             self._truncate_log(0)
@@ -157,7 +160,7 @@ class _Session:
         # What is published is decoded from the file, not from memory: whoever decodes the file gets the same pixels.
         stored, labels, header = read_condensed(self.run.condensed)
         classes, n = len(header.class_names), header.ipc
-        decoded = pack.decode(stored.unflatten(0, (classes, n)), header.factor)
+        decoded = pack.decode(torch.unflatten(stored, 0, (classes, n)), header.factor)
         pixels = to_uint8(decoded.flatten(0, 1))
         decoded_labels = torch.arange(classes).repeat_interleave(decoded.shape[1])
         write_parquet(self.run.parquet, pixels, decoded_labels, header.class_names)
@@ -172,9 +175,7 @@ class _Session:
         self.stop.raise_if_set(f"stopped after image step {self.done} of {self.total}; a checkpoint was written")
 
     def _checkpoint(self) -> None:
-        position = Position(
-            self.condenser.outer, self.condenser.inner, self._seconds(), torch.get_num_threads()
-        )  # fmt: skip
+        position = Position(self.condenser.outer, self.condenser.inner, self._seconds())
         tensors = self.condenser.state()
         if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
             raise DivergedError(
@@ -244,7 +245,7 @@ class _Session:
             parameters=self.parameters,
             versions={name: metadata.version(name) for name in REPORTED_VERSIONS} | {"python": sys.version.split()[0]},
             device=torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
-            threads=torch.get_num_threads(),
+            threads=self.threads.count,
             seconds=round(self._seconds(), 1),
             image_steps=self.total,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else _peak_resident_bytes(),

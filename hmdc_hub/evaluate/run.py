@@ -8,15 +8,15 @@ from collections.abc import Sequence
 
 import torch
 
-from hmdc_hub.errors import FormatError, Interrupted
+from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
 from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
 from hmdc_hub.evaluate.measures import CONDENSED, gain, table
-from hmdc_hub.evaluate.workers import Job, bench_tensors, run_jobs
-from hmdc_hub.events import Listener, StopFlag, Training, silent
+from hmdc_hub.evaluate.workers import Job, bench_tensors, one_thread, run_jobs
+from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.models import build_model, forward_flops
 from hmdc_hub.schema import Cell, Recipe, Scores
 from hmdc_hub.sources import Source
-from hmdc_hub.store import RunDir, read_scores, sha256_file, write_json_atomic
+from hmdc_hub.store import RunDir, read_scores, sha256_file, write_json_atomic, write_text_atomic
 
 
 def evaluate(
@@ -39,12 +39,16 @@ def evaluate(
         source: The source that the recipe names, loaded.
         run: Holds train.parquet and start.safetensors; gets cells.jsonl and scores.json.
         device: Where trainings run.
-        workers: Processes on a CPU; None for one per usable core. It changes the time, not the result.
+        workers: Processes on a CPU; 0 or 1: this one alone; None: one per usable core, or this one if that is about
+            as quick as starting others. It changes the time, not the result.
         listener: Told about every finished training.
-        stop: Looked at between trainings.
+        stop: Looked at between trainings, and in this process after every epoch.
 
     Raises:
+        NotFoundError: train.parquet or start.safetensors is not there.
+        FormatError: One of them is damaged, or scores.json is of a newer format version.
         Interrupted: `stop` was set.
+        OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
     sha = sha256_file(run.parquet)
@@ -52,24 +56,31 @@ def evaluate(
     if known is not None:
         return known
     ledger = _Ledger(recipe, source, run, sha)
-    sets = training_sets(recipe, source, run)
-    jobs = _jobs(recipe, source, sets)
+    with one_thread(device):
+        sets = training_sets(recipe, source, run, device)
+    seconds = _seconds(recipe, source, sets)
+    jobs = sorted(seconds, key=lambda job: -seconds[job])  # so that no worker is left with a long one at the end
     missing = [job for job in jobs if _name(recipe, sets, job) not in ledger.cells]
-    began, before = time.monotonic(), len(jobs) - len(missing)
+    if ledger.cells:
+        listener(Note(f"{len(ledger.cells)} of {len(jobs)} trainings were done before"))
+    ahead = total = sum(seconds[job] for job in missing)
+    if workers is None and total < WORTH_PROCESSES:
+        workers = 0
+    began = time.monotonic()
     try:
         for job, accuracy in run_jobs(
             recipe, bench_tensors(source, sets), missing, device=device, workers=workers, stop=stop or StopFlag()
         ):
             model, name, draw, seed = _name(recipe, sets, job)
             ledger.add(Cell(model=model, training_set=name, draw=draw, seed=seed, accuracy=accuracy))
-            done = len(ledger.cells)
-            rate = (time.monotonic() - began) / (done - before)
-            listener(Training(done, len(jobs), model, name, accuracy, rate * (len(jobs) - done)))
+            ahead -= seconds[job]
+            left = (time.monotonic() - began) * max(ahead, 0) / (total - ahead)
+            listener(Training(len(ledger.cells), len(jobs), model, name, accuracy, left))
     except Interrupted as error:
         raise Interrupted(
             f"stopped after {len(ledger.cells)} of {len(jobs)} trainings; they are kept",
             signal_number=error.signal_number,
-            hint=error.hint,
+            hint="The same call goes on with the others.",
         ) from error
     cells = [ledger.cells[_name(recipe, sets, job)] for job in _in_order(jobs)]
     scores = _scores(recipe, source, sets, cells, sha)
@@ -102,25 +113,37 @@ def _name(recipe: Recipe, sets: Sequence[TrainingSet], job: Job) -> _CellName:
     return recipe.evaluate.models[job.model].name, training_set.name, training_set.draw, job.seed
 
 
-def _jobs(recipe: Recipe, source: Source, sets: Sequence[TrainingSet]) -> list[Job]:
-    """List every training, the longest first, so that no worker is left with a long one at the end."""
-    bank = source.train
-    cost = [
+STEP_SECONDS = 0.001
+"""Least time of a training step; with the next, for guessing which trainings are long, and whether all are short."""
+
+FLOPS_PER_SECOND = 1e10
+"""Of one core, roughly."""
+
+WORTH_PROCESSES = 5.0
+"""Seconds of training below which worker processes, which import torch first, gain nothing."""
+
+
+def _seconds(recipe: Recipe, source: Source, sets: Sequence[TrainingSet]) -> dict[Job, float]:
+    """List every training with a rough guess of its time on one core."""
+    bank, protocol = source.train, recipe.evaluate
+    flops = [
         forward_flops(
             build_model(
                 spec, num_classes=bank.num_classes, source_size=bank.side, channels=bank.channels, mean=source.mean,
                 std=source.std,
             )
         )
-        for spec in recipe.evaluate.models
+        for spec in protocol.models
     ]  # fmt: skip
-    jobs = [
-        Job(model, training_set, seed)
-        for model in range(len(cost))
-        for training_set in range(len(sets))
-        for seed in range(recipe.evaluate.seeds)
-    ]
-    return sorted(jobs, key=lambda job: -cost[job.model] * len(sets[job.training_set].labels))
+    guess = {}
+    for place, training_set in enumerate(sets):
+        images = len(training_set.labels)
+        steps = -(-images // protocol.batch)
+        for model, forward in enumerate(flops):
+            epoch = steps * STEP_SECONDS + 3 * images * forward / FLOPS_PER_SECOND  # backward costs twice as much
+            for seed in range(protocol.seeds):
+                guess[Job(model, place, seed)] = protocol.epochs * epoch
+    return guess
 
 
 def _in_order(jobs: Sequence[Job]) -> list[Job]:
@@ -132,6 +155,8 @@ def _known_scores(recipe: Recipe, run: RunDir, sha: str) -> Scores | None:
         return None
     try:
         scores = read_scores(run.scores)
+    except NewerFormatError:
+        raise  # not ours to overwrite
     except FormatError:
         return None  # damaged: made again
     same = scores.protocol_hash == recipe.protocol_hash() and scores.parquet_sha256 == sha
@@ -150,24 +175,24 @@ class _Ledger:
             "fingerprint": source.info.fingerprint,
         }
         self.cells: dict[_CellName, Cell] = {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if self._take(line)]
-        if kept != lines:  # trainings of another protocol, or a line that a kill cut in two
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        kept = "".join(line + "\n" for line in text.splitlines() if self._take(line))
+        if kept != text:  # a kill cut a line in two
+            write_text_atomic(self.path, kept)
 
     def add(self, cell: Cell) -> None:
-        """Remember a training, on disk before anything else happens."""
+        """Remember a training, in the file before anything else happens."""
         self.cells[cell.model, cell.training_set, cell.draw, cell.seed] = cell
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.stamp | {"cell": cell.model_dump()}) + "\n")
 
     def _take(self, line: str) -> bool:
+        """Take over the training in a line; False if the line is damaged."""
         try:
             entry = json.loads(line)
             cell = Cell.model_validate(entry.pop("cell"))
         except (ValueError, KeyError, AttributeError):
             return False
-        if entry != self.stamp:
-            return False
-        self.cells[cell.model, cell.training_set, cell.draw, cell.seed] = cell
+        if entry == self.stamp:  # the others are of another protocol, which may come back
+            self.cells[cell.model, cell.training_set, cell.draw, cell.seed] = cell
         return True

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub import augment, rng
+from hmdc_hub.events import StopFlag
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import EvaluateSpec
 
@@ -51,10 +52,11 @@ def train_and_score(
     normalise: Normalisation,
     protocol: EvaluateSpec,
     key: tuple[int, int],
+    stop: StopFlag | None = None,
 ) -> float:
     """Train a model from fresh weights and return its last-epoch accuracy on the whole test split, in [0, 1].
 
-    A training that diverges is scored like any other: its predictions are what they are.
+    A training that diverges is scored like any other: logits of NaN name the first class, which is as good as chance.
 
     Args:
         model: On the device; reset here.
@@ -64,11 +66,16 @@ def train_and_score(
         protocol: Epochs, batch, optimiser, augmentation.
         key: Seed of the recipe and number of the training seed; the training set is not in it, so that trainings
             on different sets start alike.
+        stop: Looked at after every epoch.
+
+    Raises:
+        Interrupted: `stop` was set; this training is given up.
     """
     name = model.spec.name
     model.reset(rng.generator(key[0], "evaluate-weights", name, key[1]))
     if model.spec.batch_norm == "frozen":
-        model.calibrate(model.prepare(normalise(part)) for part in train.pixels.split(protocol.batch))
+        parts = (part for part in torch.split(train.pixels, protocol.batch) if len(part) > 1)
+        model.calibrate(model.prepare(normalise(part)) for part in parts)
     optimizer = torch.optim.SGD(
         model.trained().values(),
         lr=model.spec.lr.evaluate,
@@ -81,11 +88,13 @@ def train_and_score(
     model.train()
     for _ in range(protocol.epochs):
         order = torch.randperm(len(train.labels), generator=gen).to(train.labels.device)
-        for rows in order.split(protocol.batch):
+        for rows in torch.split(order, protocol.batch):
             images, targets = _augmented(normalise(train.pixels[rows]), one_hot[rows], protocol, model, gen)
             optimizer.zero_grad()
             F.cross_entropy(model.logits(model.prepare(images)), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        if stop is not None:
+            stop.raise_if_set("stopped within a training")
     model.eval()
     return accuracy(model, test, normalise)
 
@@ -93,7 +102,7 @@ def train_and_score(
 @torch.no_grad()
 def accuracy(model: PoolModel, test: Images, normalise: Normalisation) -> float:
     """Return the share of test images whose largest logit is at their label; the model is in evaluation mode."""
-    parts = zip(test.pixels.split(TEST_BATCH), test.labels.split(TEST_BATCH), strict=True)
+    parts = zip(torch.split(test.pixels, TEST_BATCH), torch.split(test.labels, TEST_BATCH), strict=True)
     correct = [(model.logits(model.prepare(normalise(x))).argmax(1) == y).sum() for x, y in parts]
     return int(torch.stack(correct).sum()) / len(test.labels)
 

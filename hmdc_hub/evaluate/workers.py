@@ -17,13 +17,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hmdc_hub.errors import Interrupted, RunError
+from hmdc_hub.errors import OutOfMemoryError, RunError
 from hmdc_hub.evaluate.baselines import TrainingSet
 from hmdc_hub.evaluate.train import Images, Normalisation, train_and_score
 from hmdc_hub.events import StopFlag
@@ -32,6 +33,12 @@ from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
 
 POLL_SECONDS = 0.2
+
+DIED_WORKING = "Run the same command again: finished trainings are kept. --workers 1 needs the least memory."
+DIED_AT_START = (
+    "--workers 1 needs the least memory. A Python script that evaluates must keep its own start behind "
+    '`if __name__ == "__main__":`, or pass workers=1.'
+)
 
 
 @dataclass(frozen=True)
@@ -59,14 +66,13 @@ class Bench:
         self.normalise = Normalisation(mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device))
         self.models: dict[int, PoolModel] = {}
 
-    def run(self, job: Job) -> float:
-        """Train and return the accuracy."""
+    def run(self, job: Job, stop: StopFlag | None = None) -> float:
+        """Train and return the accuracy; `stop` is looked at after every epoch."""
         train = Images(self.tensors[f"{job.training_set}.images"], self.tensors[f"{job.training_set}.labels"])
-        key = (self.recipe.seed, job.seed)
-        with _one_thread(self.device):
-            return train_and_score(
-                self._model(job.model), train.to(self.device), self.test, self.normalise, self.recipe.evaluate, key
-            )
+        protocol, key = self.recipe.evaluate, (self.recipe.seed, job.seed)
+        with one_thread(self.device):
+            model = self._model(job.model)
+            return train_and_score(model, train.to(self.device), self.test, self.normalise, protocol, key, stop)
 
     def _model(self, place: int) -> PoolModel:
         if place not in self.models:
@@ -113,18 +119,26 @@ def run_jobs(
         jobs: Longest first, for a short end.
         device: On anything but a CPU the jobs run in this process, one after another.
         workers: Processes; None for one per usable core.
-        stop: Looked at between jobs.
+        stop: Looked at all the time.
 
     Raises:
         Interrupted: `stop` was set; running trainings are given up.
+        OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
     count = min(workers if workers is not None else usable_cores(), len(jobs))
     if device.type != "cpu" or count <= 1:
         bench = Bench(recipe, tensors, device)
         for job in jobs:
-            stop.raise_if_set("stopped between two trainings; finished ones are kept")
-            yield job, bench.run(job)
+            stop.raise_if_set("stopped between two trainings")
+            try:
+                accuracy = bench.run(job, stop)
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemoryError(
+                    f"{device} has too little memory for this evaluation: {str(error).splitlines()[0]}",
+                    hint="Lower evaluate.batch (-o evaluate.batch=64) or leave out the largest model.",
+                ) from error
+            yield job, accuracy
         return
     with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
@@ -144,38 +158,42 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(count, context, _start_worker, (recipe.model_dump_json(), str(data)))
-    with _without_interrupts():
-        futures: dict[Future[float], Job] = {executor.submit(_work, job): job for job in jobs}
-    pending = set(futures)
+    working = False
     try:
+        with _interrupts_held_back():
+            futures: dict[Future[float], Job] = {executor.submit(_work, job): job for job in jobs}
+        pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 yield futures[future], future.result()
-            stop.raise_if_set("stopped between two trainings; finished ones are kept")
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process of the evaluation died, most often because memory ran out",
-            hint="Run the same command again: finished trainings are kept. --workers 1 needs the least memory.",
-        ) from error
-    except (Interrupted, GeneratorExit, KeyboardInterrupt):
+                working = True
+            stop.raise_if_set("stopped between two trainings")
+    except BaseException as error:
         for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
-        raise
+            child.terminate()  # nobody waits for what they are at
+        if not isinstance(error, BrokenProcessPool):
+            raise
+        stop.raise_if_set("stopped between two trainings")  # a signal to the whole group reached the workers too
+        raise RunError(
+            "A worker process of the evaluation died, most often because memory ran out.",
+            hint=DIED_WORKING if working else DIED_AT_START,
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Hold SIGINT back while processes are started in the block: they inherit that, and the parent decides.
+def _interrupts_held_back() -> Iterator[None]:
+    """Start worker processes in here: Ctrl-C then never reaches them, not even while they import torch.
 
-    A Ctrl-C reaches the whole process group, and a worker that is still importing torch would die of it.
+    A process inherits the signals that are blocked where it starts; in this one a Ctrl-C arrives when the block ends.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not hasattr(signal, "pthread_sigmask"):  # Windows; there `_start_worker` is early enough to be of use
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # started by the first worker otherwise, and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
@@ -209,8 +227,8 @@ def _work(job: Job) -> float:
 
 
 @contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Compute with one thread on a CPU, so that in-process trainings give the bits that workers give."""
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Compute with one thread on a CPU while the block runs: the bits are those that every worker gives."""
     threads = torch.get_num_threads()
     if device.type == "cpu" and threads != 1:
         torch.set_num_threads(1)

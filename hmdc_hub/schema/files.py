@@ -62,7 +62,7 @@ class ArtifactInfo(Strict):
 
     Attributes:
         tensors_sha256: SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet.
-        threads: CPU threads of torch; the same bytes on a CPU need the same number.
+        threads: CPU threads that worked side by side; the bytes do not depend on them.
         seconds: Wall time of condensing over all resumes, evaluation apart.
         peak_memory_bytes: Of the process on a CPU, of the device otherwise.
     """

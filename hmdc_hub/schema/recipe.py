@@ -185,6 +185,8 @@ class EvaluateSpec(Strict):
     @model_validator(mode="after")
     def _distinct(self) -> EvaluateSpec:
         _distinct_names("evaluate.models", self.models)
+        if any(model.name == "mean" for model in self.models):
+            raise ValueError("evaluate.models: mean is what scores call the mean over models; choose another name")
         return self
 
 
@@ -247,7 +249,12 @@ class Recipe(Strict):
         return sha256_of({"evaluate": self._plain("evaluate"), "seed": self.seed})
 
     def _plain(self, key: str) -> Any:
-        return self.model_dump(mode="json")[key]
+        """Return a section as plain data, without what is only there to be read."""
+        section = self.model_dump(mode="json")[key]
+        models = section if key == "pool" else section.get("models", []) if key == "evaluate" else []
+        for model in models:
+            del model["description"], model["license"]
+        return section
 
 
 def _distinct_names(where: str, models: list[ModelSpec]) -> None:

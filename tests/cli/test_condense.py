@@ -263,6 +263,14 @@ def test_no_evaluate_then_all(folder: Path, go: Call) -> None:
     assert done.status == 0 and "condense 1/" not in done.err and RunDir(folder / "runs/tiny").state() == "finished"
 
 
+def test_scores_of_another_protocol_are_not_kept(place: Path, go: Call) -> None:
+    tiny.write(place / "tiny.yaml", epochs="  epochs: 3")
+    done = go("tiny.yaml", "--no-evaluate", "--json")
+    run = RunDir(place / "runs/tiny")
+    assert done.status == 0 and json.loads(done.out)["scores"] is None
+    assert not run.scores.exists() and not (run.package / "ipc1/scores.json").exists()
+
+
 def test_another_process_works_there(place: Path, go: Call) -> None:
     with (place / "runs/tiny/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmdc_hub.errors import Interrupted, NewerFormatError, OutOfMemoryError, RunError
+from hmdc_hub.evaluate import evaluate
+from hmdc_hub.evaluate import run as run_module
+from hmdc_hub.evaluate.baselines import training_sets
+from hmdc_hub.evaluate.workers import Bench, Job, bench_tensors
+from hmdc_hub.events import Event, Note, StopFlag, Training
+from hmdc_hub.schema import Recipe, Scores
+from hmdc_hub.store import RunDir, read_scores, sha256_file, write_parquet
+from tests.evaluate.toys import recipe, run, source
+
+CPU = torch.device("cpu")
+CELLS = 2 * 2 * (1 + 2 + 2 + 1 + 1)
+
+
+def scored(of: Recipe, where: RunDir, **keys: Any) -> Scores:
+    return evaluate(of, source(), where, device=CPU, **keys)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run that was evaluated at one go, in this process."""
+    where = run(tmp_path_factory.mktemp("reference") / "run", recipe())
+    scored(recipe(), where, workers=0)
+    return where
+
+
+def stopping(flag: StopFlag, after: int) -> Any:
+    def listen(event: Event) -> None:
+        if isinstance(event, Training) and event.done == after:
+            flag.signal_number = 2
+
+    return listen
+
+
+def no_training(*_: object, **__: object) -> None:
+    raise AssertionError("nothing is left to train")
+
+
+def test_scores_hold_every_training_and_its_setting(reference: RunDir) -> None:
+    of, scores = recipe(), read_scores(reference.scores)
+    names = [(c.training_set, c.draw, c.model, c.seed) for c in scores.cells]
+    sets = [("condensed", 0), ("random", 0), ("random", 1), ("random-encoded", 0), ("random-encoded", 1)]
+    sets += [("start", 0), ("k-means", 0)]
+    assert names == [(s, d, m, n) for s, d in sets for m in ("mlp", "conv") for n in (0, 1)]
+    assert (scores.condense_hash, scores.protocol_hash) == (of.condense_hash(), of.protocol_hash())
+    assert scores.parquet_sha256 == sha256_file(reference.parquet)
+    assert scores.protocol == of.evaluate
+    assert scores.condensed_by == ["conv", "mlp"]
+    assert scores.test_count == 30
+    assert scores.budgets == {"condensed": 24, "random": 6, "random-encoded": 24, "start": 24, "k-means": 6}
+    assert list(scores.table["random"]) == ["mlp", "conv", "mean"]
+    assert scores.table["random"]["mean"].n == 2
+    assert list(scores.gain) == ["random", "random-encoded", "start", "k-means"]
+    difference = scores.table["condensed"]["mean"].mean - scores.table["start"]["mean"].mean
+    assert scores.gain["start"].mean == pytest.approx(difference)
+
+
+def test_a_cell_is_its_training(reference: RunDir) -> None:
+    of, real = recipe(), source()
+    sets = training_sets(of, real, reference, CPU)
+    accuracy = Bench(of, bench_tensors(real, sets), CPU).run(Job(model=1, training_set=4, seed=1))
+    cell = next(
+        c
+        for c in read_scores(reference.scores).cells
+        if (c.model, c.training_set, c.draw, c.seed) == ("conv", "random-encoded", 1, 1)
+    )
+    assert cell.accuracy == accuracy
+
+
+def test_what_is_scored_is_not_trained_again(reference: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "run_jobs", no_training)
+    before = reference.scores.read_bytes()
+    assert scored(recipe(), reference) == read_scores(reference.scores)
+    assert reference.scores.read_bytes() == before
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    of, events = recipe(), list[Event]()
+    scores = scored(of, run(tmp_path / "run", of), listener=events.append)
+    trainings = [event for event in events if isinstance(event, Training)]
+    assert [event.done for event in trainings] == list(range(1, CELLS + 1))
+    assert {event.total for event in trainings} == {CELLS}
+    assert trainings[-1].seconds_left == pytest.approx(0, abs=1e-6)
+    assert min(event.seconds_left for event in trainings[:-1]) > 0
+    assert sorted(event.accuracy for event in trainings) == sorted(cell.accuracy for cell in scores.cells)
+
+
+def test_a_stopped_evaluation_goes_on_to_the_same_bytes(tmp_path: Path, reference: RunDir) -> None:
+    where, flag, events = run(tmp_path / "run", recipe()), StopFlag(), list[Event]()
+    with pytest.raises(Interrupted, match=f"stopped after 5 of {CELLS} trainings; they are kept") as caught:
+        scored(recipe(), where, listener=stopping(flag, 5), stop=flag)
+    assert caught.value.signal_number == 2
+    assert not where.scores.exists()
+    with where.cells.open("a", encoding="utf-8") as file:
+        file.write('{"protocol_hash": "')  # a kill in the middle of a line
+    scored(recipe(), where, listener=events.append)
+    assert Note(f"5 of {CELLS} trainings were done before") in events
+    assert sum(isinstance(event, Training) for event in events) == CELLS - 5
+    assert where.scores.read_bytes() == reference.scores.read_bytes()
+    lines = where.cells.read_text().splitlines()
+    assert len(lines) == len({json.dumps(json.loads(line)["cell"]) for line in lines}) == CELLS
+
+
+def test_trainings_of_another_protocol_are_kept_but_not_used(tmp_path: Path) -> None:
+    where, events = run(tmp_path / "run", recipe()), list[Event]()
+    first = scored(recipe(), where)
+    second = scored(recipe(epochs=4), where, listener=events.append)
+    assert sum(isinstance(event, Training) for event in events) == CELLS
+    assert second.protocol_hash != first.protocol_hash
+    events.clear()
+    assert scored(recipe(), where, listener=events.append) == first
+    assert not any(isinstance(event, Training) for event in events)
+
+
+def test_other_images_are_scored_anew(tmp_path: Path) -> None:
+    where, events = run(tmp_path / "run", recipe(against=["start"])), list[Event]()
+    first = scored(recipe(against=["start"]), where)
+    real = source()
+    write_parquet(where.parquet, real.train.images, real.train.labels, real.info.class_names)
+    second = scored(recipe(against=["start"]), where, listener=events.append)
+    assert sum(isinstance(event, Training) for event in events) == 8
+    assert second.parquet_sha256 != first.parquet_sha256
+    assert second.budgets["condensed"] == 45
+
+
+def test_damaged_scores_are_made_again_from_the_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = run(tmp_path / "run", recipe())
+    scored(recipe(), where)
+    before = where.scores.read_bytes()
+    where.scores.write_bytes(before[:100])
+    scored(recipe(), where)
+    assert where.scores.read_bytes() == before
+
+
+def test_scores_of_a_newer_program_are_not_overwritten(tmp_path: Path) -> None:
+    where = run(tmp_path / "run", recipe())
+    where.scores.write_text('{"format_version": 99}')
+    with pytest.raises(NewerFormatError):
+        scored(recipe(), where)
+    assert where.scores.read_text() == '{"format_version": 99}'
+
+
+def test_a_small_evaluation_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmdc_hub.evaluate.workers.ProcessPoolExecutor", no_training)
+    scored(recipe(), run(tmp_path / "run", recipe()))
+
+
+def test_threads_change_nothing_and_are_put_back(tmp_path: Path, reference: RunDir) -> None:
+    where, before = run(tmp_path / "run", recipe()), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        scored(recipe(), where, workers=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert where.scores.read_bytes() == reference.scores.read_bytes()
+
+
+def test_too_little_memory_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+
+    monkeypatch.setattr("hmdc_hub.evaluate.workers.train_and_score", full)
+    with pytest.raises(OutOfMemoryError, match=r"too little memory for this evaluation: CUDA out of memory\.\n"):
+        scored(recipe(), run(tmp_path / "run", recipe()))
+
+
+def test_a_dead_worker_ends_the_evaluation_and_what_it_left_is_used(tmp_path: Path, reference: RunDir) -> None:
+    where, some = run(tmp_path / "run", recipe()), CELLS // 4
+
+    def kill_one(event: Event) -> None:
+        if isinstance(event, Training) and event.done == some:
+            os.kill(next(iter(child.pid for child in active_children() if child.pid)), signal.SIGKILL)
+
+    with pytest.raises(RunError, match="worker process of the evaluation died") as caught:
+        scored(recipe(), where, workers=2, listener=kill_one)
+    assert "finished trainings are kept" in caught.value.hint
+    assert active_children() == []
+    assert len(where.cells.read_text().splitlines()) >= some
+    # Some trainings ran in workers, the others run here.
+    scored(recipe(), where, workers=0)
+    assert where.scores.read_bytes() == reference.scores.read_bytes()
+
+
+def test_a_stop_ends_the_workers(tmp_path: Path) -> None:
+    of, flag = recipe(epochs=10**6), StopFlag()
+    flag.signal_number = 15
+    with pytest.raises(Interrupted, match="stopped after 0 of") as caught:
+        scored(of, run(tmp_path / "run", of), workers=2, stop=flag)
+    assert caught.value.signal_number == 15
+    assert active_children() == []
