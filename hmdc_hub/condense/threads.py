@@ -1,9 +1,9 @@
 """Doing independent things side by side on a CPU.
 
-Small networks gain next to nothing from several threads inside one operation, and on a busy machine the threads' waiting
-for one another costs more than the work. So on a CPU every operation of the condenser runs on one thread, and several
-classes, or parts of a minibatch, are worked on at a time. What is cut and how it is summed is fixed, so that the number
-of threads changes the time and never the bits.
+Small networks gain next to nothing from several threads inside one operation, and on a busy machine the threads'
+waiting for one another costs more than the work. So on a CPU every operation of the condenser runs on one thread, and
+several classes, or parts of a minibatch, are worked on at a time. What is cut and how it is summed is fixed, so that
+the number of threads changes the time and never the bits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pydantic models of everything that is a file: recipes, pool entries, provenance and scores.
 
 Nothing here knows torch or reads a file; `hmdc_hub.catalog` reads YAML into it and turns its complaints into
-`RecipeError`. Field descriptions are the recipe reference in docs/ and the JSON schema in recipes/; examples are what an
-error message shows as a value that would be right.
+`RecipeError`. Field descriptions are the recipe reference in docs/ and the JSON schema in recipes/; examples are what
+an error message shows as a value that would be right.
 """
 
 from hmdc_hub.schema.base import FORMAT_VERSION, Strict, canonical_json, sha256_of

@@ -24,7 +24,9 @@ MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
 CONVNET = ModelSpec(name="convnet", source="builtin", id="convnet", args={"depth": 2, "width": 8})
 VIT = ModelSpec(
     name="vit", source="transformers", id="vit", input_size=8,
-    args={"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 24, "patch_size": 4},
+    args={
+        "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 24, "patch_size": 4,
+    },
 )  # fmt: skip
 MLP = ModelSpec(
     name="mlp", source="builtin", id="mlp", args={"depth": 2, "width": 10},

@@ -14,7 +14,12 @@ from hmdc_hub.schema import Recipe
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_source
 
 CPU = torch.device("cpu")
-RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1]}}
+RESNET: dict[str, object] = {
+    "name": "resnet_tiny",
+    "source": "builtin",
+    "id": "resnet",
+    "args": {"width": 4, "blocks": [1]},
+}
 
 
 def state_after_two_steps(count: int, pool: list[dict[str, object]]) -> dict[str, torch.Tensor]:
@@ -45,7 +50,8 @@ def state_after_two_steps(count: int, pool: list[dict[str, object]]) -> dict[str
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    for pool in ([CONVNET, MLP], [CONVNET, VIT, RESNET]):
+    pools: list[list[dict[str, object]]] = [[CONVNET, MLP], [CONVNET, VIT, RESNET]]
+    for pool in pools:
         one, three = (state_after_two_steps(count, pool) for count in (1, 3))
         assert one.keys() == three.keys()
         assert all(torch.equal(one[name], three[name]) for name in one)
