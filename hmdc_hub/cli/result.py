@@ -20,7 +20,7 @@ class Result:
     Attributes:
         run: The directory.
         info: Provenance of the condensed set.
-        scores: None if the run was not evaluated by its present protocol.
+        scores: None if the run was not evaluated.
         package: The folder to publish or load; None if there is none.
         seconds: Wall time by part: condensing over all resumes, the others as far as they ran now.
         done: The parts that ran now; empty if everything was there.
@@ -45,8 +45,6 @@ def read_result(run: RunDir, seconds: dict[str, float] | None = None, done: tupl
     info = read_info(run.info)
     state = run.state(verify=False)
     scores = read_scores(run.scores) if state in ("scored", "finished") else None
-    if scores is not None and scores.protocol_hash != info.protocol_hash:
-        scores = None
     packaged = state == "finished" or (scores is None and (run.package / "README.md").is_file())
     return Result(
         run=run,

@@ -336,6 +336,7 @@ def test_dry_run_prints_a_plan_and_writes_nothing(folder: Path, go: Call) -> Non
                   "mlp_a   610"):  # fmt: skip
         assert words in done.out, words
     shown = json.loads(go("tiny.yaml", "--dry-run", "--json").out)
+    assert shown["source"]["train_split"] == "train", "the source is looked up"
     assert shown["condense"]["targets"] == ["match/mlp_a", "match/conv_a"] and shown["evaluate"]["trainings"] == 6
     assert state_of(folder) == before and [path.name for path in folder.iterdir()] == ["tiny.yaml"]
 
