@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
 from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
 from hmdc_hub.evaluate.measures import CONDENSED, gain, table
-from hmdc_hub.evaluate.workers import Job, bench_tensors, one_thread, run_jobs
+from hmdc_hub.evaluate.workers import Job, bench_tensors, one_thread, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.models import build_model, forward_flops
 from hmdc_hub.schema import Cell, Recipe, Scores
@@ -63,19 +62,19 @@ def evaluate(
     missing = [job for job in jobs if _name(recipe, sets, job) not in ledger.cells]
     if ledger.cells:
         listener(Note(f"{len(ledger.cells)} of {len(jobs)} trainings were done before"))
-    ahead = total = sum(seconds[job] for job in missing)
-    if workers is None and total < WORTH_PROCESSES:
-        workers = 0
-    began = time.monotonic()
+    if workers is None and sum(seconds[job] for job in missing) < WORTH_PROCESSES:
+        workers = 1
+    ahead, guessed, taken = set(missing), 0.0, 0.0
     try:
-        for job, accuracy in run_jobs(
+        for job, result in run_jobs(
             recipe, bench_tensors(source, sets), missing, device=device, workers=workers, stop=stop or StopFlag()
         ):
             model, name, draw, seed = _name(recipe, sets, job)
-            ledger.add(Cell(model=model, training_set=name, draw=draw, seed=seed, accuracy=accuracy))
-            ahead -= seconds[job]
-            left = (time.monotonic() - began) * max(ahead, 0) / (total - ahead)
-            listener(Training(len(ledger.cells), len(jobs), model, name, accuracy, left))
+            ledger.add(Cell(model=model, training_set=name, draw=draw, seed=seed, accuracy=result.accuracy))
+            ahead.remove(job)
+            guessed, taken = guessed + seconds[job], taken + result.seconds
+            left = sum(seconds[job] for job in ahead) * taken / guessed / processes(device, workers, len(missing))
+            listener(Training(len(ledger.cells), len(jobs), model, name, result.accuracy, left))
     except Interrupted as error:
         raise Interrupted(
             f"stopped after {len(ledger.cells)} of {len(jobs)} trainings; they are kept",

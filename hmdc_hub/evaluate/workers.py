@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -50,6 +51,14 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True)
+class Result:
+    """What came of a training: accuracy in [0, 1], and the seconds that it took."""
+
+    accuracy: float
+    seconds: float
+
+
 class Bench:
     """Everything a training needs but its job: data on the device, and each model built once.
 
@@ -66,13 +75,16 @@ class Bench:
         self.normalise = Normalisation(mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device))
         self.models: dict[int, PoolModel] = {}
 
-    def run(self, job: Job, stop: StopFlag | None = None) -> float:
-        """Train and return the accuracy; `stop` is looked at after every epoch."""
+    def run(self, job: Job, stop: StopFlag | None = None) -> Result:
+        """Train a fresh network; `stop` is looked at after every epoch."""
+        began = time.monotonic()
         train = Images(self.tensors[f"{job.training_set}.images"], self.tensors[f"{job.training_set}.labels"])
         protocol, key = self.recipe.evaluate, (self.recipe.seed, job.seed)
         with one_thread(self.device):
             model = self._model(job.model)
-            return train_and_score(model, train.to(self.device), self.test, self.normalise, protocol, key, stop)
+            train = train.to(self.device)
+            accuracy = train_and_score(model, train, self.test, self.normalise, protocol, key, stop)
+        return Result(accuracy, time.monotonic() - began)
 
     def _model(self, place: int) -> PoolModel:
         if place not in self.models:
@@ -110,15 +122,15 @@ def run_jobs(
     device: torch.device,
     workers: int | None,
     stop: StopFlag,
-) -> Iterator[tuple[Job, float]]:
-    """Yield each job with its accuracy as it is done, in any order.
+) -> Iterator[tuple[Job, Result]]:
+    """Yield each job with its result as it is done, in any order.
 
     Args:
         recipe: Holds the protocol.
         tensors: As `bench_tensors` makes them.
         jobs: Longest first, for a short end.
         device: On anything but a CPU the jobs run in this process, one after another.
-        workers: Processes; None for one per usable core.
+        workers: Processes; None for one per usable core. See `processes`.
         stop: Looked at all the time.
 
     Raises:
@@ -126,25 +138,32 @@ def run_jobs(
         OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
-    count = min(workers if workers is not None else usable_cores(), len(jobs))
-    if device.type != "cpu" or count <= 1:
+    count = processes(device, workers, len(jobs))
+    if count == 1:
         bench = Bench(recipe, tensors, device)
         for job in jobs:
             stop.raise_if_set("stopped between two trainings")
             try:
-                accuracy = bench.run(job, stop)
+                result = bench.run(job, stop)
             except torch.OutOfMemoryError as error:
                 raise OutOfMemoryError(
                     f"{device} has too little memory for this evaluation: {str(error).splitlines()[0]}",
                     hint="Lower evaluate.batch (-o evaluate.batch=64) or leave out the largest model.",
                 ) from error
-            yield job, accuracy
+            yield job, result
         return
     with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
         data = Path(folder) / "data.safetensors"
         save_file(tensors, data)
         yield from _in_processes(recipe, data, jobs, count, stop)
+
+
+def processes(device: torch.device, workers: int | None, jobs: int) -> int:
+    """Count the processes that so many jobs are shared among, at least 1; 1 is this process itself."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(usable_cores() if workers is None else workers, jobs))
 
 
 def usable_cores() -> int:
@@ -154,14 +173,14 @@ def usable_cores() -> int:
 
 def _in_processes(
     recipe: Recipe, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
-) -> Iterator[tuple[Job, float]]:
+) -> Iterator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     others = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(count, context, _start_worker, (recipe.model_dump_json(), str(data)))
     working = False
     try:
         with _interrupts_held_back():
-            futures: dict[Future[float], Job] = {executor.submit(_work, job): job for job in jobs}
+            futures: dict[Future[Result], Job] = {executor.submit(_work, job): job for job in jobs}
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -220,7 +239,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(job: Job) -> float:
+def _work(job: Job) -> Result:
     if _bench is None:
         raise RuntimeError("the worker was not started by _start_worker")
     return _bench.run(job)
