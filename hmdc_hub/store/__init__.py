@@ -18,7 +18,8 @@ from hmdc_hub.store.files import (
     write_json_atomic,
     write_text_atomic,
 )
-from hmdc_hub.store.rundir import RunDir, RunEntry, RunState, list_runs, remove
+from hmdc_hub.store.rundir import RunDir, RunState
+from hmdc_hub.store.runs import RunEntry, list_runs, remove
 
 if TYPE_CHECKING:
     from hmdc_hub.store.condensed import read_condensed, write_condensed

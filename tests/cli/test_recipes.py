@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmdc_hub.catalog import list_models, list_recipes, load_recipe, read_recipe_file
+from tests.cli import tiny
 from tests.cli.conftest import Call
 
 RECIPES = [entry.name for entry in list_recipes()]
@@ -77,9 +78,8 @@ def test_all_shipped_recipes_are_valid(call: Call) -> None:
 
 
 def test_validate_reports_every_problem_of_every_file(call: Call, folder: Path) -> None:
-    text = load_text().replace("seed: 0", "seed: -1").replace("ipc: 1\n", "ipc: none\n")
-    (folder / "a.yaml").write_text(text)
-    (folder / "b.yaml").write_text(load_text().replace("condense:", "condence:"))
+    (folder / "a.yaml").write_text("seed: -1\n" + tiny.TEXT.replace("  ipc: 1\n", "  ipc: none\n"))
+    (folder / "b.yaml").write_text(tiny.TEXT.replace("condense:", "condence:"))
     done = call("recipes", "validate", "a.yaml", "digits_ipc1", "b.yaml", "c.yaml")
     assert done.status == 2 and "Traceback" not in done.err
     assert done.out.startswith("digits_ipc1: valid") and len(done.out.splitlines()) == 1
@@ -90,13 +90,9 @@ def test_validate_reports_every_problem_of_every_file(call: Call, folder: Path) 
     verdicts = json.loads(done.out)
     assert done.status == 2 and [verdict["valid"] for verdict in verdicts] == [False, True, False]
     assert [problem["key"] for problem in verdicts[0]["problems"]] == ["seed", "condense.ipc"]
-    assert verdicts[0]["problems"][0]["line"] == 8 and verdicts[1]["condense_hash"]
+    assert verdicts[0]["problems"][0]["line"] == 1 and verdicts[1]["condense_hash"]
 
 
 def test_validate_checks_overrides(call: Call) -> None:
     done = call("recipes", "validate", "digits_ipc1", "-o", "condense.ipc=0", "-o", "pool.0.lr.condense=x")
     assert done.status == 2 and "2 problems" in done.err and "pool.0.lr.condense = x" in done.err
-
-
-def load_text() -> str:
-    return (Path(__file__).parents[2] / "recipes" / "digits_ipc1.yaml").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from hmdc_hub.condense.batches import RealImages
@@ -14,7 +16,7 @@ from hmdc_hub.schema import Recipe
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_source
 
 CPU = torch.device("cpu")
-RESNET: dict[str, object] = {
+RESNET = {
     "name": "resnet_tiny",
     "source": "builtin",
     "id": "resnet",
@@ -22,7 +24,7 @@ RESNET: dict[str, object] = {
 }
 
 
-def state_after_two_steps(count: int, pool: list[dict[str, object]]) -> dict[str, torch.Tensor]:
+def state_after_two_steps(count: int, pool: list[Any]) -> dict[str, torch.Tensor]:
     recipe, source = Recipe.model_validate(RECIPE | {"pool": pool}), tiny_source()
     threads = Threads(CPU, count)
     real = RealImages(source, recipe.condense, 0, CPU)
@@ -50,7 +52,7 @@ def state_after_two_steps(count: int, pool: list[dict[str, object]]) -> dict[str
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
-    pools: list[list[dict[str, object]]] = [[CONVNET, MLP], [CONVNET, VIT, RESNET]]
+    pools: list[list[Any]] = [[CONVNET, MLP], [CONVNET, VIT, RESNET]]
     for pool in pools:
         one, three = (state_after_two_steps(count, pool) for count in (1, 3))
         assert one.keys() == three.keys()
