@@ -21,7 +21,15 @@ from hmdc_hub.events import Listener, Stage, StopFlag, silent
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
-from hmdc_hub.store import RunDir, read_info, read_scores, remove, write_json_atomic, write_text_atomic
+from hmdc_hub.store import (
+    RunDir,
+    read_info,
+    read_scores,
+    remove,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,9 @@ def _do(
         from hmdc_hub.publish import package
 
         listener(Stage("package", str(run.package)))
-        package(run)
+        folder = package(run)
+        picture = folder / "assets" / recipe.publish.config / "preview.png"
+        write_bytes_atomic(run.preview, picture.read_bytes())  # where a person looks first
 
 
 def _store_recipe(recipe: Recipe, run: RunDir) -> None:

@@ -90,7 +90,7 @@ def test_the_whole_job(folder: Path, go: Call) -> None:
     done = go("tiny.yaml")
     assert done.status == 0
     run = RunDir(folder / "runs" / "tiny")
-    assert run.state() == "finished"
+    assert run.state() == "finished" and run.preview.read_bytes().startswith(b"\x89PNG")
     for words in ("run        runs/tiny\n", "builtin:digits, 1 per class", "condensed − random", "mlp_a †", "time   "):
         assert words in done.out
     for words in ("source: builtin:digits", "condense 4/4 (100%)", "evaluate 6/6", "package: runs/tiny/package"):
