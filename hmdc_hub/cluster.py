@@ -1,12 +1,12 @@
 """k-means in plain torch: chooses representative real images (DREAM, Liu et al., ICCV 2023).
 
-Everything is deterministic on every device: sums are matrix products, never atomic additions, and ties go to the
-lowest index.
+Everything is deterministic on a given device: nothing is added up atomically, and ties go to the lowest index.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 2**24
@@ -109,11 +109,19 @@ def _distances(points: Tensor, centres: Tensor) -> Tensor:
 
 def _means(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
     """Return k x D means of the points of each cluster; where there are none, the old centre."""
-    k = len(centres)
-    sums, counts = torch.zeros_like(centres), torch.zeros(k, device=points.device)
+    counts = assigned.bincount(minlength=len(centres))[:, None]
+    # Adding by index is twice as fast on a CPU, where it goes in order; on a GPU the order varies.
+    add = _sums_in_order if points.device.type == "cpu" else _sums_by_product
+    return torch.where(counts > 0, add(points, assigned, len(centres)) / counts.clamp(min=1), centres)
+
+
+def _sums_in_order(points: Tensor, assigned: Tensor, k: int) -> Tensor:
+    return points.new_zeros(k, points.shape[1]).index_add_(0, assigned, points)
+
+
+def _sums_by_product(points: Tensor, assigned: Tensor, k: int) -> Tensor:
+    sums = points.new_zeros(k, points.shape[1])
     size = max(1, CHUNK // k)
     for part, index in zip(torch.split(points, size), torch.split(assigned, size), strict=True):
-        member = torch.nn.functional.one_hot(index, k).to(points.dtype)
-        sums.addmm_(member.mT, part)
-        counts += member.sum(dim=0)
-    return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        sums.addmm_(F.one_hot(index, k).to(points.dtype).mT, part)
+    return sums

@@ -101,7 +101,7 @@ def _interpolation(old: int, new: int, dtype: torch.dtype, device: torch.device)
     """Return the matrix new x old of linear interpolation with aligned corners."""
     # The cache outlives the caller's mode: a tensor made in inference mode could not be differentiated through later.
     with torch.inference_mode(False), torch.no_grad():
-        unit = torch.eye(old, dtype=dtype)[None]
+        unit = torch.eye(old, dtype=dtype, device="cpu")[None]
         return F.interpolate(unit, size=new, mode="linear", align_corners=True)[0].mT.contiguous().to(device)
 
 

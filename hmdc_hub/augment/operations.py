@@ -73,14 +73,15 @@ def scale(x: Tensor, factors: Tensor) -> Tensor:
         x: B x ch x H x W.
         factors: (1 or B) x 2, for x and y; above 1 the image shrinks.
     """
-    zero = torch.zeros(len(factors))
-    return _affine(x, torch.stack([factors[:, 0], zero, zero, zero, factors[:, 1], zero], 1))
+    horizontal, vertical = factors.unbind(1)
+    zero = torch.zeros_like(vertical)
+    return _affine(x, torch.stack([horizontal, zero, zero, zero, vertical, zero], 1))
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Turn images about their centre by `degrees`, (1,) or (B,); bilinear, zeros outside."""
     angle = degrees * (math.pi / 180)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(len(angle))
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return _affine(x, torch.stack([cos, -sin, zero, sin, cos, zero], 1))
 
 

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from hmdc_hub import cluster, rng
+
+
+def noise(*shape: int, key: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=rng.generator(0, "test", key))
+
+
+def blobs(count: int, k: int, dims: int) -> Tensor:
+    """Return points around k far centres, in turn."""
+    return noise(count, dims, key=1) + 12 * noise(k, dims, key=2).repeat(-(-count // k), 1)[:count]
+
+
+def run(points: Tensor, k: int, seed: int = 0, max_iter: int = 100) -> Tensor:
+    return cluster.kmeans(points, k, rng.generator(seed, "kmeans"), max_iter=max_iter)
+
+
+def distances(points: Tensor, centres: Tensor) -> Tensor:
+    """Return exact squared distances P x k."""
+    return (points.double()[:, None] - centres.double()[None]).square().sum(2)
+
+
+def inertia(points: Tensor, centres: Tensor) -> float:
+    return float(distances(points, centres).min(dim=1).values.sum())
+
+
+@pytest.mark.parametrize(("k", "dims"), [(4, 2), (8, 16)])
+def test_inertia_equals_scikit_learns_on_blobs(k: int, dims: int) -> None:
+    points = blobs(300, k, dims)
+    wanted = KMeans(k, n_init=10, random_state=0).fit(points.numpy()).inertia_
+    best = min(inertia(points, run(points, k, seed)) for seed in range(10))
+    assert best == pytest.approx(wanted, rel=1e-4)
+
+
+def test_inertia_is_near_scikit_learns_where_there_are_no_blobs() -> None:
+    points = noise(400, 8)
+    wanted = KMeans(20, n_init=5, random_state=0).fit(points.numpy()).inertia_
+    assert min(inertia(points, run(points, 20, seed)) for seed in range(5)) < 1.03 * wanted
+
+
+def test_centres_rest_at_the_means_of_their_points() -> None:
+    points = noise(200, 5)
+    centres = run(points, 7)
+    assigned = distances(points, centres).argmin(dim=1)
+    means = torch.stack([points[assigned == i].mean(dim=0) for i in range(7)])
+    torch.testing.assert_close(centres, means, rtol=0, atol=1e-5)
+
+
+def test_a_result_follows_from_the_generator() -> None:
+    points = noise(200, 5)
+    assert torch.equal(run(points, 7, 1), run(points, 7, 1))
+    assert not torch.equal(run(points, 7, 1), run(points, 7, 2))
+
+
+def test_no_iterations_leave_the_start() -> None:
+    points = noise(50, 3)
+    start = run(points, 5, max_iter=0)
+    assert distances(start, points).min(dim=1).values.max() < 1e-10
+    assert inertia(points, run(points, 5, max_iter=1)) < inertia(points, start)
+
+
+def test_the_start_takes_one_point_of_each_far_blob() -> None:
+    points = torch.cat([noise(30, 4, key=i) + 1000 * torch.eye(4)[i] for i in range(4)])
+    for seed in range(20):
+        start = cluster._start(points - points.mean(0), 4, rng.generator(seed, "start"))
+        assert sorted((start // 30).tolist()) == [0, 1, 2, 3]
+
+
+def test_the_start_draws_in_proportion_to_squared_distance() -> None:
+    points = torch.tensor([[0.0], [1.0], [3.0]])
+    second = []
+    for seed in range(3000):
+        first, other = cluster._start(points, 2, rng.generator(seed, "start")).tolist()
+        if first == 0:
+            second.append(other)
+    assert abs(len(second) / 3000 - 1 / 3) < 0.03
+    assert abs(second.count(2) / len(second) - 0.9) < 0.03
+
+
+@settings(deadline=None, max_examples=40)
+@given(different=st.integers(1, 4), copies=st.integers(1, 4), seed=st.integers(0, 1000), offset=st.floats(-1e3, 1e3))
+def test_the_start_is_distinct_and_takes_copies_last(different: int, copies: int, seed: int, offset: float) -> None:
+    points = (noise(different, 6) + offset).repeat(copies, 1)
+    points = points - points.mean(dim=0)
+    start = cluster._start(points, len(points), rng.generator(seed, "start")).tolist()
+    assert sorted(start) == list(range(len(points)))
+    assert {index % different for index in start[:different]} == set(range(different))
+
+
+def test_copies_are_taken_uniformly() -> None:
+    points = torch.full((4, 2), 5.0)
+    starts = [tuple(cluster._start(points, 2, rng.generator(seed, "start")).tolist()) for seed in range(2400)]
+    assert len(set(starts)) == 12
+    assert all(abs(starts.count(pair) - 200) < 70 for pair in set(starts))
+
+
+def test_points_that_are_all_alike() -> None:
+    points = torch.full((6, 3), 0.7)
+    torch.testing.assert_close(run(points, 4), points[:4])
+
+
+@pytest.mark.parametrize("k", [5, 9])
+def test_as_many_clusters_as_points_or_more_are_the_points(k: int) -> None:
+    points = noise(5, 3)
+    centres = run(points, k)
+    assert centres.shape == (5, 3)
+    assert inertia(points, centres) < 1e-10
+    assert sorted(cluster.nearest(points, centres, distinct=True).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_an_empty_cluster_keeps_its_centre() -> None:
+    points, centres = noise(6, 2), noise(3, 2, key=5)
+    got = cluster._means(points, torch.tensor([0, 2, 0, 2, 0, 2]), centres)
+    torch.testing.assert_close(got, torch.stack([points[::2].mean(0), centres[1], points[1::2].mean(0)]))
+
+
+def test_far_from_zero_the_clusters_are_the_same() -> None:
+    points = (noise(100, 4) * 1024).round() / 1024
+    near, far = run(points, 6), run(points + 512, 6)
+    torch.testing.assert_close(far - 512, near, rtol=0, atol=1e-3)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = noise(101, 4)
+    whole, other = run(points, 6), noise(8, 4, key=3)
+    picked = [cluster.nearest(points, other, distinct=distinct) for distinct in (False, True)]
+    monkeypatch.setattr(cluster, "CHUNK", 150)
+    torch.testing.assert_close(run(points, 6), whole)
+    assert torch.equal(cluster.nearest(points, other), picked[0])
+    assert torch.equal(cluster.nearest(points, other, distinct=True), picked[1])
+
+
+def test_both_ways_to_sum_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, assigned = noise(101, 4), torch.arange(101) % 7
+    monkeypatch.setattr(cluster, "CHUNK", 150)
+    torch.testing.assert_close(
+        cluster._sums_by_product(points, assigned, 9), cluster._sums_in_order(points, assigned, 9)
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 30), k=st.integers(1, 10), seed=st.integers(0, 1000))
+def test_nearest_is_the_nearest(count: int, k: int, seed: int) -> None:
+    points, centres = noise(count, 3, key=seed), noise(k, 3, key=seed + 1)
+    assert torch.equal(cluster.nearest(points, centres), distances(points, centres).argmin(dim=0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 12), k=st.integers(1, 14), seed=st.integers(0, 1000))
+def test_distinct_centres_choose_in_order_among_what_is_left(count: int, k: int, seed: int) -> None:
+    points, centres = noise(count, 2, key=seed), noise(k, 2, key=seed + 1)
+    away = distances(points, centres)
+    wanted: list[int] = []
+    for column in away.T[:count]:
+        left = [i for i in range(count) if i not in wanted]
+        wanted.append(min(left, key=lambda i: float(column[i])))
+    assert cluster.nearest(points, centres, distinct=True).tolist() == wanted
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    points = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    centres = torch.zeros(3, 2)
+    assert cluster.nearest(points, centres).tolist() == [0, 0, 0]
+    assert cluster.nearest(points, centres, distinct=True).tolist() == [0, 1, 2]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_twice() -> None:
+    points = noise(2000, 64).cuda()
+    assert torch.equal(run(points, 40), run(points, 40))
