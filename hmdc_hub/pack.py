@@ -79,8 +79,7 @@ def encode(images: Tensor, factor: int, side: int) -> Tensor:
         )
     n, small = count // factor**2, side // factor
     tiles = images.reshape(-1, channels, height, width)
-    if (height, width) != (small, small):
-        tiles = F.interpolate(tiles, size=(small, small), mode="bilinear", align_corners=False, antialias=True)
+    tiles = F.interpolate(tiles, size=(small, small), mode="bilinear", align_corners=False, antialias=True)
     tiles = tiles.reshape(prod(lead), factor, factor, n, channels, small, small)  # lead, tile column, tile row, n, ...
     return tiles.permute(0, 3, 4, 2, 5, 1, 6).reshape(*lead, n, channels, side, side)
 
