@@ -1,0 +1,145 @@
+"""Packages as the real client reads them."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hmdc_hub.errors import HmdcError
+from hmdc_hub.publish import package
+from hmdc_hub.store import RunDir, load, read_condensed, read_parquet
+from tests.builders import make_recipe, make_run, make_source_info
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return make_run(tmp_path / "run")
+
+
+def load_dataset(*args: Any, cache: Path, **kwargs: Any) -> Any:
+    import datasets
+
+    return datasets.load_dataset(*args, cache_dir=str(cache), **kwargs)
+
+
+def test_load_dataset_reads_what_was_packed(run: RunDir, tmp_path: Path) -> None:
+    folder = package(run)
+    train = load_dataset(str(folder), split="train", cache=tmp_path / "cache")
+    pixels, labels = read_parquet(run.parquet)
+    assert type(train.features["image"]).__name__ == "Image"
+    assert type(train.features["label"]).__name__ == "ClassLabel"
+    assert train.features["label"].names == read_condensed(run.condensed)[2].class_names
+    assert train["label"][:] == labels.tolist()
+    import numpy as np
+
+    assert np.array_equal(np.asarray(train[0]["image"]), pixels[0].permute(1, 2, 0).numpy())
+
+
+def test_every_config_loads_by_name(run: RunDir, tmp_path: Path) -> None:
+    folder = package(run)
+    front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    names = [config["config_name"] for config in front["configs"]]
+    assert "scores" in names and [c["config_name"] for c in front["configs"] if c.get("default")] == names[:1]
+    for name in names:
+        assert load_dataset(str(folder), name, split="train", cache=tmp_path / "cache").num_rows > 0
+
+
+def test_packaging_twice_gives_the_same_bytes(run: RunDir) -> None:
+    first = files(package(run))
+    assert files(package(run)) == first
+
+
+def test_the_package_holds_the_exact_tensors(run: RunDir) -> None:
+    images, labels, _ = read_condensed(run.condensed)
+    loaded = load(package(run))
+    assert torch.equal(loaded.images, images) and torch.equal(loaded.labels, labels)
+
+
+def test_without_scores_the_rest_is_packed(tmp_path: Path) -> None:
+    folder = package(make_run(tmp_path / "run", scored=False))
+    assert not [name for name in files(folder) if "scores" in name]
+    assert load_dataset(str(folder), split="train", cache=tmp_path / "cache").num_rows > 0
+
+
+def test_pixels_other_than_the_scored_ones_are_refused(run: RunDir) -> None:
+    data = bytearray(run.parquet.read_bytes())
+    data[-5] ^= 1
+    run.parquet.write_bytes(data)
+    with pytest.raises(HmdcError, match=r"train\.parquet"):
+        package(run)
+
+
+def test_no_path_user_or_host_name_is_packed(run: RunDir, tmp_path: Path) -> None:
+    secrets = [str(tmp_path), str(Path.home())]
+    # Short words stand anywhere by chance, in compressed pixels most of all.
+    secrets += [word for word in (getpass.getuser(), socket.gethostname()) if len(word) > 6]
+    for name, data in files(package(run)).items():
+        for secret in secrets:
+            assert secret.encode() not in data, f"{secret} in {name}"
+
+
+@pytest.mark.parametrize(("license", "shown"), [(None, "unknown"), ("cc-by-4.0", "cc-by-4.0")])
+def test_the_licence_is_the_sources(tmp_path: Path, license: str | None, shown: str) -> None:
+    recipe = make_recipe()
+    run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, license=license))
+    front = yaml.safe_load((package(run) / "README.md").read_text().split("---")[1])
+    assert front["license"] == shown
+
+
+def test_strange_class_names_stay_names(tmp_path: Path) -> None:
+    names = ["a: 'b'", "| c |", '"d" # e\n- f', "![x](y)"]
+    recipe = make_recipe()
+    source = make_source_info(recipe, class_names=names[:3])
+    folder = package(make_run(tmp_path / "run", recipe=recipe, source=source))
+    train = load_dataset(str(folder), split="train", cache=tmp_path / "cache")
+    assert train.features["label"].names == names[:3]
+
+
+def test_the_manifest_lists_what_is_there(run: RunDir) -> None:
+    import hashlib
+
+    folder = package(run)
+    (path,) = folder.glob("*/manifest.json")
+    listed = json.loads(path.read_text())["files"]
+    entries = listed.items() if isinstance(listed, dict) else [(entry["path"], entry) for entry in listed]
+    assert entries
+    for name, entry in entries:
+        data = (folder / name).read_bytes()
+        assert len(data) == entry["size"] and hashlib.sha256(data).hexdigest() == entry["sha256"]
+
+
+def test_the_cards_training_loop_runs(run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = package(run)
+    card = (folder / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "optimizer.step()" in block)
+    code = re.sub(r'load_dataset\("[^"]+"', f'load_dataset("{folder}"', code)
+    code, changed = re.subn(r"range\(\d{2,}\)", "range(3)", code)
+    assert changed == 1
+    scope: dict[str, Any] = {}
+    exec(code, scope)  # noqa: S102
+    assert torch.isfinite(scope["model"](scope["images"])).all()
+
+
+def test_the_format_pages_decoding_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", recipe=make_recipe(ipc=3, factor=2))
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(run.path)
+    scope: dict[str, Any] = {}
+    exec(code, scope)  # noqa: S102
+    ours = load(run.path).decoded()
+    for i in range(len(ours)):
+        torch.testing.assert_close(scope["decoded"][i], ours[i][0], rtol=0, atol=1e-6)
+        assert int(scope["labels"][i]) == ours[i][1]
