@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,12 @@ def test_terminal_table_fits_eighty_columns(scores: Scores) -> None:
 def test_pictures_are_deterministic_and_readable(scores: Scores) -> None:
     gen = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 4, 3, 16, 16), generator=gen, dtype=torch.uint8)
-    for make in (
+    makers: list[Callable[[], bytes]] = [
         lambda: preview(images, ["a", "b", "c"]),
         lambda: before_after(images, images, ["a", "b", "c"]),
         lambda: plots.plot_scores(scores),
-    ):
+    ]
+    for make in makers:
         data = make()
         assert data == make()
         width, height = Image.open(io.BytesIO(data)).size
