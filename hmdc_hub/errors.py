@@ -109,6 +109,10 @@ class NetworkError(RunError, ConnectionError):
     """The Hub or a download failed; what was there before is unchanged."""
 
 
+class AccessError(RunError, PermissionError):
+    """The Hub does not let this account or token do what was asked; nothing was changed by it."""
+
+
 class DivergedError(RunError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the last good checkpoint was kept."""
 

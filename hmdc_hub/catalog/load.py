@@ -89,6 +89,11 @@ def read_recipe_file(path: Path) -> Recipe:
     return recipe
 
 
+def read_published_recipe(path: Path) -> Recipe:
+    """Read a recipe that came from the Hub."""
+    return read_recipe_file(path)
+
+
 def _model_names(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Go through the places where a recipe names a model of the pool."""
     for path in _LISTS_OF_MODELS:

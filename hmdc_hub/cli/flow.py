@@ -17,7 +17,7 @@ from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.result import Part, Result, read_result
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
-from hmdc_hub.events import Listener, Stage, StopFlag, silent
+from hmdc_hub.events import Listener, Note, Stage, StopFlag, silent
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
@@ -157,6 +157,7 @@ def _do(
     elif part == "evaluate" and source is not None:
         from hmdc_hub.evaluate import evaluate
 
+        _complete(recipe, source, run, wishes, listener)
         names = ", ".join(model.name for model in recipe.evaluate.models)
         listener(Stage("evaluate", f"{names}, {recipe.evaluate.epochs} epochs each"))
         evaluate(recipe, source, run, device=wishes.device, workers=wishes.workers, listener=listener, stop=stop)
@@ -167,6 +168,23 @@ def _do(
         folder = package(run)
         picture = folder / "assets" / recipe.publish.config / "preview.png"
         write_bytes_atomic(run.preview, picture.read_bytes())  # where a person looks first
+
+
+def _complete(recipe: Recipe, source: Source, run: RunDir, wishes: Wishes, listener: Listener) -> None:
+    """Make what a set that came from elsewhere lacks for its scores, and say if its source is another one here."""
+    there, here = read_info(run.info).source.fingerprint, source.info.fingerprint
+    if there != here:
+        listener(
+            Note(
+                f"{recipe.source.id} is not what this set was condensed from (fingerprint {here[:12]}, not "
+                f"{there[:12]}): scores will differ"
+            )
+        )
+    if "start" in recipe.evaluate.against and not run.start.is_file():
+        from hmdc_hub.condense import make_start
+
+        listener(Stage("start", "made again from the recipe"))
+        make_start(recipe, source, run, device=wishes.device)
 
 
 def _store_recipe(recipe: Recipe, run: RunDir) -> None:

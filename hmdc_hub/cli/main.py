@@ -26,6 +26,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "condense": Verb("hmdc_hub.cli.condense:condense", "Condense a dataset, score the result and package it."),
+    "evaluate": Verb("hmdc_hub.cli.evaluate:evaluate", "Score a run, a package or a published set."),
+    "package": Verb("hmdc_hub.cli.package:package", "Build what a Hub dataset will hold from a run."),
+    "push": Verb("hmdc_hub.cli.push:push", "Publish a run as a dataset on the Hugging Face Hub."),
     "recipes": Verb("hmdc_hub.cli.recipes:recipes", "List, show, copy and validate recipes."),
     "pool": Verb("hmdc_hub.cli.pool:pool", "List, show and copy the models that recipes name."),
     "init": Verb("hmdc_hub.cli.init:init", "Write a recipe for a dataset of your own."),
@@ -37,6 +40,7 @@ EPILOG = """\b
 hmdc-hub recipes ls                  what can be condensed
 hmdc-hub condense digits_ipc1        the whole job: condense, score, package
 hmdc-hub condense RECIPE --dry-run   what it would cost
+hmdc-hub push                        publish the newest finished run on the Hub
 
 Exit status: 0 done, 2 something you wrote is wrong (nothing was written), 1 it failed while running, 130 or 143
 stopped by you."""

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import output
+from hmdc_hub.cli.choose import ROOT, named_run
 from hmdc_hub.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.store import RunDir, RunEntry
+    from hmdc_hub.store import RunEntry
 
-ROOT = click.option(
-    "--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
-)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
@@ -74,7 +72,7 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
     """Remove runs with all their files; only directories that hold nothing but a run."""
     from hmdc_hub import store
 
-    found = [_run(name, root) for name in names]
+    found = [named_run(name, root) for name in names]
     if not yes:
         question = f"remove {', '.join(str(run.path) for run in found)}?"
         try:
@@ -89,15 +87,6 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
     for run in found:
         store.remove(run)
         output.talk(f"removed {run.path}")
-
-
-def _run(name: str, root: Path) -> RunDir:
-    from hmdc_hub.store import RunDir
-
-    for path in (root / name, Path(name)):
-        if path.is_dir():
-            return RunDir(path)
-    raise NotFoundError(f"there is no run {name!r} in {root}", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
 
 
 def summary(entry: RunEntry) -> dict[str, Any]:
@@ -140,7 +129,7 @@ def _row(entry: RunEntry) -> list[str]:
 def _entry(name: str, root: Path) -> RunEntry:
     from hmdc_hub.store import list_runs
 
-    run = _run(name, root)
+    run = named_run(name, root)
     place = run.path.absolute() if run.path.name else run.path.resolve()
     for entry in list_runs(place.parent):
         if entry.run.path.name == place.name:

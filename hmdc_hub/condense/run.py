@@ -82,6 +82,23 @@ def condense(
     return session.finish()
 
 
+def make_start(recipe: Recipe, source: Source, run: RunDir, *, device: torch.device) -> None:
+    """Make start.safetensors alone, for a set that was condensed elsewhere: packages leave it out, as anybody can.
+
+    Args:
+        recipe: Resolved.
+        source: The source that the recipe names, loaded.
+        run: A directory without checkpoints.
+        device: Where the first model of the pool embeds images.
+    """
+    session = _Session(recipe, source, run, device, silent, StopFlag())
+    try:
+        with session.threads.one_each():
+            session.begin()
+    finally:
+        session.threads.close()
+
+
 class _Session:
     """What `condense` holds while it runs."""
 

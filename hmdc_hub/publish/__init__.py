@@ -1,7 +1,46 @@
-"""Packages: the folder that a Hub repository will hold, and its card."""
+"""Packages (the folder that a Hub repository will hold), their card, and pushing them.
+
+Names that ask the Hub are imported on first use, so that packaging does not wait for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from hmdc_hub.publish.build import package
 from hmdc_hub.publish.card import render
-from hmdc_hub.publish.facts import Manifest, PackagedFile
+from hmdc_hub.publish.facts import ConfigFacts, Manifest, PackagedFile, read_facts
 
-__all__ = ["Manifest", "PackagedFile", "package", "render"]
+if TYPE_CHECKING:
+    from hmdc_hub.publish.plan import Plan, Wishes
+    from hmdc_hub.publish.push import Published, Push
+    from hmdc_hub.publish.staging import Wanted
+
+__all__ = [
+    "ConfigFacts",
+    "Manifest",
+    "PackagedFile",
+    "Plan",
+    "Published",
+    "Push",
+    "Wanted",
+    "Wishes",
+    "package",
+    "read_facts",
+    "render",
+]
+
+_HOMES = {
+    "Plan": "hmdc_hub.publish.plan",
+    "Published": "hmdc_hub.publish.push",
+    "Push": "hmdc_hub.publish.push",
+    "Wanted": "hmdc_hub.publish.staging",
+    "Wishes": "hmdc_hub.publish.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hmdc_hub.publish' has no attribute {name!r}")

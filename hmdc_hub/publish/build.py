@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from hmdc_hub.catalog import dump_recipe, read_recipe_file
-from hmdc_hub.errors import FormatError, NotFoundError, RunError
+from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET, Manifest, PackagedFile
+from hmdc_hub.publish.scan import refuse_secrets
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview
-from hmdc_hub.schema import ArtifactInfo, Recipe, Scores
+from hmdc_hub.schema import ArtifactInfo, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     TEMPORARY,
     json_text,
@@ -25,14 +28,15 @@ from hmdc_hub.store.files import (
 from hmdc_hub.store.rundir import RunDir
 
 
-def package(run: RunDir) -> Path:
+def package(run: RunDir, *, config: str | None = None) -> Path:
     """Build `<run>/package` from the run's files, in the place of an earlier one; packaging twice gives the same bytes.
 
-    Data files are copied unchanged. A local source's path becomes its base name. Without scores.json the parts about
-    scores are left out.
+    Data files are copied unchanged. A local source's path becomes its base name and fingerprint. Without scores.json
+    the parts about scores are left out.
 
     Args:
         run: A run whose condensing is complete.
+        config: Name of the configuration; None: the recipe's `publish.config`.
 
     Returns:
         The package folder.
@@ -40,6 +44,7 @@ def package(run: RunDir) -> Path:
     Raises:
         NotFoundError: Condensing is not complete.
         FormatError: A file is damaged: it has not the SHA-256 that info.json or scores.json names.
+        UsageError: What the recipe says would publish a secret or a path of this machine.
         RunError: The file system failed; an earlier package is still there.
     """
     if not run.info.is_file():
@@ -48,18 +53,50 @@ def package(run: RunDir) -> Path:
             hint="`hmdc-hub condense` with its recipe and --resume goes on with it.",
         )
     info, recipe = read_info(run.info), read_recipe_file(run.recipe)
+    if config is not None:
+        recipe = recipe.model_copy(update={"publish": renamed(recipe.publish, config)})
     scores = read_scores(run.scores) if run.scores.is_file() else None
     _refuse_mismatch(run, info, scores)
     building = run.path / f".package{TEMPORARY}"
     try:
         shutil.rmtree(building, ignore_errors=True)
         _build(building, run, *without_paths(info, recipe), scores)
+        refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
         _swap(building, run.package)
     except OSError as error:
         raise RunError(f"Cannot write {run.package}: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return run.package
+
+
+def renamed(publish: PublishSpec, config: str) -> PublishSpec:
+    """Give another name to the configuration that a recipe fills.
+
+    Raises:
+        UsageError: It cannot be the name of one.
+    """
+    try:
+        return PublishSpec.model_validate(publish.model_dump() | {"config": config})
+    except ValidationError as error:
+        raise UsageError(
+            f"{config!r} cannot be the name of a configuration: letters, digits, dots, dashes and underscores, at most "
+            "64, and not data, scores or assets.",
+            hint="For example --config ipc10.",
+        ) from error
+
+
+def files_of(folder: Path) -> list[Path]:
+    """List the files below a folder, by name.
+
+    Raises:
+        FormatError: Something in it is neither a regular file nor a folder; links are never followed.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    for path in found:
+        if path.is_symlink() or not path.is_file():
+            raise FormatError(f"{path} is no regular file: a package holds nothing else.")
+    return found
 
 
 def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> None:
@@ -78,15 +115,20 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> 
 
 
 def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Recipe]:
-    """Replace a local source's path by its base name: where somebody keeps data is nobody else's business."""
+    """Replace a local source's path by its base name and fingerprint: where somebody keeps data is nobody's business.
+
+    The placeholder, `local:<base name>@<16 hex digits of the fingerprint>`, tells a reader who has the data too which
+    they are; no program takes it for a path.
+    """
     if info.source.kind != "local":
         return info, recipe
     # PureWindowsPath splits at both kinds of slash.
-    name = PureWindowsPath(recipe.source.id).name or "local"
-    source = info.source.model_copy(update={"id": name})
+    name = PureWindowsPath(recipe.source.id).name or "data"
+    place = f"local:{name}@{info.source.fingerprint[:16]}"
+    source = info.source.model_copy(update={"id": place})
     return (
         info.model_copy(update={"source": source}),
-        recipe.model_copy(update={"source": recipe.source.model_copy(update={"id": name})}),
+        recipe.model_copy(update={"source": recipe.source.model_copy(update={"id": place})}),
     )
 
 
@@ -136,7 +178,7 @@ def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> M
         class_names=names,
         files=[
             PackagedFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
-            for path in sorted(path for path in folder.rglob("*") if path.is_file())
+            for path in files_of(folder)
         ],
     )
 

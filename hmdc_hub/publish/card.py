@@ -33,7 +33,9 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(_Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
-def render(package: Path, *, repo_id: str | None = None, default: str | None = None) -> str:
+def render(
+    package: Path, *, repo_id: str | None = None, default: str | None = None, previous: str | None = None
+) -> str:
     """Write the card of a package.
 
     Args:

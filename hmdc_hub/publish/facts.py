@@ -74,11 +74,12 @@ def read_facts(package: Path) -> list[ConfigFacts]:
     folders = [path.parent for path in package.glob("*/manifest.json")]
     if not folders:
         raise NotFoundError(f"{package} is no package: no folder in it has a manifest.json.")
-    facts = [_read_config(folder) for folder in folders]
+    facts = [read_config(folder) for folder in folders]
     return sorted(facts, key=lambda config: (config.info.ipc, config.name))
 
 
-def _read_config(folder: Path) -> ConfigFacts:
+def read_config(folder: Path) -> ConfigFacts:
+    """Read one configuration by its folder; errors as `read_facts`."""
     scores = folder / "scores.json"
     return ConfigFacts(
         name=folder.name,

@@ -30,11 +30,12 @@ class SourceInfo(Strict):
     """Where the real images came from.
 
     Attributes:
-        id: As in the recipe; the base name for local paths.
+        id: As in the recipe; published, a local path is `local:<base name>@<fingerprint>`.
         fingerprint: SHA-256 (hex) over the pixels and labels of both splits as this program sees them.
         train_counts: Images per class of the train split.
         license: Hub licence id if the source names one.
         gated: Whether the Hub asks for consent before a download.
+        private: Whether only some accounts of the Hub see it.
     """
 
     id: str
@@ -55,6 +56,7 @@ class SourceInfo(Strict):
     std: list[float]
     license: str | None
     gated: bool
+    private: bool = False
 
 
 class ArtifactInfo(Strict):

@@ -189,6 +189,7 @@ def make_source(
         std=std,
         license=facts.license,
         gated=facts.gated,
+        private=facts.private,
     )
     return Source(train, test_images, test_labels, info)
 

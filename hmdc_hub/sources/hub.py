@@ -107,6 +107,7 @@ def hub_facts(source: str, revision: str | None) -> Facts:
         revision=info.sha,
         license=license_text(getattr(info.card_data, "license", None)),
         gated=bool(info.gated),
+        private=bool(info.private),
     )
 
 

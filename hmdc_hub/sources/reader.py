@@ -28,6 +28,7 @@ class Facts:
     config: str | None = None
     license: str | None = None
     gated: bool = False
+    private: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -24,6 +25,23 @@ def check_name(config: str) -> None:
         raise UsageError(f"{config!r} is not the name of a configuration, such as ipc10.")
 
 
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """Split a card into its YAML block and its body.
+
+    Args:
+        text: The whole README.md, which may be anybody's.
+
+    Returns:
+        The block, and what follows it; `{}` and the whole text if there is none or it cannot be read.
+    """
+    match = re.match(r"---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, flags=re.DOTALL)
+    try:
+        block = yaml.safe_load(match.group(1)) if match else None
+    except (yaml.YAMLError, ValueError):
+        block = None
+    return (block, text[match.end() :]) if match and isinstance(block, dict) else ({}, text)
+
+
 def read_card(text: str) -> tuple[list[str], str | None]:
     """Read the image configurations and the default one from a card's YAML block.
 
@@ -33,12 +51,7 @@ def read_card(text: str) -> tuple[list[str], str | None]:
     Returns:
         Names in the card's order, and the default one or None.
     """
-    match = re.match(r"---\r?\n(.*?)\r?\n---\s*(\r?\n|$)", text, flags=re.DOTALL)
-    try:
-        block = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
-        block = None
-    configs = block.get("configs") if isinstance(block, dict) else None
+    configs = split_card(text)[0].get("configs")
     named = [c for c in configs or [] if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
     images = [c for c in named if c["config_name"] != SCORES_CONFIG and re.match(NAME, c["config_name"])]
     default = next((str(c["config_name"]) for c in images if c.get("default") is True), None)

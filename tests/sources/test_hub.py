@@ -36,6 +36,7 @@ class FakeHub:
         self.commit = SHA
         self.card = SimpleNamespace(license="cc-by-4.0")
         self.gated: bool | str = False
+        self.private = False
         self.info_error: Exception | None = None
         self.builder_error: Exception | None = None
         self.asked: list[str | None] = []
@@ -46,7 +47,7 @@ class FakeHub:
         self.asked.append(revision)
         if self.info_error:
             raise self.info_error
-        return SimpleNamespace(sha=SHA, card_data=self.card, gated=self.gated)
+        return SimpleNamespace(sha=SHA, card_data=self.card, gated=self.gated, private=self.private)
 
     def builder(self, path: str, **keys: Any) -> Any:
         if path != ID:

@@ -1,0 +1,105 @@
+"""Turning a published set into a run, so that it can be scored here, and comparing those scores with the published."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmdc_hub.catalog import dump_recipe, read_published_recipe
+from hmdc_hub.errors import NotFoundError, RunExistsError, UsageError
+from hmdc_hub.publish import ConfigFacts, read_facts
+from hmdc_hub.publish.facts import PARQUET
+from hmdc_hub.report.tables import MEAN, training_sets
+from hmdc_hub.schema import Scores
+from hmdc_hub.store import RunDir, read_info
+from hmdc_hub.store.configs import choose, split_card
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How scores made here compare with published ones of the same protocol.
+
+    Attributes:
+        identical: Trainings with exactly the published accuracy, of `trainings`.
+        rows: Training set, published mean over models, mean here; both in [0, 1].
+    """
+
+    identical: int
+    trainings: int
+    rows: tuple[tuple[str, float, float], ...]
+
+
+def chosen_config(package: Path, config: str | None) -> ConfigFacts:
+    """Find the configuration of a package that is meant: the named, the only or the default one.
+
+    Raises:
+        NotFoundError: There is none of that name.
+        UsageError: There are several and no default.
+    """
+    facts = {found.name: found for found in read_facts(package)}
+    card = package / "README.md"
+    block = split_card(card.read_text(encoding="utf-8"))[0] if card.is_file() else {}
+    entries = block.get("configs") or []
+    default = next((str(c.get("config_name")) for c in entries if isinstance(c, dict) and c.get("default")), None)
+    return facts[choose(list(facts), default, config, str(package))]
+
+
+def adopt(package: Path, facts: ConfigFacts, run: RunDir) -> None:
+    """Copy a published set into a run directory of its own; a directory that holds the same set is left as it is.
+
+    Args:
+        package: Verified folder with the configuration's files.
+        facts: The configuration.
+        run: Where to.
+
+    Raises:
+        RunExistsError: The directory holds something else.
+        UsageError: The set was made from data that only its author has.
+    """
+    recipe = read_published_recipe(package / facts.name / "recipe.yaml")
+    if recipe.source.id.startswith("local:"):
+        raise UsageError(
+            f"{facts.name} was made from data on its author's disk ({recipe.source.id}): there is nothing to score on.",
+            hint="If you have the data: copy its recipe.yaml, let source.id name them, and condense that.",
+        )
+    if run.info.is_file():
+        if read_info(run.info).tensors_sha256 == facts.info.tensors_sha256 and run.recipe.is_file():
+            return
+        raise RunExistsError(f"{run.path} holds another set.", hint="--run-dir takes another directory.")
+    if run.path.is_dir() and any(run.path.iterdir()):
+        raise RunExistsError(f"{run.path} is not empty.", hint="--run-dir takes another directory.")
+    files = {f"{facts.name}/{PARQUET}": run.parquet, f"{facts.name}/condensed.safetensors": run.condensed}
+    with run.lock():
+        for name, place in files.items():
+            if not (package / name).is_file():
+                raise NotFoundError(f"{package} has no {name}.", hint="`hmdc-hub pull` gets the whole set.")
+            shutil.copyfile(package / name, place)
+        run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+        shutil.copyfile(package / facts.name / "info.json", run.info)  # last: it says that the set is complete
+
+
+def compare(published: Scores, here: Scores) -> Agreement | None:
+    """Compare scores training by training; None if they follow different protocols or are about other images."""
+    if (published.protocol_hash, published.parquet_sha256) != (here.protocol_hash, here.parquet_sha256):
+        return None
+    key = {(c.model, c.training_set, c.draw, c.seed): c.accuracy for c in published.cells}
+    same = sum(key.get((c.model, c.training_set, c.draw, c.seed)) == c.accuracy for c in here.cells)
+    rows = [
+        (name, published.table[name][MEAN].mean, here.table[name][MEAN].mean)
+        for name in training_sets(here)
+        if MEAN in published.table.get(name, {}) and MEAN in here.table[name]
+    ]
+    return Agreement(same, len(here.cells), tuple(rows))
+
+
+def agreement_text(found: Agreement) -> str:
+    """Write a comparison for a person."""
+    if found.identical == found.trainings:
+        return f"All {found.trainings} trainings have exactly the published accuracy."
+    lines = [
+        f"{found.identical} of {found.trainings} trainings have exactly the published accuracy; other library versions "
+        "or devices change the others.",
+        "mean over models, published -> here, in percent:",
+    ]
+    return "\n".join(lines + [f"  {name:<15} {100 * a:5.1f} -> {100 * b:5.1f}" for name, a, b in found.rows])

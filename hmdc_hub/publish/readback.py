@@ -1,0 +1,70 @@
+"""Reading a push back as a stranger would: a cache of its own, every hash, every touched configuration loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hmdc_hub.errors import HmdcError, RunError
+from hmdc_hub.publish.hub import Hub
+from hmdc_hub.publish.hub_errors import AGAIN
+from hmdc_hub.publish.plan import Plan
+from hmdc_hub.store import sha256_file
+from hmdc_hub.store.configs import SCORES_CONFIG
+
+
+def check(hub: Hub, plan: Plan, revision: str, work: Path) -> dict[str, int]:
+    """Download what was published and load it.
+
+    Args:
+        hub: The Hub.
+        plan: What was published.
+        revision: The commit or the ref of the pull request.
+        work: An empty folder; neither the Hub's nor the datasets library's shared cache is asked or filled.
+
+    Returns:
+        Rows of each configuration that was loaded.
+
+    Raises:
+        RunError: The Hub serves other bytes, or they do not load; the commit is there all the same.
+        NetworkError: The Hub failed.
+    """
+    files = plan.staged.files
+    names = ["README.md", *files, *(["scores/*.parquet"] if _has_scores(plan) else [])]
+    try:
+        folder = hub.download(plan.repo_id, revision, names, work / "hub")
+        arrived = {name: sha256_file(folder / name) for name in files if (folder / name).is_file()}
+    except HmdcError as error:
+        raise type(error)(f"Published, but not read back: {error.message}", hint=AGAIN) from error
+    wrong = [name for name in files if arrived.get(name) != files[name]]
+    if wrong:
+        raise RunError(
+            f"Published, but what the Hub serves is not what was sent: {', '.join(wrong[:3])} of {plan.repo_id}.",
+            hint="Run the same command again; if it stays so, tell the Hub's support before anybody trains on it.",
+        )
+    return _load(plan, folder, work)
+
+
+def _has_scores(plan: Plan) -> bool:
+    return plan.staged.facts.scores is not None
+
+
+def _load(plan: Plan, folder: Path, work: Path) -> dict[str, int]:
+    """Load every configuration that the push touched with the library that readers use."""
+    import datasets
+
+    rows = {}
+    for config in [plan.staged.config, *([SCORES_CONFIG] if _has_scores(plan) else [])]:
+        try:
+            loaded = datasets.load_dataset(str(folder), config, split="train", cache_dir=str(work / "datasets"))
+        except Exception as error:  # whatever a loader raises means the same here: others cannot load it either
+            raise RunError(
+                f'Published, but load_dataset("{plan.repo_id}", "{config}") fails: {type(error).__name__}: {error}',
+                hint="Look at the card's front matter on the Hub, and report this with what `hmdc-hub env` prints.",
+            ) from error
+        rows[config] = loaded.num_rows
+    expected = plan.staged.facts.manifest.rows
+    if rows[plan.staged.config] != expected:
+        raise RunError(
+            f"Published, but {plan.staged.config} loads {rows[plan.staged.config]} rows instead of {expected}."
+        )
+    return rows

@@ -1,0 +1,65 @@
+"""Look for what must never be published in the bytes of a package: access tokens, keys, and where this machine has it.
+
+A last net: packages are made of typed facts, and nothing of this kind should ever get this far. What people write
+themselves (descriptions, names, a hand-written section of the card) can hold anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hmdc_hub.errors import UsageError
+
+_SHAPES = {
+    "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}",
+    "a GitHub token": rb"gh[oprsu]_[A-Za-z0-9]{36}",
+    "an AWS access key": rb"AKIA[0-9A-Z]{16}",
+    "a private key": rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
+}
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+_SHORTEST = 12
+"""Characters below which the value of a variable is no secret: words that short stand in any text."""
+
+
+def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
+    """Refuse files that hold a secret or a path of this machine.
+
+    Args:
+        files: Name in the package to content, or to the file that has it.
+
+    Raises:
+        UsageError: One does; the message names the file and the kind, never the value.
+    """
+    known = dict(_secrets()) | dict(_places())
+    for name, content in files.items():
+        data = content.read_bytes() if isinstance(content, Path) else content
+        what = next((kind for value, kind in known.items() if value in data), None)
+        what = what or next((kind for kind, shape in _SHAPES.items() if re.search(shape, data)), None)
+        if what is not None:
+            raise UsageError(
+                f"{name} holds {what}: it cannot be published.",
+                hint="Take it out of the recipe (description, names) or of the card's hand-written section, then push "
+                "again." + (" A token that was ever published must be revoked." if "token" in what else ""),
+            )
+
+
+def _secrets() -> Iterator[tuple[bytes, str]]:
+    """Give the secrets that this process knows."""
+    from huggingface_hub import get_token
+
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not Path(value).exists():
+            yield value.encode(), f"the value of the environment variable {name}"
+    token = get_token()
+    if token:  # last: the name that is more use if HF_TOKEN holds it
+        yield token.encode(), "your Hugging Face token"
+
+
+def _places() -> Iterator[tuple[bytes, str]]:
+    """Give the folders whose names tell who works here."""
+    for folder, what in ((Path.home(), "a path in your home folder"), (Path.cwd(), "a path in the current folder")):
+        if len(folder.parts) > 1:  # the root of the file system begins every path
+            yield f"{folder}{os.sep}".encode(), what
