@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hmdc_hub.errors import HmdcError, RunError
@@ -41,11 +43,24 @@ def check(hub: Hub, plan: Plan, revision: str, work: Path) -> dict[str, int]:
             f"Published, but what the Hub serves is not what was sent: {', '.join(wrong[:3])} of {plan.repo_id}.",
             hint="Run the same command again; if it stays so, tell the Hub's support before anybody trains on it.",
         )
+    _stand_in(plan, folder)
     return _load(plan, folder, work)
 
 
 def _has_scores(plan: Plan) -> bool:
     return plan.staged.facts.scores is not None
+
+
+def _stand_in(plan: Plan, folder: Path) -> None:
+    """Put empty files where the repository has others: `datasets` looks for those of every configuration.
+
+    It reads only those of the one that it is asked for, so the others need not be downloaded.
+    """
+    for path in plan.existing.files:
+        place = folder / path
+        if ".." not in Path(path).parts and not Path(path).is_absolute() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
 
 
 def _load(plan: Plan, folder: Path, work: Path) -> dict[str, int]:
@@ -55,7 +70,8 @@ def _load(plan: Plan, folder: Path, work: Path) -> dict[str, int]:
     rows = {}
     for config in [plan.staged.config, *([SCORES_CONFIG] if _has_scores(plan) else [])]:
         try:
-            loaded = datasets.load_dataset(str(folder), config, split="train", cache_dir=str(work / "datasets"))
+            with _without_bars():
+                loaded = datasets.load_dataset(str(folder), config, split="train", cache_dir=str(work / "datasets"))
         except Exception as error:  # whatever a loader raises means the same here: others cannot load it either
             raise RunError(
                 f'Published, but load_dataset("{plan.repo_id}", "{config}") fails: {type(error).__name__}: {error}',
@@ -68,3 +84,17 @@ def _load(plan: Plan, folder: Path, work: Path) -> dict[str, int]:
             f"Published, but {plan.staged.config} loads {rows[plan.staged.config]} rows instead of {expected}."
         )
     return rows
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Switch off the bars of `datasets`: thousands of small images load at once."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

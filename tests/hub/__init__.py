@@ -1,0 +1,6 @@
+"""A Hugging Face Hub on this machine, for tests with the unpatched clients; docs/testing.md says what it covers."""
+
+from tests.hub.faults import Fault, Request
+from tests.hub.server import LocalHub
+
+__all__ = ["Fault", "LocalHub", "Request"]
