@@ -8,169 +8,99 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
-from hmdc_hub import __version__
 from hmdc_hub.catalog import dump_recipe
-from hmdc_hub.errors import NotFoundError
+from hmdc_hub.errors import FormatError
+from hmdc_hub.publish.citations import known
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
-from hmdc_hub.publish.licenses import HUB_LICENSES
+from hmdc_hub.publish.front_matter import dump, front_matter, is_hub_id, license_of, source_name, source_names
 from hmdc_hub.report.tables import table_markdown
 from hmdc_hub.report.text import escape_markdown, one_line
-from hmdc_hub.schema import FORMAT_VERSION
+from hmdc_hub.schema import SourceInfo
+from hmdc_hub.store.configs import split_card
 
-_SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
-
-
-class _Quoted(str):
-    """Text that the YAML block always quotes: readers of YAML 1.1 and 1.2 disagree about what is a number."""
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
-
-
-_Dumper.add_representer(_Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
+END = "<!-- End of yours. -->"
 
 
 def render(
     package: Path, *, repo_id: str | None = None, default: str | None = None, previous: str | None = None
 ) -> str:
-    """Write the card of a package.
+    """Write the card of a package; rendering again with the result as `previous` gives the same card.
 
     Args:
         package: The folder; only the small files of each configuration are read (`read_facts`).
         repo_id: Where it is published, such as `someone/cifar10-hmdc`; None: `your-name/<publish.name>`.
-        default: Configuration that `load_dataset(repo)` gives; None: the smallest.
+        default: Configuration that `load_dataset(repo)` gives; None: the one of `previous` if it is still there, else
+            the smallest.
+        previous: The card that is there now. What others wrote is kept: the text between the two markers, keys and
+            configurations that are not ours; of a card that is not ours, the whole text.
 
     Returns:
         README.md: YAML block and Markdown, ending in a newline.
 
     Raises:
         NotFoundError: There is no configuration in the package, or none called `default`.
-        FormatError: A file is damaged or of a newer format version.
+        FormatError: A file is damaged or of a newer format version, lacks a fact, or the markers of `previous` are.
     """
     configs = read_facts(package)
-    names = [config.name for config in configs]
-    default = names[0] if default is None else default
-    if default not in names:
-        raise NotFoundError(f"The package has no configuration {default!r}; it has {', '.join(names)}.")
-    main = configs[names.index(default)]
-    block = yaml.dump(
-        front_matter(configs, main), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, indent=2
-    )
-    text = (
-        _environment()
-        .get_template("card.md.jinja")
-        .render(
-            main=_view(main),
-            configs=[_view(config) for config in configs],
-            repo_id=repo_id or f"your-name/{main.recipe.publish.name}",
-            version=__version__,
-            **_source_view(main),
+    block, body = split_card(previous or "")
+    top = front_matter(configs, default, block)
+    chosen = next(entry.get("config_name") for entry in top["configs"] if entry.get("default"))
+    main = next((config for config in configs if config.name == chosen), configs[0])
+    try:
+        text = (
+            _environment()
+            .get_template("card.md.jinja")
+            .render(
+                title=source_names(configs, main.name),
+                main=_view(main),
+                configs=[_view(config) for config in configs],
+                sources=_sources(configs),
+                repo_id=repo_id or f"your-name/{main.recipe.publish.name}",
+                version=top["hmdc"]["hmdc_hub_version"],
+                begin=BEGIN,
+                yours=_hand_written(body, ours=isinstance(block.get("hmdc"), dict)),
+                end=END,
+            )
         )
-    )
-    return f"---\n{block}---\n\n{text}"
+    except jinja2.UndefinedError as error:
+        raise FormatError(f"The card of {package} lacks a fact that it must state: {error}.") from error
+    return f"---\n{dump(top)}---\n\n{text}"
 
 
-def front_matter(configs: Sequence[ConfigFacts], main: ConfigFacts) -> dict[str, Any]:
-    """Make the YAML block: what the Hub reads, and our own facts under `hmdc`.
+def _hand_written(body: str, *, ours: bool) -> str:
+    """Cut out what people wrote into a card: text between the markers, with the line ends at both sides.
 
-    Args:
-        configs: All configurations.
-        main: The default one of them.
+    Raises:
+        FormatError: One of the markers is gone or there twice, so nobody can tell what is theirs.
     """
-    sources = dict.fromkeys(config.info.source.id for config in configs if config.info.source.kind == "hub")
-    data_files: list[dict[str, Any]] = [
-        {
-            "config_name": config.name,
-            "data_files": [{"split": "train", "path": f"{config.name}/{PARQUET}"}],
-            **({"default": True} if config is main else {}),
-        }
-        for config in configs
-    ]
-    if any(config.scores for config in configs):
-        scores = {"config_name": "scores", "data_files": [{"split": "train", "path": "scores/*.parquet"}]}
-        data_files.append(scores)
-    return {
-        "pretty_name": _Quoted(f"{one_line(main.info.source.id)} condensed with HMDC"),
-        **_license(configs),
-        "task_categories": ["image-classification"],
-        "task_ids": ["multi-class-image-classification"],
-        "size_categories": [_size(sum(config.manifest.rows for config in configs))],
-        **({"source_datasets": [_Quoted(one_line(source)) for source in sources]} if sources else {}),
-        "tags": ["dataset-condensation", "dataset-distillation", "hmdc", "hmdc-hub", "arxiv:2409.14538"],
-        "configs": data_files,
-        "dataset_info": [_dataset_info(config) for config in configs],
-        "hmdc": {
-            "format_version": FORMAT_VERSION,
-            "hmdc_hub_version": main.info.hmdc_hub_version,
-            "configs": {config.name: _summary(config) for config in configs},
-        },
-    }
-
-
-def _license(configs: Sequence[ConfigFacts]) -> dict[str, Any]:
-    """Carry the source's licence over; a licence the Hub has no id for goes under its own name."""
-    names = sorted({license_of(config) for config in configs})
-    if all(name in HUB_LICENSES for name in names):
-        return {"license": names[0] if len(names) == 1 else names}
-    slug = re.sub(r"[^a-z0-9.+-]+", "-", " ".join(names).lower()).strip("-")
-    return {"license": "other", "license_name": _Quoted(slug or "see-source")}
-
-
-def license_of(config: ConfigFacts) -> str:
-    """Say under which licence the source is: as the recipe says, else as the source says, else `unknown`."""
-    return config.recipe.publish.license or config.info.source.license or "unknown"
-
-
-def _size(rows: int) -> str:
-    return next((name for bound, name in _SIZES if rows < bound), "n>10M")
-
-
-def _dataset_info(config: ConfigFacts) -> dict[str, Any]:
-    """Repeat what the parquet's footer says; anything else here would silently override the data."""
-    names = {_Quoted(label): _Quoted(name) for label, name in enumerate(config.manifest.class_names)}
-    parquet = config.file(f"{config.name}/{PARQUET}")
-    rows, size = config.manifest.rows, config.manifest.data_bytes
-    return {
-        "config_name": config.name,
-        "features": [
-            {"name": "image", "dtype": "image"},
-            {"name": "label", "dtype": {"class_label": {"names": names}}},
-        ],
-        "splits": [{"name": "train", "num_bytes": size, "num_examples": rows}],
-        "download_size": parquet.size if parquet else size,
-        "dataset_size": size,
-    }
-
-
-def _summary(config: ConfigFacts) -> dict[str, Any]:
-    info = config.info
-    summary: dict[str, Any] = {
-        "ipc": info.ipc,
-        "factor": info.factor,
-        "stored_images": info.stored_images,
-        "training_images": info.training_images,
-        "source_fingerprint": info.source.fingerprint,
-        "condense_hash": info.condense_hash,
-    }
-    if config.scores:
-        summary["protocol_hash"] = config.scores.protocol_hash
-    return summary
+    if not ours:
+        kept = body.replace(BEGIN, "").replace(END, "").strip()
+        return f"\n{kept}\n" if kept else "\n"
+    counts = body.count(BEGIN), body.count(END)
+    if counts == (0, 0):
+        return "\n"
+    if counts != (1, 1) or body.index(BEGIN) > body.index(END):
+        raise FormatError(
+            f"The card's two markers are damaged ({counts[0]} times the first, {counts[1]} times the second).",
+            hint=f"Edit README.md on the Hub so that it has each of these lines once, in this order:\n{BEGIN}\n{END}",
+        )
+    return body[body.index(BEGIN) + len(BEGIN) : body.index(END)]
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hmdc_hub.publish"),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # Markdown, not HTML: what strangers wrote goes through the filter `md`
+        autoescape=False,  # Markdown, not HTML: what strangers wrote goes through the filters `md`, `code`, `word`
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["md"] = escape_markdown
     environment.filters["code"] = lambda text: f"`{one_line(text).replace('`', '')}`"
+    environment.filters["word"] = lambda text: re.sub(r"[^\w.+:@/-]", "", text)
     environment.filters["duration"] = duration
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment
@@ -194,8 +124,14 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
         "recipe": config.recipe,
         "scores": config.scores,
         "classes": len(info.source.class_names),
+        "source_name": source_name(config),
+        "source_text": _linked(info.source),
         "stored_per_class": info.ipc,
         "training_per_class": info.training_images // len(info.source.class_names),
+        "train_count": sum(info.source.train_counts),
+        "mean": [round(value, 4) for value in info.source.mean],
+        "std": [round(value, 4) for value in info.source.std],
+        "license": license_of(config),
         "stored_size": _bytes(config, "condensed.safetensors"),
         "parquet_size": _bytes(config, PARQUET),
         "table": table_markdown(config.scores).rstrip() if config.scores else "",
@@ -207,24 +143,37 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
     }
 
 
+def _linked(source: SourceInfo) -> str:
+    """Name a source with a link where it has a page."""
+    if source.kind == "hub" and is_hub_id(source.id):
+        return f"[{escape_markdown(source.id)}](https://huggingface.co/datasets/{source.id})"
+    if source.kind == "local":
+        return f"data on its author's disk ({escape_markdown(source.id.removeprefix('local:'))})"
+    return escape_markdown(source.id)
+
+
+def _sources(configs: Sequence[ConfigFacts]) -> list[dict[str, Any]]:
+    """List every source once, with its licence and citation and the configurations made from it."""
+    found: dict[tuple[str, str, bool, bool], dict[str, Any]] = {}
+    for config in configs:
+        source = config.info.source
+        entry = known(source.id)
+        view = {
+            "text": _linked(source),
+            "license": license_of(config),
+            "gated": source.gated,
+            "private": source.private,
+            "kind": source.kind,
+            "bibtex": entry.bibtex if entry else "",
+            "configs": [],
+        }
+        key = (source.id, license_of(config), source.gated, source.private)
+        found.setdefault(key, view)["configs"].append(config.name)
+    return list(found.values())
+
+
 def _bytes(config: ConfigFacts, name: str) -> str:
     file = config.file(f"{config.name}/{name}")
-    size = file.size if file else 0
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
-def _source_view(main: ConfigFacts) -> dict[str, Any]:
-    """Gather what the template says about the source."""
-    source = main.info.source
-    kinds = {
-        "hub": f"[{escape_markdown(source.id)}](https://huggingface.co/datasets/{source.id})",
-        "local": f"a local dataset ({escape_markdown(source.id)})",
-    }
-    return {
-        "source": source,
-        "source_text": kinds.get(source.kind, escape_markdown(source.id)),
-        "license": license_of(main),
-        "train_count": sum(source.train_counts),
-        "mean": [round(value, 4) for value in source.mean],
-        "std": [round(value, 4) for value in source.std],
-    }
+    if file is None:
+        raise FormatError(f"The manifest of {config.name} does not list {name}.")
+    return f"{file.size / 1e6:.1f} MB" if file.size >= 1e5 else f"{file.size / 1e3:.1f} kB"

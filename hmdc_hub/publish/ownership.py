@@ -74,10 +74,12 @@ def refuse_name(config: str, card: str, *, force: bool) -> None:
         UsageError: It does.
     """
     block = split_card(card)[0]
-    ours = block.get("hmdc", {}).get("configs", {}) if isinstance(block.get("hmdc"), Mapping) else {}
-    listed = block.get("configs") if isinstance(block.get("configs"), list) else []
-    names = {entry.get("config_name") for entry in listed or [] if isinstance(entry, Mapping)}
-    if config in names and config not in (ours or {}) and not force:
+    hmdc, listed = block.get("hmdc"), block.get("configs")
+    ours = hmdc.get("configs") if isinstance(hmdc, Mapping) else None
+    names = (
+        {one.get("config_name") for one in listed if isinstance(one, Mapping)} if isinstance(listed, list) else set()
+    )
+    if config in names and config not in (ours if isinstance(ours, Mapping) else {}) and not force:
         raise UsageError(
             f"The card there has a configuration {config} that hmdc-hub did not publish.",
             hint="--config publishes under another name; --force puts yours in its place.",

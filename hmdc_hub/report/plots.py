@@ -1,4 +1,4 @@
-"""Bars of the cross-architecture scores. Matplotlib is imported on first use."""
+"""The cross-architecture scores as a plot. Matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import io
 from hmdc_hub.report.tables import CONDENSED, TOOK_PART, model_names, training_sets
 from hmdc_hub.schema import Estimate, Scores
 
-# Condensed stands out; baselines are steps of grey, told apart by the legend's order as well.
-COLOURS = {
-    CONDENSED: "#c8501e",
-    "random": "#c9ced6",
-    "random-encoded": "#9aa4b2",
-    "start": "#6b7889",
-    "k-means": "#414d5c",
+# Okabe and Ito's colours, which colour-blind people tell apart, and a mark of its own each; condensed stands out.
+STYLES = {
+    CONDENSED: ("#d55e00", "o"),
+    "random": ("#999999", "s"),
+    "random-encoded": ("#56b4e9", "^"),
+    "start": ("#0072b2", "D"),
+    "k-means": ("#009e73", "v"),
+    "full": ("#000000", "*"),
 }
-OTHER = "#2a6f97"
+OTHERS = (("#cc79a7", "P"), ("#e69f00", "X"), ("#f0e442", "p"))
 
 
 def plot_scores(scores: Scores) -> bytes:
@@ -26,7 +27,7 @@ def plot_scores(scores: Scores) -> bytes:
     """
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
         return _draw(scores)
 
 
@@ -35,31 +36,36 @@ def _draw(scores: Scores) -> bytes:
     from matplotlib.figure import Figure
 
     models, sets = model_names(scores), training_sets(scores)
-    figure = Figure(
-        figsize=(max(6.0, 1.6 + 0.26 * len(models) * (len(sets) + 1.5)), 4.2), dpi=120, layout="constrained"
-    )
+    # One row per model: the picture grows downwards, never wider than a phone can show with readable words.
+    figure = Figure(figsize=(6.4, 1.3 + 0.62 * len(models)), dpi=125, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    width = 0.84 / len(sets)
+    spread = 0.72 / len(sets)
     for number, name in enumerate(sets):
-        shown = [(x, e) for x, model in enumerate(models) if (e := scores.table[name].get(model)) is not None]
-        axes.bar(
-            [x - 0.42 + (number + 0.5) * width for x, _ in shown],
-            [100 * estimate.mean for _, estimate in shown],
-            width * 0.92,
+        shown = [(y, e) for y, model in enumerate(models) if (e := scores.table[name].get(model)) is not None]
+        colour, mark = STYLES.get(name) or OTHERS[number % len(OTHERS)]
+        axes.errorbar(
+            [100 * e.mean for _, e in shown],
+            [y + (number - (len(sets) - 1) / 2) * spread for y, _ in shown],
+            xerr=[[100 * _below(e) for _, e in shown], [100 * _above(e) for _, e in shown]],
+            fmt=mark,
+            color=colour,
+            markersize=8 if name == CONDENSED else 6,
+            elinewidth=1.6,
+            capsize=2.5,
             label=name,
-            color=COLOURS.get(name, OTHER),
-            yerr=[[100 * _below(e) for _, e in shown], [100 * _above(e) for _, e in shown]],
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#111111"},
+            zorder=3 if name == CONDENSED else 2,
         )
     names = [f"{model} {TOOK_PART}" if model in scores.condensed_by else model for model in models]
-    crowded = max(len(name) for name in names) * len(names) > 70
-    axes.set_xticks(range(len(models)), names, rotation=20 if crowded else 0, ha="right" if crowded else "center")
-    axes.set_ylabel("test accuracy, last epoch (%)")
-    axes.set_ylim(0, min(100, 1.08 * 100 * max(_top(scores), 0.05)))
-    axes.yaxis.grid(True, color="#e3e6ea", linewidth=0.8)
+    axes.set_yticks(range(len(models)), names)
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.set_xlim(0, min(101, 106 * max(_top(scores), 0.05)))
+    axes.set_xlabel("test accuracy at the last epoch (%), 95 % interval")
+    axes.xaxis.grid(True, color="#e3e6ea", linewidth=0.8)
+    for y in range(1, len(models)):
+        axes.axhline(y - 0.5, color="#e3e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=len(sets), frameon=False, handlelength=1.0, columnspacing=1.2)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.3, columnspacing=1.2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hmdc_hub.schema.base import FORMAT_VERSION, Strict
+from hmdc_hub.schema.base import FORMAT_VERSION, Name, Strict
 from hmdc_hub.schema.model import ModelSpec
 from hmdc_hub.schema.recipe import EvaluateSpec
 
@@ -96,8 +96,8 @@ class ArtifactInfo(Strict):
 class Cell(Strict):
     """One training: its last-epoch accuracy on the whole test split, in [0, 1]."""
 
-    model: str
-    training_set: str
+    model: Name
+    training_set: Name
     draw: int
     seed: int
     accuracy: float
@@ -129,9 +129,9 @@ class Scores(Strict):
     protocol_hash: str
     protocol: EvaluateSpec
     parquet_sha256: str
-    condensed_by: list[str]
+    condensed_by: list[Name]
     test_count: int
-    budgets: dict[str, int]
+    budgets: dict[Name, int]
     cells: list[Cell]
-    table: dict[str, dict[str, Estimate]]
-    gain: dict[str, Estimate]
+    table: dict[Name, dict[Name, Estimate]]
+    gain: dict[Name, Estimate]

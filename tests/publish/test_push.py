@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 
 from hmdc_hub.errors import AccessError, FormatError, HmdcError, NewerFormatError, RunError, UsageError
 from hmdc_hub.publish import package
+from hmdc_hub.publish.card import BEGIN
 from hmdc_hub.store import RunDir
 from tests.builders import make_recipe, make_run, make_source_info
 from tests.hub import LocalHub, Request
@@ -165,8 +166,7 @@ def test_config_and_repo_id_are_obeyed(hub: LocalHub, run: RunDir) -> None:
 def test_hand_written_words_and_foreign_keys_survive(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     card = hub.files(REPO)["README.md"].decode()
-    begin = next(line for line in card.splitlines() if line.startswith("<!--") and "begin" in line)
-    mine = card.replace(begin, f"{begin}\n\nMind the *sixes*.\n").replace("---\n", "---\nlanguage:\n- en\n", 1)
+    mine = card.replace(BEGIN, f"{BEGIN}\n\nMind the *sixes*.\n").replace("---\n", "---\nlanguage:\n- en\n", 1)
     hub.commit(REPO, {"README.md": mine.encode(), "notes/extra.txt": b"kept"})
     push(made_run(tmp_path / "five", 5))
     after = hub.files(REPO)
@@ -331,8 +331,7 @@ def test_a_secret_in_the_recipe_is_not_published(hub: LocalHub, tmp_path: Path, 
 def test_a_secret_in_the_hand_written_part_is_not_published_again(hub: LocalHub, run: RunDir, account: str) -> None:
     push(run)
     card = hub.files(REPO)["README.md"].decode()
-    begin = next(line for line in card.splitlines() if line.startswith("<!--") and "begin" in line)
-    hub.commit(REPO, {"README.md": card.replace(begin, f"{begin}\n{account}\n").encode()})
+    hub.commit(REPO, {"README.md": card.replace(BEGIN, f"{BEGIN}\n{account}\n").encode()})
     head = hub.head(REPO)
     with pytest.raises(UsageError, match=r"README\.md.*token"):
         push(made_run(run.path.parent / "five", 5))
