@@ -90,16 +90,18 @@ def _run_of(
         if (path / "recipe.yaml").is_file() and (path / ".lock").is_file():
             raise NotFoundError(f"{path} is not completely condensed.", hint="`hmdc-hub condense` goes on with it.")
     from hmdc_hub.cli.adopt import adopt, chosen_config
+    from hmdc_hub.publish import read_config
 
     package = Path(target)
     if package.is_dir():
         _refuse("a folder", revision=revision)
+        name, facts = package.resolve().name, chosen_config(package, config)
     else:
         from hmdc_hub.store.download import download_package
 
-        package = download_package(target, config=config, revision=revision)
-    facts = chosen_config(package, config)
-    name = Path(target).resolve().name if Path(target).is_dir() else target.rpartition("/")[2]
+        found = download_package(target, config=config, revision=revision)
+        package, name = found.folder, target.rpartition("/")[2]
+        facts = read_config(package / found.configs[0])
     run = RunDir(run_dir or root / f"{name}-{facts.name}")
     adopt(package, facts, run)
     return run, facts.scores

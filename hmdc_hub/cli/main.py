@@ -29,6 +29,8 @@ VERBS = {
     "evaluate": Verb("hmdc_hub.cli.evaluate:evaluate", "Score a run, a package or a published set."),
     "package": Verb("hmdc_hub.cli.package:package", "Build what a Hub dataset will hold from a run."),
     "push": Verb("hmdc_hub.cli.push:push", "Publish a run as a dataset on the Hugging Face Hub."),
+    "pull": Verb("hmdc_hub.cli.pull:pull", "Get a verified copy of a published set as a folder."),
+    "verify": Verb("hmdc_hub.cli.verify:verify", "Check a published set, a package or a run again."),
     "recipes": Verb("hmdc_hub.cli.recipes:recipes", "List, show, copy and validate recipes."),
     "pool": Verb("hmdc_hub.cli.pool:pool", "List, show and copy the models that recipes name."),
     "init": Verb("hmdc_hub.cli.init:init", "Write a recipe for a dataset of your own."),

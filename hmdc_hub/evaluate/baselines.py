@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmdc_hub import cluster, pack, rng
 from hmdc_hub.errors import FormatError
-from hmdc_hub.evaluate.measures import CONDENSED
+from hmdc_hub.measures import CONDENSED
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import Baseline, ModelSpec, Recipe
 from hmdc_hub.sources import Source

@@ -9,9 +9,9 @@ import torch
 
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
 from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
-from hmdc_hub.evaluate.measures import CONDENSED, gain, table
 from hmdc_hub.evaluate.workers import Job, bench_tensors, one_thread, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
+from hmdc_hub.measures import CONDENSED, gain, table
 from hmdc_hub.models import build_model, forward_flops
 from hmdc_hub.schema import Cell, Recipe, Scores
 from hmdc_hub.sources import Source

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmdc_hub.publish.build import package
 from hmdc_hub.publish.card import render
-from hmdc_hub.publish.facts import ConfigFacts, Manifest, PackagedFile, read_facts
+from hmdc_hub.publish.facts import ConfigFacts, read_config, read_facts
 
 if TYPE_CHECKING:
     from hmdc_hub.publish.plan import Plan, Wishes
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigFacts",
-    "Manifest",
-    "PackagedFile",
     "Plan",
     "Published",
     "Push",
     "Wanted",
     "Wishes",
     "package",
+    "read_config",
     "read_facts",
     "render",
 ]

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 from hmdc_hub.catalog import dump_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.publish.card import render
-from hmdc_hub.publish.facts import PARQUET, Manifest, PackagedFile
+from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.scan import refuse_secrets
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview
-from hmdc_hub.schema import ArtifactInfo, PublishSpec, Recipe, Scores
+from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     TEMPORARY,
     json_text,

@@ -7,37 +7,11 @@ from pathlib import Path
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError
-from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Recipe, Scores, Strict
+from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, Recipe, Scores
 from hmdc_hub.store.files import read_info, read_record, read_scores
 
 PARQUET = "train-00000-of-00001.parquet"
 """Name of the parquet in a configuration's folder, as `datasets` names shards."""
-
-
-class PackagedFile(Strict):
-    """One file of a package; `path` is relative to the package, with forward slashes."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-class Manifest(Strict):
-    """manifest.json: every file of one configuration but itself, and what the parquet's footer says.
-
-    Attributes:
-        rows: Training images in the parquet.
-        data_bytes: Size of the parquet's columns before its own compression.
-        class_names: As the parquet names them.
-        files: Sorted by path.
-    """
-
-    format_version: int = FORMAT_VERSION
-    config: str
-    rows: int
-    data_bytes: int
-    class_names: list[str]
-    files: list[PackagedFile]
 
 
 @dataclass(frozen=True)

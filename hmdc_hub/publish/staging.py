@@ -14,8 +14,9 @@ from pathlib import Path
 
 from hmdc_hub.errors import FormatError, UsageError
 from hmdc_hub.publish.card import render
-from hmdc_hub.publish.facts import PARQUET, ConfigFacts, PackagedFile, read_facts
+from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
 from hmdc_hub.publish.remote import Remote
+from hmdc_hub.schema import PackagedFile
 from hmdc_hub.store.files import json_text, sha256_file, write_text_atomic
 
 SMALL = ("manifest.json", "info.json", "recipe.yaml", "scores.json")

@@ -6,7 +6,7 @@ an error message shows as a value that would be right.
 """
 
 from hmdc_hub.schema.base import FORMAT_VERSION, Strict, canonical_json, sha256_of
-from hmdc_hub.schema.files import ArtifactInfo, Cell, Estimate, Scores, SetHeader, SourceInfo
+from hmdc_hub.schema.files import ArtifactInfo, Cell, Estimate, Manifest, PackagedFile, Scores, SetHeader, SourceInfo
 from hmdc_hub.schema.model import LearningRates, ModelSpec
 from hmdc_hub.schema.recipe import (
     BASELINES,
@@ -40,8 +40,10 @@ __all__ = [
     "EvaluateSpec",
     "ImagesSpec",
     "LearningRates",
+    "Manifest",
     "ModelSpec",
     "NetworksSpec",
+    "PackagedFile",
     "ProjectionSpec",
     "PublishSpec",
     "Recipe",

@@ -1,12 +1,18 @@
-"""The files that a run leaves: header of the tensors, info.json, scores.json."""
+"""The files that a run leaves: header of the tensors, info.json, scores.json, manifest.json."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from hmdc_hub.schema.base import FORMAT_VERSION, Name, Strict
+from pydantic import Field, model_validator
+
+from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Strict
 from hmdc_hub.schema.model import ModelSpec
 from hmdc_hub.schema.recipe import EvaluateSpec
+
+FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+"""Name of a file in a package, as a regular expression: no folder, no hidden file."""
 
 
 class SetHeader(Strict):
@@ -135,3 +141,44 @@ class Scores(Strict):
     cells: list[Cell]
     table: dict[Name, dict[Name, Estimate]]
     gain: dict[Name, Estimate]
+
+
+class PackagedFile(Strict):
+    """One file of a package; `path` is relative to the package, with forward slashes."""
+
+    path: str
+    size: NotNegative
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(Strict):
+    """manifest.json: every file of one configuration but itself, and what the parquet's footer says.
+
+    Attributes:
+        rows: Training images in the parquet.
+        data_bytes: Size of the parquet's columns before its own compression.
+        class_names: As the parquet names them.
+        files: Sorted by path; all of them in the folders of this configuration.
+    """
+
+    format_version: int = FORMAT_VERSION
+    config: Name
+    rows: NotNegative
+    data_bytes: NotNegative
+    class_names: list[str]
+    files: list[PackagedFile]
+
+    @model_validator(mode="after")
+    def _own_files(self) -> Manifest:
+        # A manifest may come from a stranger: what it lists is read, hashed and copied.
+        own = re.compile(
+            rf"({re.escape(self.config)}/{FILE}|assets/{re.escape(self.config)}/{FILE}"
+            rf"|scores/{re.escape(self.config)}\.parquet)"
+        )
+        paths = [file.path for file in self.files]
+        strange = [path for path in paths if not own.fullmatch(path) or path == f"{self.config}/manifest.json"]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is no file of the configuration {self.config}")
+        if len(set(paths)) < len(paths):
+            raise ValueError("a file is listed twice")
+        return self

@@ -42,6 +42,13 @@ def open_reader(source: str, revision: str | None = None, config: str | None = N
         from hmdc_hub.sources.vision import open_vision
 
         return open_vision(source, config)
+    if source.startswith("local:"):
+        name, _, fingerprint = source.removeprefix("local:").partition("@")
+        raise SourceError(
+            f"source.id: {source} stands for data that the author of this recipe had on disk, called {name}",
+            hint="If you have them, let source.id name your copy"
+            + (f"; its fingerprint in info.json must begin with {fingerprint}." if fingerprint else "."),
+        )
     from hmdc_hub.sources.local import local_path, open_local
 
     path = local_path(source)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmdc_hub.evaluate.measures import estimate, gain, mean_by_seed, table
+from hmdc_hub.measures import estimate, gain, mean_by_seed, table
 from hmdc_hub.schema import Cell
 from tests.evaluate.toys import MLP, recipe
 

@@ -1,0 +1,113 @@
+"""`hmdc-hub pull`: a verified copy of a published set as a folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hmdc_hub.cli import output
+from hmdc_hub.errors import RunError, RunExistsError
+
+if TYPE_CHECKING:
+    from hmdc_hub.store.download import Downloaded
+
+EPILOG = """\b
+hmdc-hub pull someone/cifar10-hmdc
+hmdc-hub pull someone/cifar10-hmdc --config ipc10 --to small
+hmdc-hub pull someone/cifar10-hmdc --revision ipc10-1a2b3c4d"""
+
+
+@click.command(short_help="Get a verified copy of a published set as a folder.", epilog=EPILOG)
+@click.argument("repo_id", metavar="OWNER/NAME")
+@click.option("--config", metavar="NAME", help="Only this configuration.  [default: all]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
+@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="Folder to make.  [default: ./NAME]")
+@click.option("--force", is_flag=True, help="Replace an earlier copy in that folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None, force: bool, as_json: bool) -> None:
+    """Get a verified copy of the published set OWNER/NAME as a folder.
+
+    Every file is compared with its manifest. The folder is there completely or not at all, and holds what
+    `load_dataset`, `hmdc_hub.load`, `hmdc-hub verify` and `hmdc-hub evaluate` read.
+    """
+    from hmdc_hub.store.download import download_package
+
+    place = to or Path(repo_id.rpartition("/")[2])
+    if place.exists() and not _is_copy(place):
+        raise RunExistsError(f"{place} exists and is no copy of a published set.", hint="--to makes another folder.")
+    building = place.absolute().with_name(f".{place.name}.hmdc-tmp")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        got = download_package(repo_id, config=config, revision=revision, everything=True, cache=building / "cache")
+        _copy(got, building / "new", repo_id)
+        state = _put(building / "new", place, force=force)
+    except OSError as error:
+        raise RunError(f"Cannot write {place}: {error.strerror or error}; what was there is unchanged.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    if as_json:
+        document = {"folder": str(place), "repo_id": repo_id, "commit": got.commit, "configs": list(got.configs)}
+        output.document(document | {"state": state})
+        return
+    output.data(
+        f"folder     {place} ({state})\nfrom       {repo_id} at {got.commit}\nconfigs    {', '.join(got.configs)}\n"
+        "checked    every SHA-256"
+    )
+    output.hint(f'load_dataset("{place.as_posix()}", "{got.configs[0]}"), hmdc-hub evaluate {place.as_posix()}')
+
+
+def _is_copy(place: Path) -> bool:
+    return place.is_dir() and (place / "README.md").is_file() and any(place.glob("*/manifest.json"))
+
+
+def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
+    """Copy what belongs to the set out of a cache, whose files are links.
+
+    The card stays as it is if it speaks of nothing but what was pulled: `datasets` asks for the files of every
+    configuration that a card lists. Otherwise it is written anew for the part that is here.
+    """
+    from hmdc_hub.publish import read_config, render
+    from hmdc_hub.publish.front_matter import dump
+    from hmdc_hub.store.configs import split_card
+
+    for name in got.configs:
+        for path in [*(file.path for file in read_config(got.folder / name).manifest.files), f"{name}/manifest.json"]:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(got.folder / path, folder / path)
+    card = (got.folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    block, body = split_card(card)
+    entries = block.get("configs")
+    listed = {entry.get("config_name") for entry in entries if isinstance(entry, dict)} if entries else set()
+    if not listed <= {*got.configs, "scores"}:
+        rest = {key: value for key, value in block.items() if key not in ("configs", "dataset_info", "license")}
+        previous = f"---\n{dump(rest)}---\n{body}"
+        card = render(folder, repo_id=repo_id, default=got.default, previous=previous)
+    (folder / "README.md").write_text(card, encoding="utf-8", newline="")
+
+
+def _put(new: Path, place: Path, *, force: bool) -> str:
+    """Put a finished folder in its place; says what it did."""
+    if not place.exists():
+        new.rename(place)
+        return "new"
+    if _contents(new) == _contents(place):
+        return "was there already"
+    if not force:
+        raise RunExistsError(
+            f"{place} holds another state of a published set.",
+            hint="--force replaces it, --to makes another folder.",
+        )
+    old = new.with_name("old")
+    place.rename(old)
+    new.rename(place)
+    return "replaced"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    import hashlib
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).digest() for path in files}

@@ -1,0 +1,95 @@
+"""`hmdc-hub verify`: check a published set, a package or a run again, down to the last byte."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hmdc_hub.cli import output
+from hmdc_hub.cli.choose import ROOT
+from hmdc_hub.errors import FormatError, NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from hmdc_hub.publish.verify import Finding
+
+EPILOG = """\b
+hmdc-hub verify someone/cifar10-hmdc
+hmdc-hub verify someone/cifar10-hmdc --revision ipc10-1a2b3c4d
+hmdc-hub verify cifar10-hmdc                       a folder, as `hmdc-hub pull` leaves it
+hmdc-hub verify digits_ipc1                        the package of a run"""
+
+
+@click.command(short_help="Check a published set, a package or a run again.", epilog=EPILOG)
+@click.argument("target")
+@ROOT
+@click.option("--config", metavar="NAME", help="Only this configuration.  [default: all]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a published set.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as one JSON document.")
+def verify(target: str, root: Path, config: str | None, revision: str | None, as_json: bool) -> None:
+    """Check TARGET again: a dataset on the Hub, a package folder, or a run.
+
+    Every hash, count and class name; that pixels, tensors and scores belong together; that the means follow from the
+    single trainings; that the card says what the files say. Exit status 1 if anything does not.
+    """
+    folder = _folder(target, root)
+    if folder is not None:
+        if revision is not None:
+            raise UsageError(
+                f"{folder} is a folder here: --revision belongs to datasets on the Hub.", hint="Leave it out."
+            )
+        findings = _verified(folder, _configs(folder, config))
+    else:
+        from hmdc_hub.store.download import download_package
+
+        # A cache of its own: what counts is what the Hub serves now, not what was right once.
+        with tempfile.TemporaryDirectory(prefix="hmdc-verify-") as temporary:
+            got = download_package(
+                target, config=config, revision=revision, everything=True, cache=Path(temporary), check=False
+            )
+            output.talk(f"{target} at commit {got.commit}")
+            findings = _verified(got.folder, list(got.configs))
+    _report(target, findings, as_json)
+
+
+def _folder(target: str, root: Path) -> Path | None:
+    """Find the package that a path or the name of a run means; None: it can only be a dataset on the Hub."""
+    for path in (Path(target), root / target):
+        if (path / "package").is_dir() and (path / "info.json").is_file():
+            return path / "package"
+        if path.is_dir():
+            return path
+    return None
+
+
+def _configs(folder: Path, config: str | None) -> list[str] | None:
+    if config is not None and not (folder / config / "manifest.json").is_file():
+        names = ", ".join(sorted(path.parent.name for path in folder.glob("*/manifest.json")))
+        raise NotFoundError(f"{folder} has no configuration {config!r}; it has {names or 'none'}.")
+    return None if config is None else [config]
+
+
+def _verified(folder: Path, configs: list[str] | None) -> list[Finding]:
+    from hmdc_hub.publish.verify import verify as check
+
+    return check(folder, configs)
+
+
+def _report(target: str, findings: list[Finding], as_json: bool) -> None:
+    wrong = [finding for finding in findings if not finding.ok]
+    if as_json:
+        checks = [vars(finding) for finding in findings]
+        output.document({"target": target, "ok": not wrong, "checks": checks})
+    else:
+        rows = [[f.config or "-", f.check, "ok" if f.ok else "FAIL", f.detail] for f in findings]
+        output.data(output.columns(["CONFIG", "CHECK", "", "WHAT"], rows))
+    if wrong:
+        count = "1 check" if len(wrong) == 1 else f"{len(wrong)} checks"
+        raise FormatError(
+            f"{target} is not in order: {count} of {len(findings)} failed.",
+            hint="Do not train on it; its author can push the run it came from again.",
+        )
+    if not as_json:
+        output.talk(f"all {len(findings)} checks passed")
