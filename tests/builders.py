@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from hmdc_hub import pack
+from hmdc_hub import measures, pack
 from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.report.preview import preview
 from hmdc_hub.rng import generator
-from hmdc_hub.schema import ArtifactInfo, Cell, Estimate, Recipe, Scores, SetHeader, SourceInfo
+from hmdc_hub.schema import ArtifactInfo, Cell, Recipe, Scores, SetHeader, SourceInfo
 from hmdc_hub.store import (
     RunDir,
     read_info,
@@ -29,8 +28,6 @@ from hmdc_hub.store import (
 CONVNET = {"name": "convnet_tiny", "source": "builtin", "id": "convnet", "args": {"depth": 2, "width": 4}}
 MLP = {"name": "mlp_tiny", "source": "builtin", "id": "mlp", "args": {"depth": 2, "width": 8}}
 RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
-T_BOUND = 2.776
-"""Two-sided 95 % bound of Student's t with 4 degrees of freedom; near enough for made-up numbers."""
 
 
 def make_recipe(
@@ -188,15 +185,8 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         for draw in range(recipe.evaluate.random_draws if name.startswith("random") else 1)
         for number in range(recipe.evaluate.seeds)
     ]
-    table = {name: {model: estimate(_accuracies(cells, name, model)) for model in models} for name in sets}
-    by_seed = {
-        name: [_mean_over_models(cells, name, number) for number in range(recipe.evaluate.seeds)] for name in sets
-    }
-    for name in sets:
-        table[name]["mean"] = estimate(by_seed[name])
-    gain = {
-        name: estimate([a - b for a, b in zip(by_seed["condensed"], by_seed[name], strict=True)]) for name in sets[1:]
-    }
+    table = measures.table(cells, sets, models)
+    gain = measures.gain(cells, sets[1:], models)
     small = info.stored_images
     budgets = {name: small if name in ("random", "k-means") else info.training_images for name in sets}
     return Scores(
@@ -211,21 +201,3 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         table=table,
         gain=gain,
     )
-
-
-def _accuracies(cells: Sequence[Cell], training_set: str, model: str) -> list[float]:
-    return [c.accuracy for c in cells if (c.training_set, c.model) == (training_set, model)]
-
-
-def _mean_over_models(cells: Sequence[Cell], training_set: str, seed: int) -> float:
-    return statistics.fmean(c.accuracy for c in cells if (c.training_set, c.seed) == (training_set, seed))
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Make a mean with a rough interval."""
-    mean, n = statistics.fmean(values), len(values)
-    if n == 1:
-        return Estimate(mean=mean, sd=None, n=1, low=None, high=None)
-    sd = statistics.stdev(values)
-    half = T_BOUND * sd / n**0.5
-    return Estimate(mean=mean, sd=sd, n=n, low=mean - half, high=mean + half)

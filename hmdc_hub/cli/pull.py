@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hmdc_hub.cli import output
-from hmdc_hub.errors import RunError, RunExistsError
+from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 
 if TYPE_CHECKING:
     from hmdc_hub.store.download import Downloaded
@@ -44,6 +44,8 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
         got = download_package(repo_id, config=config, revision=revision, everything=True, cache=building / "cache")
         _copy(got, building / "new", repo_id)
         state = _put(building / "new", place, force=force)
+    except HmdcError:
+        raise  # some of ours are OSErrors too
     except OSError as error:
         raise RunError(f"Cannot write {place}: {error.strerror or error}; what was there is unchanged.") from error
     finally:
@@ -102,7 +104,11 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
         )
     old = new.with_name("old")
     place.rename(old)
-    new.rename(place)
+    try:
+        new.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
     return "replaced"
 
 

@@ -72,7 +72,7 @@ def _ours(error: Exception, doing: str, repo_id: str) -> Exception:
     status = status_of(error)
     if status is None:
         return _without_answer(error, doing)
-    said = f"{doing}: the Hub answered {status}, {words(error)}"
+    said = f"{doing}: the Hub answered {status}, {'too many requests' if status == 429 else words(error)}"
     if status == 401 and "Repo" not in _code(error):
         return AccessError(f"{doing}: the Hub does not accept your token; it is invalid or has expired.", hint=LOG_IN)
     if status == 403:
@@ -121,7 +121,7 @@ def words(error: Exception) -> str:
     """Give the Hub's or the client's own words, shortened to a clause without anything secret in it."""
     text = getattr(error, "server_message", None) or str(error) or type(error).__name__
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return scrubbed(" ".join(lines)[:300].rstrip("."))
+    return scrubbed(" ".join(lines)[:160].rstrip("."))
 
 
 def scrubbed(text: str) -> str:

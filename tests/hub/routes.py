@@ -276,9 +276,9 @@ class Routes:
             data = yaml.safe_load(block.group(1)) if block else {}
         except yaml.YAMLError as error:
             return as_json({"errors": [{"message": str(error)}], "warnings": []}, 400)
-        known = isinstance(data, dict) and all(isinstance(key, str) for key in data)
-        return as_json({"errors": [], "warnings": []} if known else {"errors": [{"message": "no mapping"}], "warnings": []},
-                       200 if known else 400)  # fmt: skip
+        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+            return as_json({"errors": [{"message": "the front matter is no mapping"}], "warnings": []}, 400)
+        return as_json({"errors": [], "warnings": []})
 
     def preupload(self, request: Request, token: Token | None, type: str, id: str, revision: str) -> Answer:
         pull = "create_pr" in request.query

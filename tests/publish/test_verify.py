@@ -1,0 +1,271 @@
+"""Every check of `verify` has a package that only looks right, and that it catches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hmdc_hub.errors import NewerFormatError
+from hmdc_hub.publish import package, render
+from hmdc_hub.publish.verify import Finding, verify
+from hmdc_hub.schema import FORMAT_VERSION
+from hmdc_hub.store import read_condensed, read_parquet, write_condensed, write_parquet
+from tests.builders import make_recipe, make_run, make_source_info
+
+DATA = "ipc2/train-00000-of-00001.parquet"
+TENSORS = "ipc2/condensed.safetensors"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return package(make_run(tmp_path_factory.mktemp("sound") / "run"))
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "package"))
+
+
+def failed(found: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.detail for finding in found if not finding.ok}
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(change(value) or value))
+
+
+def settle(folder: Path) -> None:
+    """Make manifest and info.json follow the files, as a careful forger would."""
+    sha = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in (DATA, TENSORS)}
+    edit_json(folder / "ipc2/info.json", lambda i: i | {"parquet_sha256": sha[DATA], "tensors_sha256": sha[TENSORS]})
+    if (folder / "ipc2/scores.json").is_file():
+        edit_json(folder / "ipc2/scores.json", lambda s: s | {"parquet_sha256": sha[DATA]})
+
+    footer = pq.read_metadata(folder / DATA)
+    size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+
+    def listed(manifest: Any) -> Any:
+        manifest |= {"rows": footer.num_rows, "data_bytes": size}
+        for file in manifest["files"]:
+            data = (folder / file["path"]).read_bytes()
+            file["size"], file["sha256"] = len(data), hashlib.sha256(data).hexdigest()
+        return manifest
+
+    edit_json(folder / "ipc2/manifest.json", listed)
+    previous = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(render(folder, previous=previous))
+
+
+def test_a_sound_package_passes_every_check(folder: Path) -> None:
+    found = verify(folder)
+    assert failed(found) == {}
+    assert [f.check for f in found] == [
+        "files", "provenance", "recipe", "tensors", "images", "scores", "pictures", "card"
+    ]  # fmt: skip
+
+
+def test_without_scores_and_from_a_local_source(tmp_path: Path) -> None:
+    recipe = make_recipe(source_id="/data/cats")
+    run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, kind="local"), scored=False)
+    found = verify(package(run))
+    assert failed(found) == {} and any("local" in finding.detail for finding in found)
+
+
+def test_an_empty_folder_is_not_in_order(tmp_path: Path) -> None:
+    assert failed(verify(tmp_path))
+
+
+@pytest.mark.parametrize("path", [DATA, TENSORS, "ipc2/info.json", "assets/ipc2/preview.png", "scores/ipc2.parquet"])
+def test_a_flipped_byte_is_found(folder: Path, path: str) -> None:
+    data = bytearray((folder / path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / path).write_bytes(data)
+    assert path in failed(verify(folder))["files"]
+
+
+@pytest.mark.parametrize("path", [DATA, TENSORS, "ipc2/recipe.yaml", "assets/ipc2/scores.png", "scores/ipc2.parquet"])
+def test_a_missing_file_is_found(folder: Path, path: str) -> None:
+    (folder / path).unlink()
+    assert f"{path} is missing" in failed(verify(folder))["files"]
+
+
+@pytest.mark.parametrize("path", ["ipc2/extra.txt", "assets/ipc2/more/x.png"])
+def test_a_file_too_many_is_found(folder: Path, path: str) -> None:
+    (folder / path).parent.mkdir(exist_ok=True)
+    (folder / path).write_text("x")
+    assert path in failed(verify(folder))["files"]
+
+
+def test_files_of_others_are_none_of_our_business(folder: Path) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "x.txt").write_text("x")
+    assert failed(verify(folder)) == {}
+
+
+def test_other_pixels_than_the_tensors_decode_to(folder: Path) -> None:
+    images, labels = read_parquet(folder / DATA)
+    write_parquet(folder / DATA, 255 - images, labels, ["cat", "dog", "ship"])
+    settle(folder)
+    assert "decoded tensors" in failed(verify(folder)).pop("images")
+    assert set(failed(verify(folder))) == {"images"}
+
+
+def test_other_labels_than_the_tensors(folder: Path) -> None:
+    images, labels = read_parquet(folder / DATA)
+    write_parquet(folder / DATA, images, labels.flip(0), ["cat", "dog", "ship"])
+    settle(folder)
+    assert set(failed(verify(folder))) == {"images"}
+
+
+def test_class_names_in_another_order(folder: Path) -> None:
+    images, labels = read_parquet(folder / DATA)
+    write_parquet(folder / DATA, images, labels, ["dog", "cat", "ship"])
+    settle(folder)
+    assert "class names" in failed(verify(folder))["images"]
+
+
+@pytest.mark.parametrize("change", [{"class_names": ["a", "b", "c"]}, {"mean": [0.0] * 3}, {"condense_hash": "f" * 64}])
+def test_a_header_of_another_set(folder: Path, change: dict[str, Any]) -> None:
+    images, labels, header = read_condensed(folder / TENSORS)
+    write_condensed(folder / TENSORS, images, labels, header.model_copy(update=change))
+    settle(folder)
+    assert set(failed(verify(folder))) == {"tensors"}
+
+
+def test_pixels_out_of_range(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / TENSORS)
+    from safetensors import safe_open
+
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        metadata = file.metadata()
+    tensors["images"] = tensors["images"] + torch.tensor(1.0)
+    save_file(tensors, folder / TENSORS, metadata=metadata)
+    settle(folder)
+    assert "[0, 1]" in failed(verify(folder))["tensors"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("stored_images", 7), ("training_images", 7), ("ipc", 3), ("factor", 1)])
+def test_counts_that_do_not_follow(folder: Path, key: str, value: int) -> None:
+    edit_json(folder / "ipc2/info.json", lambda info: info | {key: value})
+    settle(folder)
+    assert "provenance" in failed(verify(folder))
+
+
+def test_a_recipe_of_another_set(folder: Path) -> None:
+    path = folder / "ipc2/recipe.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    settle(folder)
+    assert "hash" in failed(verify(folder))["recipe"]
+
+
+def test_a_recipe_with_a_local_path(folder: Path) -> None:
+    path = folder / "ipc2/recipe.yaml"
+    path.write_text(path.read_text().replace("id: someone/tiny", "id: ../secrets"))
+    edit_json(folder / "ipc2/info.json", lambda info: info | {"source": info["source"] | {"id": "../secrets"}})
+    settle(folder)
+    assert "local path" in failed(verify(folder))["recipe"]
+
+
+def test_scores_of_other_images(folder: Path) -> None:
+    edit_json(folder / "ipc2/scores.json", lambda scores: scores | {"parquet_sha256": "0" * 64})
+    assert "scored" in failed(verify(folder))["scores"]
+
+
+def test_a_mean_that_does_not_follow_from_its_trainings(folder: Path) -> None:
+    def better(scores: Any) -> None:
+        scores["table"]["condensed"]["mean"]["mean"] += 0.001
+
+    edit_json(folder / "ipc2/scores.json", better)
+    settle(folder)
+    assert set(failed(verify(folder))) == {"scores"} and "mean on condensed" in failed(verify(folder))["scores"]
+
+
+def test_an_interval_that_does_not_follow(folder: Path) -> None:
+    def surer(scores: Any) -> None:
+        scores["gain"]["random"]["low"] = scores["gain"]["random"]["mean"]
+
+    edit_json(folder / "ipc2/scores.json", surer)
+    settle(folder)
+    assert "gain over random" in failed(verify(folder))["scores"]
+
+
+def test_a_training_that_the_viewer_shows_otherwise(folder: Path) -> None:
+    import pyarrow as pa
+
+    path = folder / "scores/ipc2.parquet"
+    rows = pq.read_table(path)
+    column = rows.column("accuracy").to_pylist()
+    column[0] += 0.1
+    pq.write_table(rows.set_column(rows.schema.get_field_index("accuracy"), "accuracy", pa.array(column)), path)
+    settle(folder)
+    assert "scores/ipc2.parquet" in failed(verify(folder))["scores"]
+    path.write_bytes(b"no parquet")
+    settle(folder)
+    assert "scores/ipc2.parquet" in failed(verify(folder))["scores"]
+
+
+def test_a_protocol_other_than_the_recipes(folder: Path) -> None:
+    edit_json(folder / "ipc2/scores.json", lambda s: s | {"protocol": s["protocol"] | {"epochs": 9999}})
+    settle(folder)
+    assert "protocol" in failed(verify(folder))["scores"]
+
+
+def test_a_picture_that_is_none(folder: Path) -> None:
+    (folder / "assets/ipc2/preview.png").write_bytes(b"<svg onload=alert(1)>")
+    settle(folder)
+    assert set(failed(verify(folder))) == {"pictures"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"1": "dog"', '"1": "fox"'),
+        ("num_examples: 24", "num_examples: 25"),
+        ("  default: true\n", ""),
+        ("- config_name: scores\n", "- config_name: scores\n  default: true\n"),
+        ("path: ipc2/train", "path: ipc3/train"),
+        ("ipc: 2", "ipc: 3"),
+        ("hmdc:\n", "other:\n"),
+        ("---\n\n#", "--\n\n#"),
+        ("scores/*.parquet", "scores/x.parquet"),
+    ],
+)
+def test_a_card_that_says_something_else(folder: Path, old: str, new: str) -> None:
+    card = (folder / "README.md").read_text()
+    assert old in card
+    (folder / "README.md").write_text(card.replace(old, new, 1))
+    assert set(failed(verify(folder))) == {"card"}
+
+
+def test_no_card(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    assert set(failed(verify(folder))) == {"card"}
+
+
+def test_a_newer_format_is_no_damage(folder: Path) -> None:
+    edit_json(folder / "ipc2/info.json", lambda info: info | {"format_version": FORMAT_VERSION + 1})
+    with pytest.raises(NewerFormatError, match="pip install -U"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "ipc3/x", "ipc2/../x", "ipc2/a/b", "scores/ipc3.parquet", "ipc2/manifest.json", "x"]
+)
+def test_a_manifest_lists_only_its_own_files(folder: Path, path: str) -> None:
+    def stray(manifest: Any) -> None:
+        manifest["files"][0]["path"] = path
+
+    edit_json(folder / "ipc2/manifest.json", stray)
+    found = failed(verify(folder))
+    assert "no file of the configuration" in found["files"]
