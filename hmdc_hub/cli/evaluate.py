@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from hmdc_hub.store import RunDir
 
 EPILOG = """\b
-hmdc-hub evaluate digits_ipc1                      a run without scores
-hmdc-hub evaluate someone/cifar10-hmdc             a published set: does its table hold here?
-hmdc-hub evaluate cifar10-hmdc --config ipc10      a package folder, as `hmdc-hub pull` leaves it"""
+hmdc-hub evaluate digits_ipc1                   a run without scores
+hmdc-hub evaluate someone/cifar10-hmdc          does the published table hold?
+hmdc-hub evaluate cifar10-hmdc --config ipc10   a folder of `hmdc-hub pull`"""
 
 
 @click.command(short_help="Score a run, a package or a published set.", epilog=EPILOG)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from hmdc_hub.publish import Plan, Published, Push
 
 EPILOG = """\b
-hmdc-hub push                                      the newest finished run, under your name
+hmdc-hub push                       the newest finished run, under your name
+hmdc-hub push --dry-run             what it would do; nothing is sent
 hmdc-hub push cifar10_ipc10 --repo-id lab/cifar10-hmdc --private
-hmdc-hub push --dry-run                            what it would do; nothing is sent
-hmdc-hub push --scores-only --yes                  new scores of images that are published"""
+hmdc-hub push --scores-only --yes   new scores of images that are published"""
 
 
 @click.command(short_help="Publish a run as a dataset on the Hugging Face Hub.", epilog=EPILOG)

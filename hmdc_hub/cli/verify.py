@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 EPILOG = """\b
 hmdc-hub verify someone/cifar10-hmdc
 hmdc-hub verify someone/cifar10-hmdc --revision ipc10-1a2b3c4d
-hmdc-hub verify cifar10-hmdc                       a folder, as `hmdc-hub pull` leaves it
-hmdc-hub verify digits_ipc1                        the package of a run"""
+hmdc-hub verify cifar10-hmdc       a folder, as `hmdc-hub pull` leaves it
+hmdc-hub verify digits_ipc1        the package of a run"""
 
 
 @click.command(short_help="Check a published set, a package or a run again.", epilog=EPILOG)

@@ -88,7 +88,7 @@ def test_the_libraries_read_the_block(several: Path, tmp_path: Path) -> None:
     from datasets.utils.metadata import MetadataConfigs
 
     data = DatasetCard(render(several)).data
-    assert data.to_dict()["hmdc"]["format_version"] == FORMAT_VERSION
+    assert data.get("hmdc")["format_version"] == FORMAT_VERSION
     configs = MetadataConfigs.from_dataset_card_data(data)
     assert list(configs) == ["grey", "ipc2", "ipc5", "scores"] and configs.get_default_config_name() == "grey"
     infos = DatasetInfosDict.from_dataset_card_data(data)

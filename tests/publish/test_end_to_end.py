@@ -116,16 +116,17 @@ def test_from_two_recipes_to_a_stranger(hub: LocalHub, tmp_path: Path, child_env
     # The other verbs of a reader, as the card names them.
     away = tmp_path / "away"
     away.mkdir()
-    for line in (
+    lines: list[tuple[str, ...]] = [
         ("verify", "ann/digits-hmdc"),
         ("pull", "ann/digits-hmdc"),
         ("verify", "digits-hmdc"),
         ("evaluate", "ann/digits-hmdc", "--config", "ipc2"),
         ("condense", "digits-hmdc/ipc1/recipe.yaml", "--dry-run"),
-    ):
-        done = command(away, stranger, *line)
-        assert done.returncode == 0, (line, done.stderr)
-        if line[0] == "evaluate":
+    ]
+    for arguments in lines:
+        done = command(away, stranger, *arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+        if arguments[0] == "evaluate":
             assert "have exactly the published accuracy" in done.stdout, done.stdout
 
 

@@ -167,7 +167,8 @@ def test_a_disk_that_is_full_while_packaging(hub: LocalHub, account: str, tmp_pa
     push(run)
 
 
-def _push(path: str) -> None:
+def _push(path: str, token: str) -> None:
+    os.environ["HF_TOKEN"] = token  # the server of forks was started with another test's
     push(RunDir(Path(path)))
 
 
@@ -186,7 +187,7 @@ def killed_at(hub: LocalHub, run: RunDir, forks: Any, number: int, when: Literal
     `before`: the request never takes place; `after`: it does, and its answer is never read.
     """
     hub.requests.clear()
-    child = forks.Process(target=_push, args=(str(run.path),))
+    child = forks.Process(target=_push, args=(str(run.path), os.environ["HF_TOKEN"]))
     gone = multiprocessing.Event()
 
     def kill(request: Request) -> None:

@@ -111,7 +111,7 @@ def test_missing_things_are_named(published: LocalHub) -> None:
         ({"revision": "v9"}, "v9"),
     ):
         with pytest.raises(NotFoundError, match=words):
-            hmdc_hub.load(REPO, **keys)  # type: ignore[arg-type]
+            hmdc_hub.load(REPO, **keys)
     with pytest.raises(NotFoundError, match="hf auth login"):
         hmdc_hub.load("ann/nothing")
     with pytest.raises(UsageError):
