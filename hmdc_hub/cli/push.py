@@ -125,6 +125,7 @@ def plan_text(plan: Plan, run: str) -> str:
     there = {} if remote is None else remote.files
     # The card last: it is about all the others.
     paths = sorted(staged.uploads, key=lambda path: (path == "README.md", path))
+    width = max(map(len, paths), default=0)
     rows = [("replace" if path in there else "add", path, output.amount(_size(staged.uploads[path]))) for path in paths]
     rows += [("delete", path, "") for path in staged.deletes]
     lines = [
@@ -132,7 +133,7 @@ def plan_text(plan: Plan, run: str) -> str:
         f"to         {plan.repo_id} ({visible}), branch {plan.branch}, {place}",
         *(["by         a pull request"] if plan.create_pr else []),
         *(f"           {note}" for note in plan.notes),
-        *(f"  {what:<8} {path}  {size}".rstrip() for what, path, size in rows),
+        *(f"  {what:<8} {path:<{width}}  {size}".rstrip() for what, path, size in rows),
     ]
     others = [name for name in plan.configs if name != staged.config]
     if others:

@@ -209,9 +209,9 @@ class Push:
                 f"{plan.repo_id} was deleted or renamed meanwhile; nothing was published.",
                 hint="Push again to create it anew.",
             )
-        if first.remote is None and new.private != first.private:
+        if first.private and not new.private:
             raise RunError(
-                f"Somebody else created {plan.repo_id} meanwhile, and it is {'private' if new.private else 'public'}.",
+                f"{plan.repo_id} is public now, and this push was to be private; nothing was published.",
                 hint="Look at it on the Hub, then push again.",
             )
         ours = first.staged.files[f"{first.staged.config}/manifest.json"]

@@ -66,7 +66,7 @@ class Routes:
             ("POST", "/api/repos/create", self.create),
             ("DELETE", "/api/repos/delete", self.delete),
             ("POST", "/api/validate-yaml", self.validate_yaml),
-            ("GET", "/api/agent-harnesses", lambda request, token: as_json([])),
+            ("GET", "/api/agent-harnesses", lambda request, token: as_json({"harnesses": {}, "standardEnvVars": []})),
             ("GET", rf"{api}/auth-check(?P<write>/write)?", self.auth_check),
             ("GET", rf"{api}/refs", self.refs),
             ("GET", rf"{api}/commits/(?P<revision>[^/]+)", self.history),

@@ -208,8 +208,10 @@ def test_a_pull_request_needs_no_write_access(hub: LocalHub, run: RunDir, monkey
     push(run)
     monkeypatch.setenv("HF_TOKEN", hub.token("bob"))
     other = made_run(run.path.parent / "five", 5)
+    hub.requests.clear()
     with pytest.raises(AccessError, match="write"):
         push(other, repo_id=REPO)
+    assert not asked(hub, *WRITING)
     assert push(other, repo_id=REPO, create_pr=True).revision.startswith("refs/pr/")
 
 

@@ -76,6 +76,20 @@ def test_what_is_loaded_comes_from_one_commit(published: LocalHub, tmp_path: Pat
     assert published.before is None
 
 
+def test_whole_configurations_come_from_one_commit(published: LocalHub, tmp_path: Path, run: RunDir) -> None:
+    before = published.head(REPO)
+
+    def push_in_between(request: Request) -> None:
+        if request.label != "resolve":
+            published.before = None
+            published.commit(REPO, {"ipc2/recipe.yaml": b"theirs"})
+
+    published.before = push_in_between
+    found = download_package(REPO, cache=tmp_path / "a")
+    assert published.before is None and published.head(REPO) != before == found.commit
+    assert (found.folder / "ipc2" / "recipe.yaml").read_bytes() == (run.package / "ipc2" / "recipe.yaml").read_bytes()
+
+
 def test_whole_configurations_are_downloaded(published: LocalHub, tmp_path: Path) -> None:
     found = download_package(REPO, everything=True, cache=tmp_path / "a")
     assert (found.configs, found.default, found.commit) == (("ipc2", "ipc5"), "ipc2", published.head(REPO))
