@@ -68,6 +68,24 @@ def test_condense_evaluate_and_publish_meet_in_files(path: Path) -> None:
         assert not {part(name) for name in imports(path) if name.startswith("hmdc_hub.")} & (apart - {here})
 
 
+# `scan` asks for the token in force and `env` for settings: neither reaches the network.
+MEETS_THE_HUB = (
+    "sources/",
+    "models/",
+    "store/",
+    "publish/hub.py",
+    "publish/hub_errors.py",
+    "publish/scan.py",
+    "cli/env.py",
+)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_some_modules_meet_the_hub(path: Path) -> None:
+    if any(name.split(".")[0] in {"huggingface_hub", "requests", "httpx", "urllib"} for name in imports(path)):
+        assert path.relative_to(PACKAGE).as_posix().startswith(MEETS_THE_HUB), path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_cli_prints_exits_and_reads_arguments(path: Path) -> None:
     here = part_of(path)

@@ -116,7 +116,7 @@ def _print_result(result: Result, again: str, as_json: bool) -> None:
     else:
         output.data(result_text(result))
     if result.package is not None:
-        output.hint(f'load_dataset("{result.package.as_posix()}")')
+        output.hint(f'load_dataset("{result.package.as_posix()}"), hmdc-hub push {result.run.path.name}')
     if result.scores is None:
         output.hint(f"{again}  (for the scores)")
 

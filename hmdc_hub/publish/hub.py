@@ -22,14 +22,14 @@ class Hub:
     """The Hub, with the token that huggingface_hub finds.
 
     Args:
-        pause: Waits some seconds before a question is asked again.
+        pause: Waits some seconds before a question is asked again; None: `time.sleep`.
     """
 
-    def __init__(self, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, pause: Callable[[float], None] | None = None) -> None:
         from huggingface_hub import HfApi
 
         self.api = HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
-        self.pause = pause
+        self.pause = pause or time.sleep
 
     def ask(self, doing: str, repo_id: str, call: Callable[[], _Answer]) -> _Answer:
         """Ask something that may be asked twice, a few times if the Hub fails; errors as `explained`."""

@@ -95,14 +95,14 @@ def test_the_whole_job(folder: Path, go: Call) -> None:
         assert words in done.out
     for words in ("source: builtin:digits", "condense 4/4 (100%)", "evaluate 6/6", "package: runs/tiny/package"):
         assert words in done.err
-    assert done.err.endswith('next: load_dataset("runs/tiny/package")\n')
+    assert done.err.endswith('next: load_dataset("runs/tiny/package"), hmdc-hub push tiny\n')
 
 
 def test_done_already(place: Path, go: Call) -> None:
     before = state_of(place)
     done = go("tiny.yaml")
     assert done.status == 0 and "has it all already" in done.err and "condensed − random" in done.out
-    assert 'next: load_dataset("runs/tiny/package")' in done.err
+    assert 'next: load_dataset("runs/tiny/package"), hmdc-hub push tiny' in done.err
     assert state_of(place) == before
 
 

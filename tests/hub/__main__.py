@@ -11,7 +11,6 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--port", type=int, default=8808)
 hub = LocalHub(parser.parse_args().port)
 hub.add_user("demo")
-print(
-    f"export HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1 HF_HOME=$(mktemp -d) HF_TOKEN={hub.token('demo')}", flush=True
-)
+print(f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token('demo')}")
+print("export HF_HUB_DISABLE_XET=1 HF_HOME=$(mktemp -d)", flush=True)
 threading.Event().wait()

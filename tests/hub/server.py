@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -112,6 +113,19 @@ class LocalHub:
     def delete_repo(self, repo_id: str, repo_type: str = "dataset") -> None:
         with self.lock:
             del self.state.repos[repo_type, repo_id]
+
+    def snapshot(self) -> State:
+        """Remember what the Hub holds; commits and files are never changed, so only what names them is copied."""
+        with self.lock:
+            repos = {key: replace(repo, commits=dict(repo.commits), branches=dict(repo.branches), tags=dict(repo.tags),
+                                  pulls=dict(repo.pulls)) for key, repo in self.state.repos.items()}  # fmt: skip
+            return replace(self.state, repos=repos, large=dict(self.state.large))
+
+    def restore(self, state: State) -> None:
+        """Go back to a snapshot, which can be used again."""
+        with self.lock:
+            self.state = state
+            self.state = self.routes.state = self.snapshot()
 
     # What a test looks at
 
@@ -267,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Close the connection at once, without an answer and without the usual farewell."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.shutdown(socket.SHUT_RDWR) if False else self.connection.close()
+        self.connection.close()
 
 
 def _error(refused: Refused) -> Answer:
