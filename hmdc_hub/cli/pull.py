@@ -71,11 +71,15 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
     The card stays as it is if it speaks of nothing but what was pulled: `datasets` asks for the files of every
     configuration that a card lists. Otherwise it is written anew for the part that is here.
     """
+    from hmdc_hub.catalog import read_published_recipe
     from hmdc_hub.publish import read_config, render
     from hmdc_hub.publish.front_matter import dump
     from hmdc_hub.store.configs import split_card
 
     for name in got.configs:
+        read_published_recipe(
+            got.folder / name / "recipe.yaml"
+        )  # here it is a stranger's; in a folder it will be yours
         for path in [*(file.path for file in read_config(got.folder / name).manifest.files), f"{name}/manifest.json"]:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(got.folder / path, folder / path)

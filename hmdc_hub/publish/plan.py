@@ -155,12 +155,16 @@ def _gather(
     Returns:
         The card there, empty if there is none; and the SHA-256 of our own manifest.json there, None if there is none.
     """
-    configs = configs_in(remote)
+    card = ""
+    if "README.md" in remote.files:
+        readme = hub.fetch(remote, ["README.md"], cache) / "README.md"
+        card = readme.read_text(encoding="utf-8", errors="replace")
+    listed = refuse_foreign(remote, card, force=force).get("configs")
+    # Without a list of ours (a card that was lost, or somebody else's), whatever can be read as one of ours is.
+    found = configs_in(remote)
+    configs = [name for name in found if name in listed or name == own] if isinstance(listed, dict) else found
     names = wanted_files(remote, configs)
     folder = hub.fetch(remote, names, cache) if names else cache
-    readme = folder / "README.md"
-    card = readme.read_text(encoding="utf-8", errors="replace") if "README.md" in names else ""
-    refuse_foreign(remote, card, force=force)
     for name in names:
         (union / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, union / name)

@@ -143,7 +143,7 @@ class Push:
             changed=done.changed,
             tags=() if done.pull else plan.tags,
             url=f"{url}/discussions/{done.pull.rpartition('/')[2]}" if done.pull else url,
-            revision=done.pull or plan.staged.tag,
+            revision=done.pull or (plan.tags[0] if plan.tags else plan.branch),
             loads=loads,
         )
 

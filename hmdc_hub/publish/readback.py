@@ -31,7 +31,7 @@ def check(hub: Hub, plan: Plan, revision: str, work: Path) -> dict[str, int]:
         NetworkError: The Hub failed.
     """
     files = plan.staged.files
-    names = ["README.md", *files, *(["scores/*.parquet"] if _has_scores(plan) else [])]
+    names = [*files, *(["scores/*.parquet"] if _has_scores(plan) else [])]
     try:
         folder = hub.download(plan.repo_id, revision, names, work / "hub")
         arrived = {name: sha256_file(folder / name) for name in files if (folder / name).is_file()}

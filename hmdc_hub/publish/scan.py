@@ -6,9 +6,11 @@ themselves (descriptions, names, a hand-written section of the card) can hold an
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from hmdc_hub.errors import UsageError
@@ -35,15 +37,25 @@ def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
     """
     known = dict(_secrets()) | dict(_places())
     for name, content in files.items():
-        data = content.read_bytes() if isinstance(content, Path) else content
-        what = next((kind for value, kind in known.items() if value in data), None)
-        what = what or next((kind for kind, shape in _SHAPES.items() if re.search(shape, data)), None)
+        with _bytes(content) as data:
+            what = next((kind for value, kind in known.items() if data.find(value) >= 0), None)
+            what = what or next((kind for kind, shape in _SHAPES.items() if re.search(shape, data)), None)
         if what is not None:
             raise UsageError(
                 f"{name} holds {what}: it cannot be published.",
                 hint="Take it out of the recipe (description, names) or of the card's hand-written section, then push "
                 "again." + (" A token that was ever published must be revoked." if "token" in what else ""),
             )
+
+
+@contextmanager
+def _bytes(content: bytes | Path) -> Iterator[bytes | mmap.mmap]:
+    """Give the content; a file's is mapped, as tensors may be larger than memory."""
+    if isinstance(content, bytes) or content.stat().st_size == 0:
+        yield content if isinstance(content, bytes) else b""
+        return
+    with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
 
 def _secrets() -> Iterator[tuple[bytes, str]]:
@@ -60,6 +72,7 @@ def _secrets() -> Iterator[tuple[bytes, str]]:
 
 def _places() -> Iterator[tuple[bytes, str]]:
     """Give the folders whose names tell who works here."""
-    for folder, what in ((Path.home(), "a path in your home folder"), (Path.cwd(), "a path in the current folder")):
-        if len(folder.parts) > 1:  # the root of the file system begins every path
+    home = Path(os.path.expanduser("~"))
+    for folder, what in ((home, "a path in your home folder"), (Path.cwd(), "a path in the current folder")):
+        if len(folder.parts) > 1:  # "/" begins every path, and "~" stands for a home that nobody knows
             yield f"{folder}{os.sep}".encode(), what

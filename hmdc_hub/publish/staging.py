@@ -31,7 +31,7 @@ class Staged:
         config: The configuration it is about.
         uploads: Path in the repository to content, of files that are new or differ.
         deletes: Paths of this configuration that go.
-        manifest: manifest.json as it will be.
+        manifest: manifest.json as it will be; `card` the same of README.md.
         facts: What the configuration will be.
         default: Configuration that the card names as default afterwards.
         notes: What was decided, for the person at the terminal.
@@ -41,6 +41,7 @@ class Staged:
     uploads: Mapping[str, bytes | Path]
     deletes: tuple[str, ...]
     manifest: bytes
+    card: bytes
     facts: ConfigFacts
     default: str
     notes: tuple[str, ...] = field(default=())
@@ -52,9 +53,10 @@ class Staged:
 
     @property
     def files(self) -> dict[str, str]:
-        """SHA-256 (hex) by path of everything that this configuration will be, its manifest included."""
+        """SHA-256 (hex) by path of everything that this configuration will be, with its manifest and the card."""
+        own = {f"{self.config}/manifest.json": self.manifest, "README.md": self.card}
         listed = {file.path: file.sha256 for file in self.facts.manifest.files}
-        return listed | {f"{self.config}/manifest.json": hashlib.sha256(self.manifest).hexdigest()}
+        return listed | {path: hashlib.sha256(data).hexdigest() for path, data in own.items()}
 
 
 def configs_in(remote: Remote) -> list[str]:
@@ -162,6 +164,7 @@ def stage(
         uploads=uploads,
         deletes=tuple(path for path in gone if path in files),
         manifest=manifest,
+        card=card.encode(),
         facts=facts,
         default=default_of(card),
         notes=tuple(notes),

@@ -215,6 +215,21 @@ def test_pull_does_not_touch_what_is_there(call: Call, published: LocalHub, fold
     assert call("verify", "copy").status == 0
 
 
+def test_a_recipe_that_names_a_path_here_is_not_pulled(call: Call, published: LocalHub, folder: Path) -> None:
+    import hashlib
+
+    files = published.files(REPO)
+    recipe = files["ipc2/recipe.yaml"].replace(b"id: someone/tiny", b"id: /etc/passwd")
+    manifest = json.loads(files["ipc2/manifest.json"])
+    entry = next(file for file in manifest["files"] if file["path"] == "ipc2/recipe.yaml")
+    entry |= {"size": len(recipe), "sha256": hashlib.sha256(recipe).hexdigest()}
+    changed = {"ipc2/recipe.yaml": recipe, "ipc2/manifest.json": json.dumps(manifest).encode()}
+    published.commit(REPO, changed)
+    wrong(call("pull", REPO), 1, "source.id", "/etc/passwd", "local path")
+    wrong(call("evaluate", REPO), 1, "source.id", "/etc/passwd", "local path")
+    assert sorted(path.name for path in folder.iterdir()) == ["runs"]
+
+
 def test_a_pull_that_fails_leaves_nothing(call: Call, published: LocalHub, folder: Path) -> None:
     published.faults.append(Fault(label="lfs-download", action="flip", times=1000))
     wrong(call("pull", REPO), 1, "hmdc-hub verify")

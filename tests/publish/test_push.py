@@ -200,6 +200,7 @@ def test_a_pull_request_leaves_main_alone(hub: LocalHub, run: RunDir, tmp_path: 
     head, tags = hub.head(REPO), hub.tags(REPO)
     done = push(made_run(tmp_path / "five", 5), create_pr=True)
     assert hub.head(REPO) == head and hub.tags(REPO) == tags and not done.tags
+    assert push(run, create_pr=True).revision == "main"
     assert done.revision.startswith("refs/pr/") and "/discussions/" in done.url
     assert "ipc5/manifest.json" in hub.files(REPO, done.revision)
 
@@ -382,15 +383,35 @@ def once_before(hub: LocalHub, label: str, action: Any) -> None:
 
 def test_somebody_elses_other_configuration_in_between_is_kept(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
-    package(made_run(tmp_path / "nine", 9))
-    nine = {p.relative_to(tmp_path / "nine" / "package").as_posix(): p.read_bytes()
-            for p in (tmp_path / "nine" / "package").rglob("*") if p.is_file()}  # fmt: skip
-    del nine["README.md"]
-    once_before(hub, "commit", lambda: hub.commit(REPO, nine))
+    nine, between = made_run(tmp_path / "nine", 9), []
+    once_before(hub, "commit", lambda: between.append(push(nine)))
     done = push(made_run(tmp_path / "five", 5))
-    assert done.changed
+    assert done.changed and between[0].changed and hub.commits(REPO)[:2] == [done.commit, between[0].commit]
     assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "ipc9", "scores"]
-    assert nine.items() <= hub.files(REPO).items()
+    theirs = {name: data for name, data in hub.files(REPO, between[0].commit).items() if "ipc9" in name}
+    assert len(theirs) == 9 and theirs.items() <= hub.files(REPO).items()
+
+
+def test_folders_of_others_are_left_alone(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
+    push(run)
+    theirs = {"raw/manifest.json": b"[1, 2]", "raw/info.json": b"x", "web/manifest.json": b'{"name": "app"}'}
+    hub.commit(REPO, theirs)
+    push(made_run(tmp_path / "five", 5))
+    assert theirs.items() <= hub.files(REPO).items()
+    assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "scores"]
+
+
+def test_a_lost_card_is_made_again_with_force(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
+    push(run)
+    five = made_run(tmp_path / "five", 5)
+    push(five)
+    hub.commit(REPO, {"README.md": b"# Oops\n", "web/manifest.json": b"{}"})
+    with pytest.raises(UsageError, match="--force"):
+        push(run)
+    push(run, force=True)
+    assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "scores"]
+    assert "# Oops" in hub.files(REPO)["README.md"].decode()
+    assert not push(five).changed
 
 
 def test_our_own_configuration_changed_in_between(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
