@@ -1,9 +1,10 @@
-"""Contact sheets: what a condensed set looks like, one row per class. PIL alone."""
+"""Contact sheets: what a condensed set looks like, one row per class. Drawn with Pillow in matplotlib's font."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
@@ -37,7 +38,7 @@ def preview(images: Tensor, class_names: Sequence[str]) -> bytes:
         class_names: One name per class.
 
     Returns:
-        PNG bytes, the same for the same arguments (with the same Pillow).
+        PNG bytes, the same for the same arguments (with the same Pillow and matplotlib).
     """
     return _sheet([("", images)], class_names)
 
@@ -63,8 +64,8 @@ def _sheet(halves: Sequence[tuple[str, Tensor]], class_names: Sequence[str]) -> 
     tile = side * max(1, round(TILE / side))
     columns = min(images.shape[1], max(4 // len(halves), WIDTH // len(halves) // (tile + GAP)))
     rows = min(len(class_names), MAX_ROWS)
-    font = ImageFont.load_default(FONT_SIZE)
-    labels = [_shorten(name, font) for name in class_names[:rows]]
+    font, known = _font()
+    labels = [_shorten(_drawable(name, number, known), font) for number, name in enumerate(class_names[:rows])]
     left = MARGIN + max(round(font.getlength(label)) for label in labels) + 12
     half_width = columns * (tile + GAP) - GAP
     top = MARGIN + (FONT_SIZE + 10 if len(halves) > 1 else 0)
@@ -97,9 +98,24 @@ def _picture(image: Tensor, tile: int) -> Image.Image:
     return picture.resize((tile, tile), Image.Resampling.NEAREST)
 
 
-def _shorten(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Cut a class name to the width of the label column."""
+@cache
+def _font() -> tuple[ImageFont.FreeTypeFont, frozenset[int]]:
+    """Load DejaVu Sans and the characters it has; Pillow's own font stops short of accents."""
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(path, FONT_SIZE), frozenset(FT2Font(path).get_charmap())
+
+
+def _drawable(name: str, number: int, known: frozenset[int]) -> str:
+    """Give a class name on one line, or its number if the font cannot write it: boxes say less."""
     text = one_line(name)
+    return text if text and all(ord(character) in known for character in text) else f"class {number}"
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """Cut a class name to the width of the label column."""
     if font.getlength(text) <= LABEL_WIDTH:
         return text
     while text and font.getlength(text + "…") > LABEL_WIDTH:

@@ -97,12 +97,13 @@ def read_parquet(path: Path) -> tuple[Tensor, Tensor]:
         labels = table.column("label").to_pylist()
         stacked = torch.from_numpy(np.stack(images))
         return stacked.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64)
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
 
 
 def _pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    with Image.open(io.BytesIO(data)) as image:
+    # The format says PNG; a parquet from elsewhere shall not reach Pillow's other decoders.
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels = np.asarray(image, dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 

@@ -53,6 +53,13 @@ def test_pictures_are_deterministic_and_readable(scores: Scores) -> None:
         assert width >= 200 and height >= 100
 
 
+def test_names_that_the_font_lacks_become_numbers() -> None:
+    images = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
+    assert preview(images, ["\u4e2d\u6587", "b"]) == preview(images, ["class 0", "b"])
+    assert preview(images, ["\u00c5", "b"]) != preview(images, ["class 0", "b"])
+    assert preview(images, ["", "b"]) == preview(images, ["class 0", "b"])
+
+
 def test_preview_shows_the_pixels() -> None:
     images = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
     images[0, 0, 0] = 255  # red

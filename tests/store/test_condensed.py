@@ -1,0 +1,120 @@
+"""condensed.safetensors: the same bytes in every process, and nothing in it that cannot be decoded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
+from hmdc_hub.schema import FORMAT_VERSION, SetHeader
+from hmdc_hub.store import read_condensed, sha256_file, write_condensed
+
+
+def header(classes: int = 2, ipc: int = 2, channels: int = 3, **change: Any) -> SetHeader:
+    plain = {
+        "name": "x", "ipc": ipc, "factor": 2, "class_names": [f"c{n}" for n in range(classes)],
+        "mean": [0.5] * channels, "std": [0.25] * channels, "condense_hash": "ab" * 32,
+    }  # fmt: skip
+    return SetHeader.model_validate(plain | change)
+
+
+def tensors(classes: int = 2, ipc: int = 2, channels: int = 3, side: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    gen = torch.Generator().manual_seed(0)
+    return torch.rand(classes * ipc, channels, side, side, generator=gen), torch.arange(classes).repeat_interleave(ipc)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 3]), st.sampled_from([2, 4, 8]))
+def test_what_is_written_is_read(classes: int, ipc: int, channels: int, side: int) -> None:
+    import tempfile
+
+    images, labels = tensors(classes, ipc, channels, side)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.safetensors"
+        write_condensed(path, images, labels, header(classes, ipc, channels))
+        found = read_condensed(path)
+    assert (
+        torch.equal(found[0], images) and torch.equal(found[1], labels) and found[2] == header(classes, ipc, channels)
+    )
+
+
+def test_every_process_writes_the_same_bytes(tmp_path: Path) -> None:
+    write_condensed(tmp_path / "a.safetensors", *tensors(), header())
+    code = (
+        "from pathlib import Path; from tests.store.test_condensed import *; "
+        f"write_condensed(Path({str(tmp_path / 'b.safetensors')!r}), *tensors(), header())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    assert sha256_file(tmp_path / "a.safetensors") == sha256_file(tmp_path / "b.safetensors")
+
+
+def test_the_header_is_one_key_of_canonical_json(tmp_path: Path) -> None:
+    write_condensed(tmp_path / "a.safetensors", *tensors(), header())
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert set(metadata) == {"hmdc"}
+    text = metadata["hmdc"]
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": torch.full((4, 3, 4, 4), 1.5)}, r"\[0, 1\]"),
+        ({"images": torch.full((4, 3, 4, 4), float("nan"))}, r"\[0, 1\]"),
+        ({"images": torch.zeros(4, 3, 4, 6)}, "squares"),
+        ({"images": torch.zeros(4, 2, 4, 4)}, "1 or 3"),
+        ({"images": torch.zeros(4, 3, 4, 4, dtype=torch.float64)}, "float32"),
+        ({"images": torch.zeros(3, 3, 4, 4)}, "labels"),
+        ({"labels": torch.tensor([0, 1, 0, 1])}, "in order"),
+        ({"labels": torch.tensor([0.0, 0.0, 1.0, 1.0])}, "int64"),
+        ({"header": header(ipc=1)}, "4 images for 2 classes of 1"),
+        ({"header": header(factor=3)}, "factor 3"),
+        ({"header": header(channels=1)}, "mean and std"),
+        ({"header": header(std=[0.0, 1.0, 1.0])}, "mean and std"),
+    ],
+)
+def test_what_no_reader_could_decode_is_not_written(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    images, labels = tensors()
+    given_: dict[str, Any] = {"images": images, "labels": labels, "header": header()} | change
+    with pytest.raises(FormatError, match=words):
+        write_condensed(tmp_path / "a.safetensors", given_["images"], given_["labels"], given_["header"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_and_strangers_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(NotFoundError):
+        read_condensed(path)
+    write_condensed(path, *tensors(), header())
+    whole = path.read_bytes()
+    for data in (whole[:-1], whole[:20], b"", b"x" * 100):
+        path.write_bytes(data)
+        with pytest.raises(FormatError, match="damaged"):
+            read_condensed(path)
+    save_file({"images": torch.zeros(1)}, path)
+    with pytest.raises(FormatError, match="no condensed set"):
+        read_condensed(path)
+    newer = header().model_dump() | {"format_version": FORMAT_VERSION + 1, "new": 1}
+    save_file({"other": torch.zeros(1)}, path, metadata={"hmdc": json.dumps(newer)})
+    with pytest.raises(NewerFormatError):
+        read_condensed(path)
+    save_file({"images": torch.zeros(4, 3, 4, 4)}, path, metadata={"hmdc": header().model_dump_json()})
+    with pytest.raises(FormatError, match="labels"):
+        read_condensed(path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError):
+        write_condensed(tmp_path / "file" / "a.safetensors", *tensors(), header())

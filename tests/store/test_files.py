@@ -1,0 +1,93 @@
+"""Atomic writes, hashes, and JSON that checks itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
+from hmdc_hub.schema import FORMAT_VERSION
+from hmdc_hub.store import atomic, read_info, read_scores, sha256_file, write_json_atomic, write_text_atomic
+from tests.builders import make_run
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert not path.exists() and not list(path.parent.iterdir())
+    write_text_atomic(path, "whole")
+    with pytest.raises(ZeroDivisionError), atomic(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "whole"
+        raise ZeroDivisionError
+    assert path.read_text() == "whole" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_text_keeps_its_line_ends(tmp_path: Path) -> None:
+    write_text_atomic(tmp_path / "a", "one\r\ntwo\n\u00e9")
+    assert (tmp_path / "a").read_bytes() == "one\r\ntwo\n\u00e9".encode()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="unchanged"):
+        write_text_atomic(tmp_path / "file" / "a", "y")
+
+
+def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_json_atomic(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 100_000)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    with pytest.raises(NotFoundError, match="nothing"):
+        sha256_file(tmp_path / "nothing")
+
+
+def test_records_are_read_as_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for path, read in ((run.info, read_info), (run.scores, read_scores)):
+        record = read(path)
+        write_json_atomic(tmp_path / "copy.json", record)
+        assert read(tmp_path / "copy.json") == record and (tmp_path / "copy.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 1}', '{"format_version": "1"}', "\xff"])
+def test_damage_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "info.json").write_text(text, encoding="latin-1")
+    with pytest.raises(FormatError, match=r"info\.json is damaged") as caught:
+        read_info(tmp_path / "info.json")
+    assert not isinstance(caught.value, NewerFormatError)
+
+
+def test_unknown_keys_and_wrong_types_are_damage(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    good = json.loads(run.info.read_text())
+    for change, word in (({"extra": 1}, "extra"), ({"ipc": "2"}, "ipc"), ({"seconds": "long"}, "seconds")):
+        run.info.write_text(json.dumps(good | change))
+        with pytest.raises(FormatError, match=word):
+            read_info(run.info)
+
+
+def test_a_newer_version_is_no_damage_whatever_else_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "news": True}))
+    with pytest.raises(NewerFormatError, match="pip install -U hmdc-hub"):
+        read_info(tmp_path / "info.json")
+
+
+@pytest.mark.parametrize("name", ["a b", "a|b", "", "../x", "a\nb"])
+def test_names_in_scores_are_names(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    scores = json.loads(run.scores.read_text())
+    scores["cells"][0]["training_set"] = name
+    run.scores.write_text(json.dumps(scores))
+    with pytest.raises(FormatError, match="training_set"):
+        read_scores(run.scores)
