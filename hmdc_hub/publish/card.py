@@ -100,7 +100,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["md"] = escape_markdown
     environment.filters["code"] = lambda text: f"`{one_line(text).replace('`', '')}`"
-    environment.filters["word"] = lambda text: re.sub(r"[^\w.+:@/-]", "", text)
+    environment.filters["word"] = lambda text: re.sub(r"[^A-Za-z0-9.+-]", "", text)
     environment.filters["duration"] = duration
     environment.filters["thousands"] = lambda number: f"{number:,}"
     return environment
@@ -138,6 +138,9 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
         "recipe_text": recipe,
         # A longer fence than any in the text, so that a description with one stays inside.
         "fence": "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", recipe)), default=0)),
+        "versions": ", ".join(
+            f"{name} {number}" for name, number in {"hmdc-hub": info.hmdc_hub_version, **info.versions}.items()
+        ),
         "memory": f"{info.peak_memory_bytes / 2**30:.1f} GiB",
         "blocks": 3 if info.source.size >= 8 else 2,
     }

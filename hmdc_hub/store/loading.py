@@ -89,7 +89,7 @@ class CondensedSet:
         return DecodedSet((decoded.images - self.mean[:, None, None]) / self.std[:, None, None], decoded.labels)
 
 
-def load(source: str | Path, config: str | None = None, *, revision: str | None = None) -> CondensedSet:
+def load(source: str | Path, config: str | None = None, revision: str | None = None) -> CondensedSet:
     """Load a condensed set and check it against its hash.
 
     Args:

@@ -54,7 +54,7 @@ def test_an_old_state_is_loaded_by_its_tag(
     published: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = next(name for name in published.tags(REPO) if name.startswith("ipc2"))
-    before = hmdc_hub.load(REPO, "ipc2", revision=tag).images
+    before = hmdc_hub.load(REPO, "ipc2", tag).images
     monkeypatch.setenv("HF_TOKEN", published.token("ann"))
     push(made_run(tmp_path / "other", seed=7))
     assert not torch.equal(hmdc_hub.load(REPO, "ipc2").images, before)
