@@ -13,7 +13,7 @@ from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.report.tables import MEAN, training_sets
 from hmdc_hub.schema import Scores
 from hmdc_hub.store import RunDir, read_info
-from hmdc_hub.store.configs import choose, split_card
+from hmdc_hub.store.configs import choose, read_card_text, split_card
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def chosen_config(package: Path, config: str | None) -> ConfigFacts:
     """
     facts = {found.name: found for found in read_facts(package)}
     card = package / "README.md"
-    block = split_card(card.read_text(encoding="utf-8"))[0] if card.is_file() else {}
+    block = split_card(read_card_text(card))[0] if card.is_file() else {}
     entries = block.get("configs") or []
     default = next((str(c.get("config_name")) for c in entries if isinstance(c, dict) and c.get("default")), None)
     return facts[choose(list(facts), default, config, str(package))]

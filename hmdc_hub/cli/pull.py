@@ -74,7 +74,7 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
     from hmdc_hub.catalog import read_published_recipe
     from hmdc_hub.publish import read_config, render
     from hmdc_hub.publish.front_matter import dump
-    from hmdc_hub.store.configs import split_card
+    from hmdc_hub.store.configs import read_card_text, split_card
 
     for name in got.configs:
         read_published_recipe(
@@ -83,7 +83,7 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
         for path in [*(file.path for file in read_config(got.folder / name).manifest.files), f"{name}/manifest.json"]:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(got.folder / path, folder / path)
-    card = (got.folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    card = read_card_text(got.folder / "README.md")
     block, body = split_card(card)
     entries = block.get("configs")
     listed = {entry.get("config_name") for entry in entries if isinstance(entry, dict)} if entries else set()

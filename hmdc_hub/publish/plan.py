@@ -14,6 +14,7 @@ from hmdc_hub.publish.ownership import check_tag, damaged, refuse_foreign, refus
 from hmdc_hub.publish.remote import Remote
 from hmdc_hub.publish.staging import Staged, Wanted, check_config, configs_in, stage, wanted_files
 from hmdc_hub.store import sha256_file
+from hmdc_hub.store.configs import read_card_text
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,7 @@ def _gather(
     """
     card = ""
     if "README.md" in remote.files:
-        readme = hub.fetch(remote, ["README.md"], cache) / "README.md"
-        card = readme.read_text(encoding="utf-8", errors="replace")
+        card = read_card_text(hub.fetch(remote, ["README.md"], cache) / "README.md")
     listed = refuse_foreign(remote, card, force=force).get("configs")
     # Without a list of ours (a card that was lost, or somebody else's), whatever can be read as one of ours is.
     found = configs_in(remote)

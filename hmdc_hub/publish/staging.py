@@ -17,6 +17,7 @@ from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
 from hmdc_hub.publish.remote import Remote
 from hmdc_hub.schema import PackagedFile
+from hmdc_hub.store.configs import read_card_text, split_card
 from hmdc_hub.store.files import json_text, sha256_file, write_text_atomic
 
 SMALL = ("manifest.json", "info.json", "recipe.yaml", "scores.json")
@@ -148,7 +149,7 @@ def stage(
         union,
         repo_id=repo_id,
         default=config if wanted.default else None,
-        previous=previous.read_text(encoding="utf-8") if previous.is_file() else None,
+        previous=read_card_text(previous) if previous.is_file() else None,
     )
     everything: dict[str, bytes | Path] = {
         **contents,
@@ -173,10 +174,10 @@ def stage(
 
 def default_of(card: str) -> str:
     """Read which configuration a card names as the default one."""
-    from hmdc_hub.store.configs import split_card
-
     block, _ = split_card(card)
-    return next((str(c["config_name"]) for c in block.get("configs", []) if c.get("default") is True), "")
+    return next(
+        (str(c.get("config_name", "default")) for c in block.get("configs", []) if c.get("default") is True), ""
+    )
 
 
 def _facts(folder: Path) -> list[ConfigFacts]:

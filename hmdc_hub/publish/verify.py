@@ -14,7 +14,7 @@ from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config
 from hmdc_hub.publish.front_matter import front_matter
 from hmdc_hub.schema import Estimate, Manifest, Scores
-from hmdc_hub.store.configs import split_card
+from hmdc_hub.store.configs import read_card_text, split_card
 from hmdc_hub.store.files import read_info, read_record, read_scores, sha256_file
 
 PICTURES = ("preview.png", "scores.png")
@@ -256,7 +256,7 @@ def _card(folder: Path, names: list[str]) -> str:
     path = folder / "README.md"
     if not path.is_file():
         raise FormatError("README.md is missing")
-    block, _ = split_card(path.read_text(encoding="utf-8", errors="replace"))
+    block, _ = split_card(read_card_text(path))
     if not block:
         raise FormatError("README.md has no YAML block that can be read")
     listed = block.get("configs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +24,11 @@ def check_name(config: str) -> None:
     """
     if not re.match(NAME, config):
         raise UsageError(f"{config!r} is not the name of a configuration, such as ipc10.")
+
+
+def read_card_text(path: Path) -> str:
+    """Read a card as it is, line ends included, since what others wrote is kept; bytes that are no text are marked."""
+    return path.read_bytes().decode("utf-8", errors="replace")
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:

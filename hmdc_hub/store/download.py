@@ -14,7 +14,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 import hmdc_hub
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.schema import FORMAT_VERSION, Manifest
-from hmdc_hub.store.configs import check_name, choose, read_card, split_card
+from hmdc_hub.store.configs import check_name, choose, read_card, read_card_text, split_card
 from hmdc_hub.store.files import UPGRADE, read_info, read_record, sha256_file
 
 LOG_IN = "If it is private, log in with `hf auth login` or set HF_TOKEN; an expired token looks the same."
@@ -124,7 +124,7 @@ def _card(repo_id: str, revision: str | None, cache: Path | None) -> tuple[str, 
     somebody pushes in between.
     """
     card = _fetch(repo_id, "README.md", revision, cache=cache)
-    return card.read_text(encoding="utf-8", errors="replace"), card.parent.name
+    return read_card_text(card), card.parent.name
 
 
 def _ours(card: str, repo_id: str) -> list[str]:

@@ -14,7 +14,7 @@ from hmdc_hub import pack
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.schema import SetHeader
 from hmdc_hub.store.condensed import read_condensed
-from hmdc_hub.store.configs import check_name, choose, read_card
+from hmdc_hub.store.configs import check_name, choose, read_card, read_card_text
 from hmdc_hub.store.files import read_info, sha256_file
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -136,7 +136,7 @@ def _config_folder(path: Path, config: str | None) -> Path:
             hint="An unfinished run goes on with `hmdc-hub condense` and its recipe.",
         )
     card = path / "README.md"
-    _, default = read_card(card.read_text(encoding="utf-8")) if card.is_file() else ([], None)
+    _, default = read_card(read_card_text(card)) if card.is_file() else ([], None)
     return path / choose(found, default, config, str(path))
 
 

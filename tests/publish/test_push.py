@@ -103,6 +103,35 @@ def test_the_same_pixels_in_other_bytes_make_no_commit(hub: LocalHub, run: RunDi
     assert push(run).commit == head
 
 
+def test_equal_tensors_and_pixels_in_other_bytes_make_no_commit(hub: LocalHub, run: RunDir) -> None:
+    import pyarrow.parquet as pq
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    head = push(run).commit
+    pq.write_table(pq.read_table(run.parquet), run.parquet, compression="gzip")
+    with safe_open(run.condensed, framework="pt") as file:
+        header = json.loads(file.metadata()["hmdc"])
+    save_file(load_file(run.condensed), run.condensed, metadata={"hmdc": json.dumps(header, indent=1)})
+    changed = {
+        "parquet_sha256": hashlib.sha256(run.parquet.read_bytes()).hexdigest(),
+        "tensors_sha256": hashlib.sha256(run.condensed.read_bytes()).hexdigest(),
+    }
+    run.info.write_text(json.dumps(json.loads(run.info.read_text()) | changed))
+    scores = json.loads(run.scores.read_text()) | {"parquet_sha256": changed["parquet_sha256"]}
+    run.scores.write_text(json.dumps(scores))
+    assert push(run).commit == head
+    assert push(run, force=True).commit != head
+    assert hub.files(REPO)["ipc2/condensed.safetensors"] == run.condensed.read_bytes()
+
+
+def test_a_card_that_is_no_text_is_no_crash(hub: LocalHub, run: RunDir) -> None:
+    hub.create_repo(REPO, files={"README.md": b"\xff\xfe# \x80"})
+    with pytest.raises(UsageError, match="--force"):
+        push(run)
+    assert push(run, force=True).changed
+
+
 def test_other_images_replace_the_published_ones(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     first = push(run)
     other = made_run(tmp_path / "other", seed=1)
@@ -166,11 +195,12 @@ def test_config_and_repo_id_are_obeyed(hub: LocalHub, run: RunDir) -> None:
 def test_hand_written_words_and_foreign_keys_survive(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     card = hub.files(REPO)["README.md"].decode()
-    mine = card.replace(BEGIN, f"{BEGIN}\n\nMind the *sixes*.\n").replace("---\n", "---\nlanguage:\n- en\n", 1)
+    words = f"{BEGIN}\n\nMind the *sixes*.\r\n\t\u00e9 \n"
+    mine = card.replace(BEGIN, words).replace("---\n", "---\nlanguage:\n- en\n", 1)
     hub.commit(REPO, {"README.md": mine.encode(), "notes/extra.txt": b"kept"})
     push(made_run(tmp_path / "five", 5))
     after = hub.files(REPO)
-    assert "Mind the *sixes*." in after["README.md"].decode() and front(hub)["language"] == ["en"]
+    assert words in after["README.md"].decode() and front(hub)["language"] == ["en"]
     assert after["notes/extra.txt"] == b"kept"
 
 
