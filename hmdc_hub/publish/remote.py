@@ -11,8 +11,6 @@ from pathlib import Path
 from hmdc_hub.errors import AccessError
 from hmdc_hub.publish.hub_errors import LOG_IN
 
-_WRITERS = {"admin", "write", "contributor"}
-
 
 @dataclass(frozen=True)
 class Account:
@@ -20,7 +18,7 @@ class Account:
 
     Attributes:
         name: Namespace of the user.
-        orgs: Role in each organisation.
+        orgs: Role in each organisation; empty where the token hides it.
         role: What the token may do: `read`, `write` or `fineGrained`.
     """
 
@@ -36,9 +34,11 @@ class Account:
         """
         if self.role == "read":
             raise AccessError("Your Hub token may only read.", hint=LOG_IN)
-        # The list of a fine-grained token may leave organisations out; what it may do, the Hub says when asked to.
-        if namespace != self.name and self.role != "fineGrained" and self.orgs.get(namespace) not in _WRITERS:
-            mine = ", ".join([self.name, *(org for org, role in self.orgs.items() if role in _WRITERS)])
+        # A fine-grained token may hide organisations and roles. What it may do, the Hub says when asked to create the
+        # repository, which is before any byte is sent.
+        known = namespace == self.name or namespace in self.orgs or self.role == "fineGrained"
+        if not known or self.orgs.get(namespace) == "read":
+            mine = ", ".join([self.name, *(org for org, role in self.orgs.items() if role != "read")])
             raise AccessError(
                 f"{namespace} is no organisation that {self.name} may publish in.",
                 hint=f"You may publish under {mine}: --repo-id {self.name}/NAME.",

@@ -98,6 +98,28 @@ def test_without_a_terminal_consent_must_be_given(call: Call, hub: LocalHub, tok
     assert not hub.exists(REPO)
 
 
+def test_on_a_terminal_it_asks(
+    hub: LocalHub, token: str, run: RunDir, folder: Path, child_environment: dict[str, str]
+) -> None:
+    import pty
+    import subprocess
+    import sys
+
+    said = []
+    for answer, status in ((b"n\n", 2), (b"y\n", 0)):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, "-m", "hmdc_hub", "push"], stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=child_environment, cwd=folder,
+        ) as process:  # fmt: skip
+            os.write(ours, answer)
+            assert process.stdout is not None
+            said.append(process.stdout.read().decode())
+        assert process.returncode == status, said[-1]
+        assert f"publish to {REPO} (public)? [y/N]" in said[-1] and hub.exists(REPO) is (status == 0)
+    assert "Nothing was published" in said[0] and "--dry-run" in said[0]
+
+
 def test_a_push_without_changes_needs_no_consent(call: Call, hub: LocalHub, token: str, run: RunDir) -> None:
     assert call("push", "--yes").status == 0
     done = call("push", "--json")

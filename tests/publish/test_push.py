@@ -347,6 +347,14 @@ def test_somebody_elses_namespace(hub: LocalHub, run: RunDir, repo: str) -> None
     assert not asked(hub, *WRITING)
 
 
+def test_a_fine_grained_token_is_judged_by_the_hub(hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token("ann", role="fineGrained"))
+    with pytest.raises(AccessError, match="bob"):
+        push(run, repo_id="bob/x")
+    assert not hub.exists("bob/x") and {request.label for request in asked(hub, *WRITING)} == {"create-repo"}
+    assert push(run).changed
+
+
 def test_reading_roles_in_an_organisation_do_not_suffice(hub: LocalHub, run: RunDir) -> None:
     hub.add_org("club", {"ann": "read"})
     with pytest.raises(AccessError):
