@@ -177,7 +177,7 @@ def test_nothing_true_of_one_configuration_is_said_of_all(several: Path) -> None
 def test_the_loop_is_short_and_python(several: Path) -> None:
     loop = next(code for code in re.findall(r"```python\n(.*?)```", render(several), re.DOTALL) if "optimizer" in code)
     ast.parse(loop)
-    assert len([line for line in loop.splitlines() if line.strip()]) <= 17 and max(map(len, loop.splitlines())) <= 120
+    assert len([line for line in loop.splitlines() if line.strip()]) == 15 and max(map(len, loop.splitlines())) <= 120
 
 
 def test_every_picture_is_in_the_package(several: Path) -> None:
