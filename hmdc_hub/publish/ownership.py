@@ -129,6 +129,19 @@ def _word(private: bool) -> str:
     return "private" if private else "public"
 
 
+def check_branch(branch: str, remote: Remote | None) -> None:
+    """Refuse what is no branch: a tag and a commit never change.
+
+    Raises:
+        UsageError: It is none, or cannot be one.
+    """
+    example = "For example --revision next; a branch that does not exist is made from main."
+    if not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,99}", branch) or ".." in branch or branch.endswith(("/", ".", ".lock")):
+        raise UsageError(f"--revision {branch}: that cannot be the name of a branch.", hint=example)
+    if re.fullmatch(r"[0-9a-f]{40}", branch) or (remote is not None and branch in remote.tags):
+        raise UsageError(f"--revision {branch}: that is a commit or a tag, which a push cannot add to.", hint=example)
+
+
 def check_tag(tag: str, remote: Remote | None, *, changes: bool) -> None:
     """Refuse a further tag that exists at another commit.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
 from hmdc_hub.publish.hub import Hub
-from hmdc_hub.publish.ownership import check_tag, damaged, refuse_foreign, refuse_name, visibility
+from hmdc_hub.publish.ownership import check_branch, check_tag, damaged, refuse_foreign, refuse_name, visibility
 from hmdc_hub.publish.remote import Remote
 from hmdc_hub.publish.staging import Staged, Wanted, check_config, configs_in, stage, wanted_files
 from hmdc_hub.store import sha256_file
@@ -113,6 +113,7 @@ def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, wishes: Wishes
         NetworkError: The Hub failed.
     """
     remote = hub.look(repo_id, wishes.branch, pulls=wishes.create_pr)
+    check_branch(wishes.branch, remote)
     if remote is None and wishes.create_pr:
         raise UsageError(f"--create-pr: there is no {repo_id} yet.", hint="Push without --create-pr first.")
     (local,) = read_facts(package)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hmdc_hub.errors import AccessError, NewerFormatError, UsageError
-from hmdc_hub.publish.ownership import check_tag, refuse_foreign, refuse_name, repository_id, visibility
+from hmdc_hub.publish.ownership import check_branch, check_tag, refuse_foreign, refuse_name, repository_id, visibility
 from hmdc_hub.publish.remote import Account, Remote, RemoteFile
 from hmdc_hub.schema import FORMAT_VERSION, SourceInfo
 from tests.builders import make_recipe, make_source_info
@@ -109,6 +109,18 @@ def test_a_tag_never_moves() -> None:
     for there, changes in (({"v1": HEAD}, True), ({"v1": "b" * 40}, False)):
         with pytest.raises(UsageError, match="never moves"):
             check_tag("v1", remote(tags=there), changes=changes)
+
+
+@pytest.mark.parametrize("branch", ["main", "next", "feature/x", "v1.2_3-4"])
+def test_branches(branch: str) -> None:
+    check_branch(branch, None)
+    check_branch(branch, remote(tags={"other": HEAD}))
+
+
+@pytest.mark.parametrize("branch", ["", "a b", "-x", "a..b", "x.lock", "x/", "a~1", HEAD, "v1", "a:b"])
+def test_what_is_no_branch_is_refused(branch: str) -> None:
+    with pytest.raises(UsageError, match="--revision next"):
+        check_branch(branch, remote(tags={"v1": HEAD}))
 
 
 @pytest.mark.parametrize("tag", ["", "a b", "-x", "a..b", "x.lock", "refs/tags/x", "a~1"])

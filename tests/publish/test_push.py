@@ -249,9 +249,12 @@ def test_a_pull_request_needs_no_write_access(hub: LocalHub, run: RunDir, monkey
 def test_a_branch_is_made_and_filled(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     head = hub.head(REPO)
-    done = push(made_run(tmp_path / "five", 5), branch="next")
-    assert hub.head(REPO) == head and hub.head(REPO, "next") == done.commit
-    assert {"ipc2/manifest.json", "ipc5/manifest.json"} <= set(hub.files(REPO, "next"))
+    done = push(made_run(tmp_path / "five", 5), branch="try/next")
+    assert hub.head(REPO) == head and hub.head(REPO, "try/next") == done.commit
+    assert {"ipc2/manifest.json", "ipc5/manifest.json"} <= set(hub.files(REPO, "try/next"))
+    assert not push(made_run(tmp_path / "again", 5), branch="try/next").changed
+    with pytest.raises(UsageError, match="--revision"):
+        push(run, branch=done.tags[0])
 
 
 def test_a_further_tag(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
