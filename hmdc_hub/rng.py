@@ -39,5 +39,6 @@ def global_seed(gen: torch.Generator) -> Iterator[None]:
     nothing outside the block notices.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=gen).item()))
+        # Not torch.manual_seed: that would reseed the generators of every GPU too, which nobody puts back.
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (1,), generator=gen).item()))
         yield

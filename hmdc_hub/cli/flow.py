@@ -18,8 +18,8 @@ from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.result import Part, Result, read_result
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 from hmdc_hub.events import Listener, Note, Stage, StopFlag, silent
-from hmdc_hub.models import PoolModel, build_model
-from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.models import build_for
+from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store import (
     RunDir,
@@ -87,7 +87,7 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
         listener(Stage("source", recipe.source.id))
         source = load_source(recipe.source)
         for spec in (*recipe.pool, *recipe.evaluate.models):
-            build(spec, source)  # one that cannot be built is found before any time is spent
+            build_for(spec, source)  # one that cannot be built is found before any time is spent
         stop.raise_if_set("stopped before anything was written")
     if wishes.force and run.path.exists():
         remove(run)
@@ -122,22 +122,6 @@ def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
         if source == stored.source:
             return recipe.model_copy(update={"source": source})
     return recipe.model_copy(update={"source": resolve_source(source)})
-
-
-def build(spec: ModelSpec, source: Source) -> PoolModel:
-    """Build a model for a source.
-
-    Raises:
-        ModelError: It cannot be built for this source.
-    """
-    return build_model(
-        spec,
-        num_classes=source.train.num_classes,
-        source_size=source.train.side,
-        channels=source.train.channels,
-        mean=source.mean,
-        std=source.std,
-    )
 
 
 def _do(

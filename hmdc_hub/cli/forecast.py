@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from hmdc_hub import condense, evaluate
-from hmdc_hub.cli.flow import build, settled
+from hmdc_hub.cli.flow import settled
 from hmdc_hub.cli.output import amount, columns, duration
 from hmdc_hub.events import Listener, Stage, silent
-from hmdc_hub.models import parameter_count
+from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import load_source
 
@@ -54,7 +54,7 @@ def forecast(
     recipe = settled(recipe, None)
     listener(Stage("source", recipe.source.id))
     source = load_source(recipe.source)
-    models = [build(spec, source) for spec in recipe.evaluate.models]
+    models = [build_for(spec, source) for spec in recipe.evaluate.models]
     listener(Stage("probe", f"a few steps of each part on {device}"))
     return Forecast(
         recipe=recipe,

@@ -18,7 +18,7 @@ from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
 from hmdc_hub.condense.views import View
-from hmdc_hub.models import build_model, parameter_count
+from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
 
@@ -59,13 +59,7 @@ def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
         device: Where it would run.
     """
     spec, bank = recipe.condense, source.train
-    networks = [
-        build_model(
-            model, num_classes=bank.num_classes, source_size=bank.side, channels=bank.channels, mean=source.mean,
-            std=source.std,
-        ).to(device)
-        for model in recipe.pool
-    ]  # fmt: skip
+    networks = [build_for(model, source).to(device) for model in recipe.pool]
     small = spec.model_copy(
         update={
             "networks": spec.networks.model_copy(update={"batch": min(PROBE, spec.networks.batch)}),

@@ -23,7 +23,7 @@ from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
 from hmdc_hub.errors import DivergedError, OutOfMemoryError
 from hmdc_hub.events import ImageStep, Listener, Note, Stage, StopFlag, silent
-from hmdc_hub.models import build_model, parameter_count
+from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import ArtifactInfo, Recipe, SetHeader
 from hmdc_hub.sources import Source
 from hmdc_hub.store import (
@@ -118,20 +118,10 @@ class _Session:
 
     def begin(self) -> None:
         """Build everything and go to the newest checkpoint, or make the starting images."""
-        spec, seed, bank = self.recipe.condense, self.recipe.seed, self.source.train
+        spec, seed = self.recipe.condense, self.recipe.seed
         found = checkpoint.load_newest(self.run.checkpoints, self.hash, self.listener)
         real = RealImages(self.source, spec, seed, self.device)
-        networks = [
-            build_model(
-                model,
-                num_classes=bank.num_classes,
-                source_size=bank.side,
-                channels=bank.channels,
-                mean=self.source.mean,
-                std=self.source.std,
-            ).to(self.device)
-            for model in self.recipe.pool
-        ]
+        networks = [build_for(model, self.source).to(self.device) for model in self.recipe.pool]
         self.parameters = {net.spec.name: parameter_count(net) for net in networks}
         pool = Pool(networks, spec, seed, self.threads)
         if found is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hmdc_hub import cluster, pack, rng
 from hmdc_hub.errors import FormatError
 from hmdc_hub.measures import CONDENSED
-from hmdc_hub.models import PoolModel, build_model
+from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import Baseline, ModelSpec, Recipe
 from hmdc_hub.sources import Source
 from hmdc_hub.store import RunDir, read_condensed, read_parquet, to_uint8
@@ -85,10 +85,7 @@ def _baseline(
 def fresh_model(spec: ModelSpec, source: Source, seed: int, device: torch.device) -> PoolModel:
     """Build a freshly reset model in evaluation mode, its running statistics calibrated on real images."""
     bank = source.train
-    model = build_model(
-        spec, num_classes=bank.num_classes, source_size=bank.side, channels=bank.channels, mean=source.mean,
-        std=source.std,
-    ).to(device)  # fmt: skip
+    model = build_for(spec, source).to(device)
     model.reset(rng.generator(seed, "baseline-model"))
     some = torch.randperm(len(bank.images), generator=rng.generator(seed, "baseline-calibrate"))[:CALIBRATION]
     batches = (bank.images[part].to(device) for part in torch.split(some, CALIBRATION_BATCH) if len(part) > 1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hmdc_hub.evaluate.workers import one_thread, usable_cores
-from hmdc_hub.models import PoolModel, build_model
+from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
 
@@ -50,10 +50,7 @@ def plan(recipe: Recipe, source: Source, device: torch.device, workers: int | No
     ]
     per_model = {}
     for spec in protocol.models:
-        model = build_model(
-            spec, num_classes=bank.num_classes, source_size=bank.side, channels=bank.channels, mean=source.mean,
-            std=source.std,
-        ).to(device)  # fmt: skip
+        model = build_for(spec, source).to(device)
         pixels = bank.images[torch.arange(min(PROBE, len(bank.images)))]
         per_image = _step_seconds(model, source.normalise(pixels).to(device)) / len(pixels)
         per_model[spec.name] = protocol.epochs * full * per_image + len(source.test_labels) * per_image / 3

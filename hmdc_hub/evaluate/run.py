@@ -12,7 +12,7 @@ from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
 from hmdc_hub.evaluate.workers import Job, bench_tensors, one_thread, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.measures import CONDENSED, gain, table
-from hmdc_hub.models import build_model, forward_flops
+from hmdc_hub.models import build_for, forward_flops
 from hmdc_hub.schema import Cell, Recipe, Scores
 from hmdc_hub.sources import Source
 from hmdc_hub.store import RunDir, read_scores, sha256_file, write_json_atomic, write_text_atomic
@@ -124,16 +124,8 @@ WORTH_PROCESSES = 5.0
 
 def _seconds(recipe: Recipe, source: Source, sets: Sequence[TrainingSet]) -> dict[Job, float]:
     """List every training with a rough guess of its time on one core."""
-    bank, protocol = source.train, recipe.evaluate
-    flops = [
-        forward_flops(
-            build_model(
-                spec, num_classes=bank.num_classes, source_size=bank.side, channels=bank.channels, mean=source.mean,
-                std=source.std,
-            )
-        )
-        for spec in protocol.models
-    ]  # fmt: skip
+    protocol = recipe.evaluate
+    flops = [forward_flops(build_for(spec, source)) for spec in protocol.models]
     guess = {}
     for place, training_set in enumerate(sets):
         images = len(training_set.labels)

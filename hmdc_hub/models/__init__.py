@@ -1,6 +1,6 @@
 """Models of the pool: networks of several libraries behind one interface, `PoolModel`."""
 
-from hmdc_hub.models.build import build_model, forward_flops, known_models, parameter_count
+from hmdc_hub.models.build import build_for, build_model, forward_flops, known_models, parameter_count
 from hmdc_hub.models.family import TapInfo, TapOutput
 from hmdc_hub.models.pool_model import Features, PoolModel
 
@@ -9,6 +9,7 @@ __all__ = [
     "PoolModel",
     "TapInfo",
     "TapOutput",
+    "build_for",
     "build_model",
     "forward_flops",
     "known_models",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from hmdc_hub.models import convnet, hf, mlp, resnet, vision
 from hmdc_hub.models.family import Family, Network, Shape, Value, did_you_mean
 from hmdc_hub.models.pool_model import PoolModel
 from hmdc_hub.schema import ModelSpec
+
+if TYPE_CHECKING:
+    from hmdc_hub.sources import Source
 
 FAMILIES: Mapping[str, Mapping[str, Family]] = {
     "builtin": {"convnet": convnet.FAMILY, "mlp": mlp.FAMILY, "resnet": resnet.FAMILY},
@@ -31,6 +35,19 @@ def known_models() -> dict[str, dict[str, dict[str, Value]]]:
         source: {id_: {name: arg.default for name, arg in family.args.items()} for id_, family in families.items()}
         for source, families in FAMILIES.items()
     }
+
+
+def build_for(spec: ModelSpec, source: Source) -> PoolModel:
+    """Build a model of the pool for a loaded source; everything else as `build_model`."""
+    bank = source.train
+    return build_model(
+        spec,
+        num_classes=bank.num_classes,
+        source_size=bank.side,
+        channels=bank.channels,
+        mean=source.mean,
+        std=source.std,
+    )
 
 
 def build_model(
