@@ -14,7 +14,7 @@ from hmdc_hub.publish.facts import ConfigFacts, read_config, read_facts
 
 if TYPE_CHECKING:
     from hmdc_hub.publish.plan import Plan, Wishes
-    from hmdc_hub.publish.push import Published, Push
+    from hmdc_hub.publish.push import Published, Push, publish
     from hmdc_hub.publish.staging import Wanted
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Wanted",
     "Wishes",
     "package",
+    "publish",
     "read_config",
     "read_facts",
     "render",
@@ -34,6 +35,7 @@ _HOMES = {
     "Plan": "hmdc_hub.publish.plan",
     "Published": "hmdc_hub.publish.push",
     "Push": "hmdc_hub.publish.push",
+    "publish": "hmdc_hub.publish.push",
     "Wanted": "hmdc_hub.publish.staging",
     "Wishes": "hmdc_hub.publish.plan",
 }

@@ -51,6 +51,19 @@ class Published:
     loads: Mapping[str, int]
 
 
+def publish(
+    run: RunDir, wishes: Wishes | None = None, *, hub: Hub | None = None, listener: Listener = silent
+) -> Published:
+    """Push a run without asking anybody: plan it and carry the plan out; arguments and errors as those of `Push`.
+
+    Example:
+        >>> published = publish(RunDir(Path("runs/digits_ipc1")))
+        >>> load_dataset(published.repo_id, revision=published.revision)
+    """
+    with Push(run, wishes or Wishes(), hub=hub, listener=listener) as pushing:
+        return pushing.carry_out(pushing.plan())
+
+
 @dataclass(frozen=True)
 class _Commit:
     """A commit that holds what was planned; `pull` is the ref of its pull request or empty."""
@@ -72,7 +85,8 @@ class Push:
 
     Example:
         >>> with Push(RunDir(Path("runs/digits_ipc1")), Wishes()) as push:
-        ...     push.carry_out(push.plan())
+        ...     plan = push.plan()
+        ...     push.carry_out(plan)
     """
 
     def __init__(self, run: RunDir, wishes: Wishes, *, hub: Hub | None = None, listener: Listener = silent) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hmdc_hub.publish.hub import Hub
 from hmdc_hub.publish.plan import Plan, Wishes
-from hmdc_hub.publish.push import Published, Push
+from hmdc_hub.publish.push import Published, Push, publish
 from hmdc_hub.publish.staging import Wanted
 from hmdc_hub.store import RunDir
 from tests.builders import make_recipe, make_run
@@ -49,5 +49,4 @@ def plan(run: RunDir, **keys: Any) -> Plan:
 
 def push(run: RunDir, **keys: Any) -> Published:
     """Push a run."""
-    with Push(run, wishes(**keys), hub=Hub(no_wait)) as pushing:
-        return pushing.carry_out(pushing.plan())
+    return publish(run, wishes(**keys), hub=Hub(no_wait))
