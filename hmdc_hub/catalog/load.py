@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,42 +87,6 @@ def read_recipe_file(path: Path) -> Recipe:
         message = f"the stored recipe is damaged, or another version of hmdc-hub wrote it\n{error.message}"
         raise FormatError(message, hint="Condense into a new run directory.") from error
     return recipe
-
-
-def read_published_recipe(path: Path) -> Recipe:
-    """Read a recipe that came from the Hub: a stranger's data, in which nothing may name a file of this machine.
-
-    Raises:
-        FormatError: It is damaged, has unknown keys, or names a local path; all of them in one message.
-        NotFoundError: There is no such file.
-    """
-    recipe = read_recipe_file(path)
-    problems = []
-    source = recipe.source.id
-    if not re.fullmatch(_PUBLIC_SOURCE, source, re.ASCII) or _is_here(source):
-        rule = "names a local path; a published recipe names builtin:, torchvision: or a Hub dataset, or local:<name>"
-        problems.append(Problem("source.id", None, source, rule))
-    for place, models in (("pool", recipe.pool), ("evaluate.models", recipe.evaluate.models)):
-        for number, model in enumerate(models):
-            for key, value in (("id", model.id), ("weights", model.weights)):
-                if not re.fullmatch(_PUBLIC_MODEL, value, re.ASCII) or _is_here(value):
-                    rule = "names a local path, which a published recipe may not"
-                    problems.append(Problem(f"{place}.{number}.{key}", None, value, rule))
-    if problems:
-        message = str(RecipeError(str(path), problems))
-        raise FormatError(message, hint="Look at the file; if you trust it, copy it and edit that line.")
-    return recipe
-
-
-_PUBLIC_SOURCE = r"builtin:\w+|torchvision:\w+|local:[^\0]*|[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
-_PUBLIC_MODEL = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w.-]+)?"
-
-
-def _is_here(name: str) -> bool:
-    """Tell whether a name would be taken for something on this disk: files, and folders with a slash in their name."""
-    path = Path(name)
-    # A bare name such as `mlp` or `data` is a folder's by chance; only what is written like a path can mean one.
-    return path.is_file() or ("/" in name and path.exists())
 
 
 def _model_names(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.report.tables import MEAN, training_sets
 from hmdc_hub.schema import Scores
 from hmdc_hub.store import RunDir, read_info
-from hmdc_hub.store.configs import choose, read_card_text, split_card
+from hmdc_hub.store.configs import choose, read_card, read_card_text
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def chosen_config(package: Path, config: str | None) -> ConfigFacts:
     """
     facts = {found.name: found for found in read_facts(package)}
     card = package / "README.md"
-    block = split_card(read_card_text(card))[0] if card.is_file() else {}
-    entries = block.get("configs") or []
-    default = next((str(c.get("config_name")) for c in entries if isinstance(c, dict) and c.get("default")), None)
+    default = read_card(read_card_text(card))[1] if card.is_file() else None
     return facts[choose(list(facts), default, config, str(package))]
 
 

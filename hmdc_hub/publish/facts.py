@@ -7,11 +7,9 @@ from pathlib import Path
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError
+from hmdc_hub.schema import PARQUET as PARQUET
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, Recipe, Scores
 from hmdc_hub.store.files import read_info, read_record, read_scores
-
-PARQUET = "train-00000-of-00001.parquet"
-"""Name of the parquet in a configuration's folder, as `datasets` names shards."""
 
 
 @dataclass(frozen=True)

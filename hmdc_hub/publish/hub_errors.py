@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hmdc_hub.errors import AccessError, HmdcError, NetworkError, RunError
+from hmdc_hub.store.hub_errors import scrubbed as scrubbed
+from hmdc_hub.store.hub_errors import status_of, words
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write; then push again."
 AGAIN = "Run the same command again: it goes on from what the Hub has."
@@ -98,12 +99,6 @@ def _without_answer(error: Exception, doing: str) -> Exception:
     return UnsureError(NetworkError(f"{doing}: the connection failed ({words(error)}).", hint=AGAIN), None)
 
 
-def status_of(error: Exception) -> int | None:
-    """Give the HTTP status of an answer that became an error; None if there was no answer."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
 def _code(error: Exception) -> str:
     headers = getattr(getattr(error, "response", None), "headers", {})
     return str(headers.get("X-Error-Code", ""))
@@ -115,20 +110,3 @@ def _wait(error: Exception) -> float | None:
         return min(float(headers.get("Retry-After", "")), 300.0)
     except ValueError:
         return None
-
-
-def words(error: Exception) -> str:
-    """Give the Hub's or the client's own words, shortened to a clause without anything secret in it."""
-    text = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return scrubbed(" ".join(lines)[:160].rstrip("."))
-
-
-def scrubbed(text: str) -> str:
-    """Take out the token in force, whatever looks like one, and the login in an address."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    if token:
-        text = text.replace(token, "(token)")
-    return re.sub(r"(?<=://)[^/@\s]+@", "", re.sub(r"hf_[A-Za-z0-9]{8,}", "(token)", text))

@@ -189,7 +189,7 @@ def _facts_of(union: Path, config: str) -> ConfigFacts:
     from hmdc_hub.publish.facts import read_config
 
     facts = read_config(union / config)
-    read_published_recipe(union / config / "recipe.yaml")
+    read_published_recipe(union / config / "recipe.yaml", here=False)
     return facts
 
 

@@ -5,8 +5,19 @@ Nothing here knows torch or reads a file; `hmdc_hub.catalog` reads YAML into it 
 an error message shows as a value that would be right.
 """
 
-from hmdc_hub.schema.base import FORMAT_VERSION, Strict, canonical_json, sha256_of
-from hmdc_hub.schema.files import ArtifactInfo, Cell, Estimate, Manifest, PackagedFile, Scores, SetHeader, SourceInfo
+from hmdc_hub.schema.base import FORMAT_VERSION, RESERVED, Strict, canonical_json, sha256_of
+from hmdc_hub.schema.files import (
+    NEEDED,
+    PARQUET,
+    ArtifactInfo,
+    Cell,
+    Estimate,
+    Manifest,
+    PackagedFile,
+    Scores,
+    SetHeader,
+    SourceInfo,
+)
 from hmdc_hub.schema.model import LearningRates, ModelSpec
 from hmdc_hub.schema.recipe import (
     BASELINES,
@@ -28,6 +39,9 @@ from hmdc_hub.schema.recipe import (
 __all__ = [
     "BASELINES",
     "FORMAT_VERSION",
+    "NEEDED",
+    "PARQUET",
+    "RESERVED",
     "ArtifactInfo",
     "AugmentSpec",
     "Baseline",

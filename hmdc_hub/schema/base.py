@@ -13,6 +13,9 @@ FORMAT_VERSION = 1
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
+RESERVED = frozenset({"data", "scores", "assets"})
+"""Names that no configuration may have: a package uses these folders itself."""
+
 
 class Strict(BaseModel):
     """Base: unknown keys refused, no silent conversion of types, values fixed once read."""

@@ -15,6 +15,13 @@ FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Name of a file in a package, as a regular expression: no folder, no hidden file."""
 
 
+PARQUET = "train-00000-of-00001.parquet"
+"""Name of the parquet in a configuration's folder, as `datasets` names shards."""
+
+NEEDED = (PARQUET, "condensed.safetensors", "recipe.yaml", "info.json")
+"""Files that every configuration of a package has in its folder."""
+
+
 class SetHeader(Strict):
     """The metadata of condensed.safetensors, under its one key `hmdc`.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hmdc_hub.schema.base import NAME, NotNegative, Positive, Rate, Share, Strict, sha256_of
+from hmdc_hub.schema.base import NAME, RESERVED, NotNegative, Positive, Rate, Share, Strict, sha256_of
 from hmdc_hub.schema.model import ModelSpec
 
 
@@ -203,7 +203,7 @@ class PublishSpec(Strict):
 
     @model_validator(mode="after")
     def _not_reserved(self) -> PublishSpec:
-        if self.config in {"data", "scores", "assets"}:
+        if self.config in RESERVED:
             raise ValueError(f"publish.config may not be {self.config!r}: the package uses that folder itself")
         return self
 

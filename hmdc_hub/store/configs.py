@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 import yaml
 
 from hmdc_hub.errors import NotFoundError, UsageError
+from hmdc_hub.schema import RESERVED
 from hmdc_hub.schema.base import NAME
+
+MAX_VALUES = 100_000
+"""In a card's block: a few lines of YAML can stand for billions of values, or for endless ones."""
 
 SCORES_CONFIG = "scores"
 """Configuration that holds score tables instead of images."""
@@ -22,8 +27,13 @@ def check_name(config: str) -> None:
     Raises:
         UsageError: It is not.
     """
-    if not re.match(NAME, config):
+    if not is_name(config):
         raise UsageError(f"{config!r} is not the name of a configuration, such as ipc10.")
+
+
+def is_name(config: str) -> bool:
+    """Tell whether a text can be a configuration's name; `$` in NAME would let a final line break through."""
+    return re.fullmatch(NAME, config) is not None and not config.endswith("\n") and config not in RESERVED
 
 
 def read_card_text(path: Path) -> str:
@@ -43,9 +53,23 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     match = re.match(r"---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, flags=re.DOTALL)
     try:
         block = yaml.safe_load(match.group(1)) if match else None
-    except (yaml.YAMLError, ValueError):
-        block = None
-    return (block, text[match.end() :]) if match and isinstance(block, dict) else ({}, text)
+        if match and isinstance(block, dict) and _written_out(block, {}) <= MAX_VALUES:
+            return block, text[match.end() :]
+    # PyYAML lets what Python says about a bad tag through: `!!bool x` is a KeyError, `!!int ""` an IndexError.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):
+        pass
+    return {}, text
+
+
+def _written_out(value: Any, known: dict[int, float]) -> float:
+    """Count the values in a block with every alias written out; infinitely many if one holds itself."""
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(value)]
 
 
 def read_card(text: str) -> tuple[list[str], str | None]:
@@ -58,8 +82,9 @@ def read_card(text: str) -> tuple[list[str], str | None]:
         Names in the card's order, and the default one or None.
     """
     configs = split_card(text)[0].get("configs")
-    named = [c for c in configs or [] if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
-    images = [c for c in named if c["config_name"] != SCORES_CONFIG and re.match(NAME, c["config_name"])]
+    entries = configs if isinstance(configs, list) else []
+    named = [c for c in entries if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
+    images = [c for c in named if is_name(c["config_name"])]
     default = next((str(c["config_name"]) for c in images if c.get("default") is True), None)
     return [str(c["config_name"]) for c in images], default
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hub
-from huggingface_hub import hf_hub_download, snapshot_download
 
 import hmdc_hub
-from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatError, NotFoundError, UsageError
-from hmdc_hub.schema import FORMAT_VERSION, Manifest
-from hmdc_hub.store.configs import check_name, choose, read_card, read_card_text, split_card
-from hmdc_hub.store.files import UPGRADE, read_info, read_record, sha256_file
-
-LOG_IN = "If it is private, log in with `hf auth login` or set HF_TOKEN; an expired token looks the same."
+from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError
+from hmdc_hub.schema import FORMAT_VERSION, NEEDED, Manifest
+from hmdc_hub.store.configs import check_name, choose, is_name, read_card, read_card_text, split_card
+from hmdc_hub.store.files import UPGRADE, parse_record, sha256_file
+from hmdc_hub.store.hub_errors import reading
 
 
 @dataclass(frozen=True)
@@ -49,20 +47,21 @@ def download(repo_id: str, config: str | None, revision: str | None) -> Path:
         The folder with both files, all of one commit.
 
     Raises:
-        NotFoundError: No such dataset, revision or configuration, or no access to it.
+        NotFoundError: No such dataset, revision or configuration, or this account does not see it.
+        AccessError: The token is invalid, has expired, or may not read it.
         UsageError: Several configurations and no default one.
-        FormatError: The file on the Hub is not the one that info.json names.
+        FormatError: A file on the Hub is not the one that the manifest lists.
         NetworkError: The Hub cannot be reached, or the cache does not hold the files while offline.
     """
     if config is not None:
         check_name(config)
-    with _our_errors(repo_id, revision):
-        card, commit = _card(repo_id, revision, None)
-        names, default = read_card(card)
-        ours = [name for name in names if name in _ours(card, repo_id)]
-        chosen = choose(ours, default, config, repo_id)
-        wanted = read_info(_fetch(repo_id, f"{chosen}/info.json", commit)).tensors_sha256
-        return _checked(repo_id, f"{chosen}/condensed.safetensors", commit, wanted, None).parent
+    with reading(repo_id, revision):
+        at, card = _card(repo_id, revision, None)
+        names, default = _ours(card, repo_id)
+        chosen = choose(names, default, config, repo_id)
+        listed = at.manifest(chosen)
+        at.checked(f"{chosen}/info.json", listed)
+        return at.checked(f"{chosen}/condensed.safetensors", listed).parent
 
 
 def download_package(
@@ -82,56 +81,155 @@ def download_package(
         revision: Branch, tag or commit; None: main.
         everything: With no `config`: all of them.
         cache: Where to; None: the Hub cache, whose damaged files are fetched again.
-        check: Compare every file with its manifest; False leaves that to the caller.
+        check: Download what the manifests list and compare every file. False: download whatever lies in the folders of
+            the configurations, and leave comparing to the caller.
 
     Raises:
-        NotFoundError: No such dataset, revision or configuration, or no access to it.
+        NotFoundError: No such dataset, revision or configuration, or this account does not see it.
+        AccessError: The token is invalid, has expired, or may not read it.
         UsageError: Several configurations and no default one.
-        FormatError: A file on the Hub is not the one that its manifest lists, or a manifest is damaged.
+        FormatError: A file on the Hub is not the one that its manifest lists, or a manifest is damaged or lists too
+            little.
         NewerFormatError: The set is of a newer format version than this program reads.
         NetworkError: The Hub cannot be reached, or the cache does not hold the files while offline.
     """
     if config is not None:
         check_name(config)
-    with _our_errors(repo_id, revision):
-        card, commit = _card(repo_id, revision, cache)
-        ours = _ours(card, repo_id)
-        names, default = read_card(card)
-        listed = [*[name for name in names if name in ours], *[name for name in ours if name not in names]]
-        chosen = listed if everything and config is None else [choose(listed, default, config, repo_id)]
-        wanted = ["README.md"]
-        for name in chosen:
-            wanted += [f"{name}/*", f"assets/{name}/*", f"scores/{name}.parquet"]
-        folder = Path(
-            snapshot_download(
-                repo_id, repo_type="dataset", revision=commit, cache_dir=cache, allow_patterns=wanted, **_LIBRARY
+    with reading(repo_id, revision):
+        at, card = _card(repo_id, revision, cache)
+        names, default = _ours(card, repo_id)
+        everything = everything and config is None
+        chosen = names if everything else [choose(names, default, config, repo_id)]
+        listed = {name: at.manifest(name) for name in chosen} if check else {}
+        if check:
+            wanted = [path for hashes in listed.values() for path in hashes]
+        else:
+            wanted = [pattern for name in chosen for pattern in (f"{name}/*", f"assets/{name}/*")]
+            # What nobody listed may be there all the same, and `scores/*.parquet` is what viewers show.
+            wanted += ["*/manifest.json", "scores/*"] if everything else [f"scores/{name}.parquet" for name in chosen]
+        folder = at.snapshot(["README.md", *(f"{name}/manifest.json" for name in chosen), *wanted])
+        for hashes in listed.values():
+            for path in hashes:
+                at.checked(path, hashes)
+    return Downloaded(folder, folder.name, tuple(chosen), default if default in chosen else None)
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """A dataset at one commit; before the card has come, at whatever a branch or tag means now."""
+
+    repo_id: str
+    revision: str | None
+    cache: Path | None
+
+    def fetch(self, name: str, *, force: bool = False) -> Path:
+        """Download one file.
+
+        Raises:
+            FormatError: There is none of that name.
+        """
+        try:
+            path = hf_hub_download(
+                self.repo_id,
+                name,
+                repo_type="dataset",
+                revision=self.revision,
+                force_download=force,
+                cache_dir=self.cache,
+                **_LIBRARY,
             )
+        except hub.LocalEntryNotFoundError:
+            raise  # the cache has none; whether the Hub has is not known
+        except hub.EntryNotFoundError as error:
+            raise FormatError(
+                f"{name} of {self.repo_id} is missing.", hint=f"`hmdc-hub verify {self.repo_id}` says what else is."
+            ) from error
+        return Path(path)
+
+    def whole(self, name: str) -> Path:
+        """Download a file that no manifest lists; the cache's copy is replaced if it is not what the Hub named it."""
+        path = self.fetch(name)
+        if constants.HF_HUB_OFFLINE or _is_blob(path):
+            return path
+        return self.fetch(name, force=True)
+
+    def manifest(self, config: str) -> dict[str, str]:
+        """Read which files a configuration has: path to SHA-256.
+
+        Raises:
+            FormatError: The manifest is damaged, or is not that of a whole configuration.
+            NewerFormatError: It is of a newer format version.
+        """
+        where = f"{config}/manifest.json of {self.repo_id}"
+        found = parse_record(self.whole(f"{config}/manifest.json").read_bytes(), Manifest, where)
+        listed = {file.path: file.sha256 for file in found.files}
+        lacking = [f"{config}/{name}" for name in NEEDED if f"{config}/{name}" not in listed]
+        if found.config != config or lacking:
+            what = f"does not list {lacking[0]}" if lacking else f"is that of {found.config}"
+            raise FormatError(f"{where} is damaged: it {what}.", hint="Tell its author, who can push again.")
+        return listed
+
+    def checked(self, name: str, listed: dict[str, str]) -> Path:
+        """Download a file and check it; the client checks sizes only, and serves a damaged cache again."""
+        for force in (False, True):
+            path = self.fetch(name, force=force)
+            if sha256_file(path) == listed[name]:
+                return path
+        raise FormatError(
+            f"{name} of {self.repo_id} is not the file that its manifest lists.",
+            hint=f"`hmdc-hub verify {self.repo_id}` says what else is wrong; tell its author.",
         )
-        for name in chosen if check else []:
-            manifest = read_record(folder / name / "manifest.json", Manifest)
-            for file in manifest.files:
-                _checked(repo_id, file.path, commit, file.sha256, cache)
-        return Downloaded(folder, commit, tuple(chosen), default if default in chosen else None)
+
+    def snapshot(self, names: list[str]) -> Path:
+        """Download files by names or patterns; those that are not there are left out."""
+        folder = snapshot_download(
+            self.repo_id,
+            repo_type="dataset",
+            revision=self.revision,
+            cache_dir=self.cache,
+            allow_patterns=names,
+            **_LIBRARY,
+        )
+        return Path(folder)
 
 
 _LIBRARY: dict[str, Any] = {"library_name": "hmdc-hub", "library_version": hmdc_hub.__version__}
 
 
-def _card(repo_id: str, revision: str | None, cache: Path | None) -> tuple[str, str]:
-    """Download the card; gives its text and the commit.
+def _is_blob(path: Path) -> bool:
+    """Tell whether a file of the cache is what its name there says: SHA-256, or git's id of a small file.
+
+    True if the name says nothing: on Windows the cache holds files under their own names.
+    """
+    blob = path.resolve()
+    if len(blob.name) == 64:
+        return sha256_file(blob) == blob.name
+    data = blob.read_bytes()
+    return len(blob.name) != 40 or hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == (
+        blob.name
+    )
+
+
+def _card(repo_id: str, revision: str | None, cache: Path | None) -> tuple[_Dataset, str]:
+    """Download the card; gives the commit it is of, and its text.
 
     Files of a Hub cache live under snapshots/<commit>/: what is asked for by that commit belongs to this card, even if
     somebody pushes in between.
     """
-    card = _fetch(repo_id, "README.md", revision, cache=cache)
-    return read_card_text(card), card.parent.name
+    try:
+        path = _Dataset(repo_id, revision, cache).fetch("README.md")
+    except FormatError as error:
+        raise _foreign(repo_id, "it has no card") from error
+    at = _Dataset(repo_id, path.parent.name, cache)
+    return at, read_card_text(at.whole("README.md"))
 
 
-def _ours(card: str, repo_id: str) -> list[str]:
-    """Name the configurations that hmdc-hub published.
+def _ours(card: str, repo_id: str) -> tuple[list[str], str | None]:
+    """Name the configurations that hmdc-hub published, in the card's order, and the card's default one.
 
     Raises:
         NotFoundError: There are none.
+        FormatError: A name of one is a path or the like.
         NewerFormatError: A newer program published them.
     """
     block = split_card(card)[0].get("hmdc")
@@ -142,70 +240,21 @@ def _ours(card: str, repo_id: str) -> list[str]:
             hint=UPGRADE,
         )
     configs = block.get("configs") if isinstance(block, dict) else None
-    names = [name for name in configs if isinstance(name, str)] if isinstance(configs, dict) else []
+    names = list(configs) if isinstance(configs, dict) else []
     if not names:
-        raise NotFoundError(
-            f"{repo_id} is no condensed set of hmdc-hub: its card lists no configurations of one.",
-            hint=f'`datasets.load_dataset("{repo_id}")` loads any dataset.',
-        )
+        raise _foreign(repo_id, "its card lists no configurations of one")
     for name in names:
-        check_name(name)
-    return names
+        if not isinstance(name, str) or not is_name(name):
+            raise FormatError(
+                f"The card of {repo_id} is damaged: {str(name)[:80]!r} is not the name of a configuration.",
+                hint="Tell its author, who can push again.",
+            )
+    shown, default = read_card(card)
+    return [*[name for name in shown if name in names], *[name for name in names if name not in shown]], default
 
 
-def _checked(repo_id: str, name: str, commit: str, sha256: str, cache: Path | None) -> Path:
-    """Download a file and check it; the client checks sizes only, and serves a damaged cache again."""
-    for force in (False, True):
-        path = _fetch(repo_id, name, commit, force=force, cache=cache)
-        if sha256_file(path) == sha256:
-            return path
-    raise FormatError(
-        f"{name} of {repo_id} is not the file that its provenance names.",
-        hint=f"`hmdc-hub verify {repo_id}` says what else is wrong; tell its author.",
+def _foreign(repo_id: str, why: str) -> NotFoundError:
+    return NotFoundError(
+        f"{repo_id} is no condensed set of hmdc-hub: {why}.",
+        hint=f'`datasets.load_dataset("{repo_id}")` loads any dataset.',
     )
-
-
-def _fetch(repo_id: str, name: str, revision: str | None, *, force: bool = False, cache: Path | None = None) -> Path:
-    return Path(
-        hf_hub_download(
-            repo_id, name, repo_type="dataset", revision=revision, force_download=force, cache_dir=cache, **_LIBRARY
-        )
-    )
-
-
-@contextmanager
-def _our_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Translate what the Hub client raises; subclasses stand before their bases."""
-    try:
-        yield
-    except HmdcError:
-        raise
-    except hub.GatedRepoError as error:
-        raise NotFoundError(
-            f"The dataset {repo_id} asks for consent before a download.",
-            hint="Accept its conditions on its Hub page, then log in with `hf auth login`.",
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise NotFoundError(f"There is no folder and no Hub dataset {repo_id}.", hint=LOG_IN) from error
-    except hub.RevisionNotFoundError as error:
-        raise NotFoundError(
-            f"The dataset {repo_id} has no revision {revision!r}.", hint="Its branches and tags are on its Hub page."
-        ) from error
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        raise NetworkError(
-            f"The Hub cannot be reached, and the cache does not hold all files of {repo_id}.",
-            hint="Check the connection, and that HF_HUB_OFFLINE is not set.",
-        ) from error
-    except hub.EntryNotFoundError as error:
-        raise NotFoundError(
-            f"{repo_id} is no condensed set of hmdc-hub: a file is missing.", hint=_first_line(error)
-        ) from error
-    except hub.HFValidationError as error:
-        raise UsageError(f"{repo_id!r} is no folder here and cannot be a Hub dataset id.") from error
-    # HTTPError is the base of transfer errors whatever HTTP library is underneath; the client only passes it on.
-    except (hub.HTTPError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
-        raise NetworkError(f"Downloading {repo_id} failed: {_first_line(error)}.", hint=LOG_IN) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

@@ -100,12 +100,15 @@ def sha256_file(path: Path) -> str:
 
     Raises:
         NotFoundError: There is no such file.
+        FormatError: It cannot be read.
     """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def read_info(path: Path) -> ArtifactInfo:
@@ -123,13 +126,15 @@ def read_record(path: Path, kind: type[_Record]) -> _Record:
 
     Raises:
         NotFoundError: There is no such file.
-        FormatError: It is damaged.
+        FormatError: It is damaged or cannot be read.
         NewerFormatError: It is of a newer format version than this program reads.
     """
     try:
         text = path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}.") from error
     return parse_record(text, kind, str(path))
 
 
@@ -149,6 +154,8 @@ def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
         plain = json.loads(text)
     except ValueError as error:
         raise FormatError(f"{where} is damaged: not JSON ({error}).") from error
+    except RecursionError as error:
+        raise FormatError(f"{where} is damaged: nested too deeply.") from error
     version = plain.get("format_version") if isinstance(plain, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise NewerFormatError(
