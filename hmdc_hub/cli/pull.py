@@ -106,6 +106,13 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
             f"{place} holds another state of a published set.",
             hint="--force replaces it, --to makes another folder.",
         )
+    if others := _not_of_the_set(place):
+        raise RunExistsError(
+            f"{place} also holds {others[0]}"
+            + (f" and {len(others) - 1} more" if others[1:] else "")
+            + ", which no manifest there lists: replacing the folder would remove it.",
+            hint="Move it elsewhere, or make another folder with --to.",
+        )
     old = new.with_name("old")
     place.rename(old)
     try:
@@ -114,6 +121,21 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
         old.rename(place)
         raise
     return "replaced"
+
+
+def _not_of_the_set(place: Path) -> list[str]:
+    """Name the files in an earlier copy that did not come with it."""
+    from hmdc_hub.schema import Manifest
+    from hmdc_hub.store.files import read_record
+
+    ours = {"README.md", ".gitattributes"}
+    for path in place.glob("*/manifest.json"):
+        ours.add(path.relative_to(place).as_posix())
+        try:
+            ours |= {file.path for file in read_record(path, Manifest).files}
+        except HmdcError:
+            continue  # a manifest that cannot be read vouches for nothing
+    return sorted(set(_contents(place)) - ours)
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

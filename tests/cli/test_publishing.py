@@ -233,6 +233,12 @@ def test_pull_does_not_touch_what_is_there(call: Call, published: LocalHub, fold
     (folder / "copy" / "ipc2" / "recipe.yaml").write_text("mine")
     wrong(call("pull", REPO, "--to", "copy"), 2, "--force")
     assert (folder / "copy" / "ipc2" / "recipe.yaml").read_text() == "mine"
+    mine = Path("copy/notes/mine.txt")
+    mine.parent.mkdir()
+    mine.write_text("three weeks of work")
+    wrong(call("pull", REPO, "--to", "copy", "--force"), 2, "notes/mine.txt", "--to")
+    assert mine.read_text() == "three weeks of work"
+    shutil.rmtree(mine.parent)
     assert call("pull", REPO, "--to", "copy", "--force").status == 0
     assert call("verify", "copy").status == 0
 
