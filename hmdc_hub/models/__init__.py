@@ -1,8 +1,9 @@
 """Models of the pool: networks of several libraries behind one interface, `PoolModel`."""
 
-from hmdc_hub.models.build import build_for, build_model, forward_flops, known_models, parameter_count
+from hmdc_hub.models.build import build_for, build_model, forward_flops, known_args, parameter_count
 from hmdc_hub.models.family import TapInfo, TapOutput
 from hmdc_hub.models.pool_model import Features, PoolModel
+from hmdc_hub.models.weights import settle
 
 __all__ = [
     "Features",
@@ -12,6 +13,7 @@ __all__ = [
     "build_for",
     "build_model",
     "forward_flops",
-    "known_models",
+    "known_args",
     "parameter_count",
+    "settle",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models import convnet, hf, mlp, resnet, vision
+from hmdc_hub.models import convnet, hf, mlp, resnet, timm_models, vision, weights
 from hmdc_hub.models.family import Family, Network, Shape, Value, did_you_mean
 from hmdc_hub.models.pool_model import PoolModel
 from hmdc_hub.schema import ModelSpec
@@ -21,20 +21,17 @@ from hmdc_hub.schema import ModelSpec
 if TYPE_CHECKING:
     from hmdc_hub.sources import Source
 
-FAMILIES: Mapping[str, Mapping[str, Family]] = {
-    "builtin": {"convnet": convnet.FAMILY, "mlp": mlp.FAMILY, "resnet": resnet.FAMILY},
-    "torchvision": {"resnet18": vision.RESNET18},
-    "transformers": {"vit": hf.VIT},
-}
-"""Source -> id -> family. A new family is a file beside this one and a line here."""
+BUILTIN: Mapping[str, Family] = {"convnet": convnet.FAMILY, "mlp": mlp.FAMILY, "resnet": resnet.FAMILY}
+"""Networks of our own. A new one is a file beside this one and an entry here."""
+
+LIBRARIES: Mapping[str, Any] = {"torchvision": vision, "transformers": hf, "timm": timm_models}
+"""Source -> module with `names`, `family` and, where Hub ids name models, `family_of_config`."""
 
 
-def known_models() -> dict[str, dict[str, dict[str, Value]]]:
-    """List source -> id -> argument -> default, for messages and documentation."""
-    return {
-        source: {id_: {name: arg.default for name, arg in family.args.items()} for id_, family in families.items()}
-        for source, families in FAMILIES.items()
-    }
+def known_args(source: str, id_: str) -> dict[str, Value]:
+    """List the arguments that we check ourselves, with their defaults, for messages and documentation."""
+    family = BUILTIN.get(id_) if source == "builtin" else LIBRARIES[source].family(id_)
+    return {name: arg.default for name, arg in family.args.items()} if family else {}
 
 
 def build_for(spec: ModelSpec, source: Source) -> PoolModel:
@@ -68,28 +65,37 @@ def build_model(
 
     Raises:
         ModelError: The id is unknown, an argument is unknown or wrong, the network cannot have that input size, a tap
-            does not exist, or the statistics do not fit the channels.
+            does not exist, the statistics do not fit the channels, or the weights are not there or do not fit.
+        NetworkError: The Hub cannot be reached, or the cache does not hold a file while offline.
+        AccessError: This account may not read a repository of the Hub.
     """
-    family = _family(spec)
-    problems = family.problems(spec.args)
-    if problems:
-        raise ModelError(f"Pool entry {spec.name}: {'; '.join(problems)}.")
     input_size = spec.input_size or source_size
-    make = partial(family.make, family.complete(spec.args), Shape(num_classes, input_size, channels))
     try:
+        family = _family(spec)
+        problems = family.problems(spec.args)
+        if problems:
+            raise ModelError("; ".join(problems))
+        modules = tuple(tap for tap in spec.taps or () if isinstance(tap, str)) or None
+        # Weights of libraries take colour images; what starts from scratch takes what the source has.
+        shape = Shape(num_classes, input_size, channels if spec.weights == "none" else 3, modules)
+        if spec.source == "builtin":
+            shape = Shape(num_classes, input_size, channels)
+        make = partial(family.make, family.complete(spec.args), shape)
         with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
             net = make()
+            pretrained = weights.pretrained(spec, family, net)
+        return PoolModel(
+            spec,
+            make,
+            net,
+            taps=_tap_indices(spec, net),
+            num_classes=num_classes,
+            input_size=input_size,
+            affine=_affine(spec, net.channels, mean, std),
+            pretrained=pretrained,
+        )
     except ModelError as error:
-        raise ModelError(f"Pool entry {spec.name}: {error.message}.", hint=error.hint) from None
-    return PoolModel(
-        spec,
-        make,
-        net,
-        taps=_tap_indices(spec, net),
-        num_classes=num_classes,
-        input_size=input_size,
-        affine=_affine(spec, net.channels, mean, std),
-    )
+        raise ModelError(f"Pool entry {spec.name}: {error.message.rstrip('.')}.", hint=error.hint) from error.__cause__
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -113,26 +119,56 @@ def forward_flops(model: PoolModel) -> int:
 
 
 def _family(spec: ModelSpec) -> Family:
-    families = FAMILIES[spec.source]
-    if spec.id in families:
-        return families[spec.id]
-    elsewhere = [f"Set source: {source} for {spec.id}." for source, others in FAMILIES.items() if spec.id in others]
-    raise ModelError(
-        f"Pool entry {spec.name}: {spec.source} has no model with id {spec.id!r}; it has {', '.join(families)}.",
-        hint=elsewhere[0] if elsewhere else did_you_mean(spec.id, families).strip().capitalize(),
+    if spec.source == "builtin":
+        if spec.id in BUILTIN:
+            return BUILTIN[spec.id]
+    else:
+        library = LIBRARIES[spec.source]
+        if "/" in spec.id and hasattr(library, "family_of_config"):
+            family: Family = library.family_of_config(spec.id, weights.config_of(spec))
+            return family
+        found: Family | None = library.family(spec.id)
+        if found is not None:
+            return found
+    known = _known(spec.source)
+    here = (
+        f"; it has {', '.join(known)}" if len(known) < 10 else f"; it has {len(known)}, such as {', '.join(known[:3])}"
     )
+    elsewhere = [source for source in ("builtin", *LIBRARIES) if source != spec.source and spec.id in _known(source)]
+    raise ModelError(
+        f"{spec.source} has no model with id {spec.id!r}{here}",
+        hint=f"Set source: {elsewhere[0]} for {spec.id}." if elsewhere else _closest(spec.id, known),
+    )
+
+
+def _closest(id_: str, known: list[str]) -> str:
+    beginning = [name for name in known if id_ and name.startswith(id_)]
+    if beginning:
+        return f"Names that begin like it: {', '.join(beginning[:5])}."
+    return did_you_mean(id_, dict.fromkeys(known)).strip().capitalize()
+
+
+def _known(source: str) -> list[str]:
+    if source == "builtin":
+        return list(BUILTIN)
+    try:
+        names: list[str] = LIBRARIES[source].names()
+    except ModelError:  # timm is not installed
+        return []
+    return names
 
 
 def _tap_indices(spec: ModelSpec, net: Network) -> tuple[int, ...]:
     if spec.taps is None:
         return tuple(range(len(net.taps)))
-    wrong = [i for i in spec.taps if i >= len(net.taps)]
-    if wrong or not spec.taps:
+    places = {tap.name: place for place, tap in enumerate(net.taps)}
+    indices = [places.get(tap, len(net.taps)) if isinstance(tap, str) else tap for tap in spec.taps]
+    if not indices or max(indices) >= len(net.taps):
         raise ModelError(
-            f"Pool entry {spec.name}: taps = {spec.taps} must be at least one index from 0 to {len(net.taps) - 1}.",
+            f"taps = {spec.taps} must be at least one index from 0 to {len(net.taps) - 1}",
             hint=f"Its taps are {', '.join(f'{i} ({tap.name})' for i, tap in enumerate(net.taps))}.",
         )
-    return tuple(spec.taps)
+    return tuple(indices)
 
 
 def _affine(spec: ModelSpec, channels: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -141,7 +177,7 @@ def _affine(spec: ModelSpec, channels: int, mean: Tensor, std: Tensor) -> tuple[
         return None
     if len(spec.mean) != channels:
         raise ModelError(
-            f"Pool entry {spec.name}: mean and std hold {len(spec.mean)}, the network's channels number {channels}.",
+            f"mean and std hold {len(spec.mean)}, the network's channels number {channels}.",
             hint=f"Give {channels} of each, or set normalize: source.",
         )
     source_mean, source_std = (t.detach().to("cpu", torch.float64).expand(channels) for t in (mean, std))

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import Arg, Family, Network, Shape, TapInfo
+from hmdc_hub.models.family import Arg, Family, Shape, StagedNetwork, TapInfo
 from hmdc_hub.models.layers import NORMS, POOLINGS, norm_layer
 
 
-class ConvNet(Network):
+class ConvNet(StagedNetwork):
     """Blocks of 3x3 convolution, normalisation, ReLU and 2x2 pooling, then a linear classifier on the flattened map.
 
     Args:
@@ -29,7 +29,7 @@ class ConvNet(Network):
         super().__init__(
             taps=tuple(TapInfo(f"block{i}", "map", width, sides[i]) for i in range(1, depth + 1)),
             channels=shape.channels,
-            head="classifier",
+            heads=("classifier",),
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(

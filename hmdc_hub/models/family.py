@@ -1,18 +1,19 @@
 """What a model family brings along: the network with its taps, and the arguments it takes.
 
-A family is one small file with a `Network` and a `Family`, and one line in `hmdc_hub.models.build.FAMILIES`.
+A family of our own is one small file with a `StagedNetwork` and a `Family`, and an entry in
+`hmdc_hub.models.build.BUILTIN`; networks of libraries are all behind `hmdc_hub.models.library`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-Value = int | float | bool | str | list[int]
+Value = int | float | bool | str | list[int | float | str]
 
 
 @dataclass(frozen=True)
@@ -39,48 +40,81 @@ class TapOutput(NamedTuple):
     spatial: Tensor
 
 
-class Network(nn.Module):
-    """A network with its intermediate features as explicit outputs (hooks would break `torch.func`).
+class Pass(NamedTuple):
+    """What one pass through a network gives.
 
-    A family gives `stages`, `embed`, and `tap` where its features are no B x channels x side x side maps.
-
-    Args:
-        taps: What `stages` returns, in its order.
-        channels: Colour channels of its input, 1 or 3.
-        head: Dotted name of the classifier, which maps what `embed` returns to logits.
+    Attributes:
+        stages: Features of every tap, as the network lays them out.
+        embedding: What the classifier sees, B x D.
+        logits: B x classes.
     """
 
-    def __init__(self, *, taps: tuple[TapInfo, ...], channels: int, head: str) -> None:
+    stages: Sequence[Tensor]
+    embedding: Tensor
+    logits: Tensor
+
+
+class Network(nn.Module):
+    """A network with its intermediate features as explicit outputs.
+
+    Args:
+        taps: What the stages of a pass are, in their order.
+        channels: Colour channels of its input, 1 or 3.
+        heads: Dotted names of the classifiers: one, or two that are averaged.
+    """
+
+    def __init__(self, *, taps: tuple[TapInfo, ...], channels: int, heads: tuple[str, ...]) -> None:
         super().__init__()
         self.taps = taps
         self.channels = channels
-        self.head = head
+        self.heads = heads
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Compute the features of all taps from images B x channels x side x side, as the network lays them out."""
+    def run(self, x: Tensor) -> Pass:
+        """Run images B x channels x side x side through everything."""
         raise NotImplementedError
 
-    def tap(self, stage: Tensor) -> TapOutput:
-        """Split one entry of `stages`: here a map B x channels x side x side, its global average the semantic part."""
+    def tap(self, index: int, stage: Tensor) -> TapOutput:
+        """Split one entry of a pass's stages: here a map, its global average the semantic part."""
         return TapOutput(stage.mean((2, 3)), stage)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Compute the logits alone, B x classes."""
+        return self.run(x).logits
+
+
+class StagedNetwork(Network):
+    """A network of our own: its stages one after another, an embedding of the last, one linear classifier."""
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Compute the features of all taps."""
+        raise NotImplementedError
 
     def embed(self, stage: Tensor) -> Tensor:
         """Turn the last entry of `stages` into what the classifier sees, B x D."""
         raise NotImplementedError
 
-    def classify(self, embedding: Tensor) -> Tensor:
-        """Map B x D to logits B x classes."""
-        logits: Tensor = self.get_submodule(self.head)(embedding)
-        return logits
+    def run(self, x: Tensor) -> Pass:
+        """Run images through everything."""
+        stages = self.stages(x)
+        embedding = self.embed(stages[-1])
+        return Pass(stages, embedding, self.get_submodule(self.heads[0])(embedding))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network is built for: number of classes, side of its input in pixels, colour channels of the source."""
+    """What a network is built for.
+
+    Attributes:
+        classes: Number of classes.
+        side: Side of its input in pixels.
+        channels: Colour channels of the source, or of the pretrained weights.
+        modules: Modules to tap by name, for networks of libraries; None: the default ones.
+    """
 
     classes: int
     side: int
     channels: int
+    modules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +159,11 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def own_names(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take a checkpoint as it is: its names are those of our own network."""
+    return dict(state)
+
+
 @dataclass(frozen=True)
 class Family:
     """One id of a source.
@@ -135,11 +174,14 @@ class Family:
             library does. Raises ModelError for a side or a combination of arguments that does not work. A module-level
             function, so that models can be copied and pickled.
         fixed: Arguments of the library that are not for specs to set, each with the reason.
+        load: Turns the tensors of a checkpoint, under its library's names, into values for a network that `make` built:
+            every parameter and buffer that the checkpoint has, classifiers left out or not. Raises ModelError.
     """
 
     args: Mapping[str, Arg]
     make: Callable[[Mapping[str, Any], Shape], Network]
     fixed: Mapping[str, str]
+    load: Callable[[Network, Mapping[str, Tensor]], dict[str, Tensor]] = own_names
 
     def problems(self, given: Mapping[str, object]) -> list[str]:
         """Say what is wrong with the arguments of a spec, one sentence each."""

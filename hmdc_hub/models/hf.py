@@ -1,58 +1,132 @@
-"""Models of transformers."""
+"""Every image classifier of transformers: by the type of its configuration, or by a Hub id that has a config.json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import Arg, Family, Network, Shape, TapInfo, TapOutput
+from hmdc_hub.models.family import Arg, Family, Network, Shape, Value, did_you_mean
+from hmdc_hub.models.library import LibraryNetwork, prefixed, wrap
+from hmdc_hub.models.places import Hints
 
 DROPOUT = "dropout is always off here, in condensing and in evaluation"
 
+FIXED = {
+    "image_size": "it is the pool entry's input_size",
+    "num_channels": "it is the source's number of channels",
+    "num_labels": "it is the source's number of classes",
+    "id2label": "it comes from the source's classes",
+    "label2id": "it comes from the source's classes",
+    "hidden_dropout_prob": DROPOUT,
+    "attention_probs_dropout_prob": DROPOUT,
+    "drop_path_rate": "stochastic depth is always off here, in condensing and in evaluation",
+    "auto_map": "models that bring their own code are not run",
+    "trust_remote_code": "models that bring their own code are not run",
+}
+"""Fields of configurations that are not for pool entries to set."""
 
-class VisionTransformer(Network):
-    """transformers' ViTForImageClassification, run layer by layer; taps: each layer's output before the final norm.
+DISTILLED = "deit_distilled"
+"""What a DeiT with a second classifier on a distillation token is called: transformers has two classes for one type."""
 
-    Running the layers is both quicker and steadier than `output_hidden_states`, whose last entry has been before as
-    well as after the final norm in different models and versions of the library.
 
-    Args:
-        model: As the library built it.
-        taps: One per layer.
-        channels: Colour channels of its input.
+def names() -> list[str]:
+    """List the types."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    return sorted([*KNOWN, DISTILLED])
+
+
+def family(id_: str) -> Family | None:
+    """Describe a type of configuration; None if transformers has no image classifier of that type."""
+    if id_ == "vit":
+        return VIT
+    return _open_family(id_) if id_ in names() else None
+
+
+@cache
+def _open_family(id_: str) -> Family:
+    from transformers import AutoConfig
+
+    kind = "deit" if id_ == DISTILLED else id_
+    defaults = AutoConfig.for_model(kind).to_dict()
+    return ConfigFamily(args={}, make=partial(make, id_, {}), fixed=FIXED, load=load, known=tuple(defaults))
+
+
+def family_of_config(id_: str, config: Mapping[str, Any]) -> Family:
+    """Describe the network that a config.json stands for.
+
+    Raises:
+        ModelError: It brings code of its own, or is no image classifier that transformers knows.
+    """
+    kind = str(config.get("model_type", ""))
+    if kind not in names():
+        why = (
+            "it needs code from its repository, and remote code is never run here"
+            if config.get("auto_map")
+            else f"transformers has no image classifier of type {kind!r}"
+        )
+        raise ModelError(f"{id_} cannot be built: {why}", hint="Name a model of a type in `hmdc-hub pool ls`.")
+    if "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ()):
+        kind = DISTILLED
+    fields = {name: value for name, value in config.items() if name not in {*FIXED, *_BOOKKEEPING}}
+    return ConfigFamily(args={}, make=partial(make, kind, fields), fixed=FIXED, load=load, known=tuple(config))
+
+
+_BOOKKEEPING = {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+
+
+@dataclass(frozen=True)
+class ConfigFamily(Family):
+    """A family whose arguments are the fields of a configuration of transformers, which checks their values itself.
+
+    Attributes:
+        known: Names of its fields.
     """
 
-    def __init__(self, model: nn.Module, taps: tuple[TapInfo, ...], channels: int) -> None:
-        super().__init__(taps=taps, channels=channels, head="model.classifier")
-        self.model = model
-        self.side = taps[0].side
+    known: tuple[str, ...] = ()
 
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Compute the tokens after each layer, B x (1 + side * side) x channels, the class token first."""
-        vit: Any = self.model.vit
-        tokens = vit.embeddings(x)
-        outputs = []
-        for layer in vit.layers:
-            tokens = layer(tokens)
-            outputs.append(tokens)
-        return outputs
+    def problems(self, given: Mapping[str, object]) -> list[str]:
+        """Say which arguments are no fields, or not to be set."""
+        found = []
+        for name in given:
+            if name in self.fixed:
+                found.append(f"args.{name} cannot be set: {self.fixed[name]}")
+            elif name not in self.known:
+                near = did_you_mean(name, dict.fromkeys(self.known))
+                found.append(f"args.{name} is unknown: {near}its configuration has no such field")
+        return found
 
-    def tap(self, stage: Tensor) -> TapOutput:
-        """Split off the class token and fold the patch tokens to a square."""
-        patches = stage[:, 1:].transpose(1, 2)
-        return TapOutput(stage[:, 0], patches.reshape(*patches.shape[:2], self.side, self.side))
-
-    def embed(self, stage: Tensor) -> Tensor:
-        """Give the class token after the final norm; the norm acts per token, so the others are not needed."""
-        vit: Any = self.model.vit
-        embedding: Tensor = vit.layernorm(stage[:, 0])
-        return embedding
+    def complete(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """Leave the rest to the configuration's own defaults."""
+        return dict(given)
 
 
-def make_vit(args: Mapping[str, Any], shape: Shape) -> VisionTransformer:
+def make(kind: str, base: Mapping[str, Any], args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
+    """Build a network from a configuration.
+
+    Args:
+        kind: Type of the configuration, or `deit_distilled`.
+        base: Fields that a config.json gives.
+        args: Fields that the pool entry gives, over them.
+        shape: What it is built for.
+
+    Raises:
+        ModelError: A field has a value that does not work, or the network cannot have this side.
+    """
+    fields = {**base, **args}
+    key = ("transformers", kind, tuple(sorted((name, str(value)) for name, value in fields.items())))
+    return wrap(partial(_construct, kind, fields, shape), partial(_hints, shape), shape, key)
+
+
+def make_vit(args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
     """Build a ViT from a ViTConfig; raises ModelError if heads or patches do not divide their size."""
     hidden, heads, patch = args["hidden_size"], args["num_attention_heads"], args["patch_size"]
     if hidden % heads:
@@ -68,19 +142,99 @@ def make_vit(args: Mapping[str, Any], shape: Shape) -> VisionTransformer:
             f"args.patch_size = {patch} does not divide the side of {shape.side} pixels",
             hint=f"Set input_size: {sizes}, or a patch_size of {patches or 1}.",
         )
-    from transformers import ViTConfig, ViTForImageClassification
+    return make("vit", {}, args, shape)
 
-    fields: dict[str, Any] = {
-        **args,
-        "image_size": shape.side,
-        "num_channels": shape.channels,
-        "num_labels": shape.classes,
-        # Its plain form (SDPBackend.MATH) differentiates twice, its fused ones are for everything else.
-        "attn_implementation": "sdpa",
-    }
-    count: int = args["num_hidden_layers"]
-    taps = tuple(TapInfo(f"layer{i}", "tokens", hidden, shape.side // patch) for i in range(1, count + 1))
-    return VisionTransformer(ViTForImageClassification(ViTConfig(**fields)), taps, shape.channels)
+
+def _construct(kind: str, fields: Mapping[str, Any], shape: Shape, side: int) -> nn.Module:
+    config = _config(kind, fields, shape, side)
+    cls = _class(kind, config)
+    model: nn.Module = cls._from_config(config)
+    return model
+
+
+def _config(kind: str, fields: Mapping[str, Any], shape: Shape, side: int) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("deit" if kind == DISTILLED else kind, **fields, num_labels=shape.classes)
+    config.num_channels = shape.channels
+    if hasattr(config, "image_size"):
+        config.image_size = [side, side] if isinstance(config.image_size, list | tuple) else side
+    # Its plain form (SDPBackend.MATH) differentiates twice, its fused ones are for everything else.
+    cls = _class(kind, config)
+    config._attn_implementation = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
+    return config
+
+
+def _class(kind: str, config: Any) -> Any:
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    if isinstance(found, tuple):
+        return found[-1] if kind == DISTILLED else found[0]
+    return found
+
+
+def _hints(shape: Shape, model: Any) -> Hints:
+    config, base = model.config, f"{model.base_model_prefix}."
+    heads = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part.out_features == shape.classes and not name.startswith(base)
+    ]
+    patch = getattr(config, "patch_size", None)
+    isotropic = isinstance(patch, int) and not hasattr(config, "depths")
+    modules = shape.modules or _customary(base, config)
+    return Hints(heads=tuple(heads), modules=modules, patch=patch if isotropic else None)
+
+
+def _customary(base: str, config: Any) -> tuple[str, ...] | None:
+    """Name the taps of families in which running the network does not show them."""
+    if config.model_type == "resnet":
+        return (f"{base}embedder", *(f"{base}encoder.stages.{i}" for i in range(len(config.depths))))
+    if config.model_type in ("swin", "swinv2"):  # a stage of theirs ends by halving
+        return tuple(f"{base}encoder.layers.{i}.blocks.{depth - 1}" for i, depth in enumerate(config.depths))
+    return None
+
+
+def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Let transformers read a checkpoint into a model of the same configuration: it knows names of old versions."""
+    assert isinstance(net, LibraryNetwork)
+    model: Any = net.model
+    with _quiet(), rng.global_seed(rng.generator(0, "weights")):
+        loaded, info = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=dict(state),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    absent = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    values = {name: value for name, value in loaded.state_dict().items() if name not in absent}
+    # What has another shape is left to the caller as it is in the checkpoint: position embeddings can be resized.
+    for name, shape, _ in info["mismatched_keys"]:
+        found = [
+            value for key, value in state.items() if key.endswith(name.rpartition(".")[2]) and value.shape == shape
+        ]
+        if len(found) == 1:
+            values[name] = found[0]
+    return prefixed(values)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and tables of missing keys off the terminal: what matters of them we say ourselves."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 VIT = Family(
@@ -98,12 +252,9 @@ VIT = Family(
     },
     make=make_vit,
     fixed={
-        "image_size": "it is the pool entry's input_size",
-        "num_channels": "it is the source's number of channels",
-        "num_labels": "it is the source's number of classes",
-        "hidden_dropout_prob": DROPOUT,
-        "attention_probs_dropout_prob": DROPOUT,
+        **FIXED,
         "pooler_output_size": "the model is built without a pooler",
         "pooler_act": "the model is built without a pooler",
     },
+    load=load,
 )

@@ -8,10 +8,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmdc_hub.models.family import Arg, Family, Network, Shape, TapInfo, TapOutput
+from hmdc_hub.models.family import Arg, Family, Shape, StagedNetwork, TapInfo, TapOutput
 
 
-class MLP(Network):
+class MLP(StagedNetwork):
     """Hidden layers with ReLU, then a linear classifier. A tap is a layer's activations, as a map of one pixel.
 
     Args:
@@ -24,7 +24,7 @@ class MLP(Network):
         super().__init__(
             taps=tuple(TapInfo(f"layer{i}", "map", width, 1) for i in range(1, depth + 1)),
             channels=shape.channels,
-            head="classifier",
+            heads=("classifier",),
         )
         pixels = shape.channels * shape.side**2
         self.layers = nn.ModuleList(nn.Linear(width if i else pixels, width) for i in range(depth))
@@ -39,7 +39,7 @@ class MLP(Network):
             activations.append(x)
         return activations
 
-    def tap(self, stage: Tensor) -> TapOutput:
+    def tap(self, index: int, stage: Tensor) -> TapOutput:
         """Give the activations twice, the second time as B x width x 1 x 1."""
         return TapOutput(stage, stage[:, :, None, None])
 

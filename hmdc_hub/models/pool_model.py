@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmdc_hub import rng
+from hmdc_hub.errors import ModelError
 from hmdc_hub.models.family import Network, TapInfo, TapOutput
 from hmdc_hub.pack import resize
 from hmdc_hub.schema import ModelSpec
@@ -40,6 +41,7 @@ class PoolModel(nn.Module):
         input_size: Side in pixels of what the network sees.
         affine: Scale and shift, each 1 x channels x 1 x 1, from source-normalised pixels to the network's own; None if
             it takes source-normalised ones.
+        pretrained: Values of everything but the classifiers, by the network's names; None: from scratch.
 
     Attributes:
         taps: The selected taps.
@@ -55,6 +57,7 @@ class PoolModel(nn.Module):
         num_classes: int,
         input_size: int,
         affine: tuple[Tensor, Tensor] | None,
+        pretrained: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -63,6 +66,7 @@ class PoolModel(nn.Module):
         self.num_classes = num_classes
         self.input_size = input_size
         self._make = make
+        self._pretrained = dict(pretrained or {})
         self._tap_indices = taps
         self._batch_norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
         scale, shift = affine if affine else (None, None)
@@ -73,6 +77,8 @@ class PoolModel(nn.Module):
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(spec.train == "all" or self._in_head(name))
         self.eval()
+        if spec.train.startswith("last_"):
+            self._train_last(int(spec.train.removeprefix("last_")))
 
     def prepare(self, x: Tensor) -> Tensor:
         """Turn source-normalised images into what the network sees; differentiable, and linear up to a constant.
@@ -93,35 +99,38 @@ class PoolModel(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         """Compute logits and the selected taps of prepared images, B x channels x input_size x input_size."""
-        stages = self._stages(x)
-        taps = {i: self.net.tap(stages[i]) for i in set(self._tap_indices)}
-        return Features(self.net.classify(self.net.embed(stages[-1])), tuple(taps[i] for i in self._tap_indices))
+        with self._lone(x):
+            done = self.net.run(x)
+        taps = {i: self.net.tap(i, done.stages[i]) for i in set(self._tap_indices)}
+        return Features(done.logits, tuple(taps[i] for i in self._tap_indices))
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the logits of prepared images alone, B x classes."""
-        return self.net.classify(self.net.embed(self._stages(x)[-1]))
+        with self._lone(x):
+            return self.net.logits(x)
 
     def embed(self, x: Tensor) -> Tensor:
         """Compute the embedding of prepared images that clustering uses, B x D: what the classifier sees."""
-        return self.net.embed(self._stages(x)[-1])
+        with self._lone(x):
+            return self.net.run(x).embedding
 
-    def _stages(self, x: Tensor) -> list[Tensor]:
+    def _lone(self, x: Tensor) -> AbstractContextManager[None]:
         # A single image has no batch statistics where a map has one pixel: the last partial batch of an epoch then goes
         # by the running statistics, and leaves them alone.
         if self.training and self._batch_norms and x.shape[0] == 1:
-            with self._normalising(training=False):
-                return self.net.stages(x)
-        return self.net.stages(x)
+            return self._normalising(training=False)
+        return nullcontext()
 
     def reset(self, gen: torch.Generator) -> None:
         """Give the network fresh values, in place: its library's own initialisation, drawn from `gen`.
 
-        The same generator state gives the same bits. Parameter objects stay the same, buffers are renewed too. With
-        `reset: body` the classifier keeps its values. Torch's global generator is as before afterwards.
+        Pretrained networks get their weights back, and a fresh classifier. The same generator state gives the same
+        bits. Parameter objects stay the same, buffers are renewed too. With `reset: body` the classifier keeps its
+        values. Torch's global generator is as before afterwards.
         """
         with rng.global_seed(gen), torch.device("cpu"):
             fresh = self._make()
-        values = dict(_parameters_and_buffers(fresh))
+        values = dict(_parameters_and_buffers(fresh)) | self._pretrained
         with torch.no_grad():
             for name, tensor in _parameters_and_buffers(self.net):
                 if self.spec.reset == "all" or not self._in_head(name):
@@ -155,17 +164,38 @@ class PoolModel(nn.Module):
                 norm.momentum = None  # torch's way to ask for the cumulative average
             with torch.no_grad(), self._normalising(training=True):
                 for batch in batches:
-                    self.net.stages(batch)
+                    self.net.logits(batch)
         finally:
             for norm, momentum in zip(self._batch_norms, momenta, strict=True):
                 norm.momentum = momentum
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """List the parameters that are trained and matched (`train: all | head`) under their names, ordered by name."""
+        """List the parameters that are trained and matched (`train`) under their names, ordered by name."""
         return {name: p for name, p in sorted(self.named_parameters()) if p.requires_grad}
 
+    def _train_last(self, count: int) -> None:
+        """Train the classifiers and what lies behind the last tap but `count`: that many blocks, and a final norm."""
+        stages = len(self.net.taps)
+        if count >= stages:
+            raise ModelError(
+                f"train: last_{count} is not less than it has: {stages} taps",
+                hint=f"Set train: last_{stages - 1} or less, or train: all."
+                if stages > 1
+                else "Set train: all or head.",
+            )
+        parameters = dict(self.net.named_parameters())
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+        # Asked of the network itself: what the tap before them depends on lies before them.
+        done = self.net.run(torch.zeros(2, self.net.channels, self.input_size, self.input_size))
+        values = list(parameters.values())
+        before = torch.autograd.grad(done.stages[-1 - count].sum(), values, retain_graph=True, allow_unused=True)
+        reached = torch.autograd.grad(done.logits.sum(), values, allow_unused=True)
+        for parameter, early, used in zip(values, before, reached, strict=True):
+            parameter.requires_grad_(early is None and used is not None)
+
     def _in_head(self, name: str) -> bool:
-        return name.startswith(f"{self.net.head}.")
+        return name.startswith(tuple(f"{head}." for head in self.net.heads))
 
     @contextmanager
     def _normalising(self, *, training: bool) -> Iterator[None]:

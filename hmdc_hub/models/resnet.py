@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import Arg, Family, Network, Shape, TapInfo
+from hmdc_hub.models.family import Arg, Family, Shape, StagedNetwork, TapInfo
 from hmdc_hub.models.layers import NORMS, halved, norm_layer
 
 
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet(Network):
+class ResNet(StagedNetwork):
     """A 3x3 stem at full size, stages that double the channels and halve the side, average pooling, classifier.
 
     Args:
@@ -61,7 +61,7 @@ class ResNet(Network):
                 *(TapInfo(f"stage{i + 1}", "map", widths[i], sides[i]) for i in range(len(blocks))),
             ),
             channels=shape.channels,
-            head="classifier",
+            heads=("classifier",),
         )
         self.conv = nn.Conv2d(shape.channels, width, 3, padding=1, bias=False)
         self.norm = norm_layer(norm, width, shape.side)

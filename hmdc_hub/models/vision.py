@@ -1,65 +1,84 @@
-"""Residual networks of torchvision."""
+"""Every classifier of torchvision, by the name of its builder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import Family, Network, Shape, TapInfo
-from hmdc_hub.models.layers import halved
+from hmdc_hub.models.family import Family, Network, Shape
+from hmdc_hub.models.library import LibraryNetwork, prefixed, wrap
+from hmdc_hub.models.places import Hints
 
-SMALLEST_SIDE = 17
-"""Below it the last stage would halve a map of one pixel."""
+RESNET_TAPS = ("maxpool", "layer1", "layer2", "layer3", "layer4")
+"""The stem after max-pooling and the four stages."""
 
 
-class TorchvisionResNet(Network):
-    """A ResNet of torchvision, run child by child; taps: the stem after max-pooling and the four stages.
+def names() -> list[str]:
+    """List the builders."""
+    import torchvision
 
-    It takes three channels, as its weights do: grey images are repeated.
+    return list(torchvision.models.list_models(module=torchvision.models))
 
-    Args:
-        model: As the library built it; its in-place ReLUs are made ordinary ones, which matching differentiates twice.
-        side: Side of its input in pixels.
+
+@cache
+def family(id_: str) -> Family | None:
+    """Describe a builder of torchvision.models; None if there is none of that name."""
+    if id_ not in names():
+        return None
+    return Family(
+        args={}, make=partial(make, id_), fixed={"num_classes": "it is the source's number of classes"}, load=load
+    )
+
+
+def make(id_: str, args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
+    """Build a network; it takes three channels, as its weights do: grey images are repeated.
+
+    Raises:
+        ModelError: It cannot have this side.
     """
-
-    def __init__(self, model: nn.Module, side: int) -> None:
-        parts: Any = model
-        taps = [TapInfo("maxpool", "map", parts.bn1.num_features, halved(halved(side)))]
-        for i in range(4):
-            stage_side = halved(taps[-1].side) if i else taps[-1].side
-            taps.append(TapInfo(f"layer{i + 1}", "map", parts.fc.in_features >> (3 - i), stage_side))
-        super().__init__(taps=tuple(taps), channels=3, head="model.fc")
-        self.model = model
-        for module in model.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False
-
-    def stages(self, x: Tensor) -> list[Tensor]:
-        """Compute the maps of the stem and of the four stages."""
-        model: Any = self.model
-        maps = [model.maxpool(model.relu(model.bn1(model.conv1(x))))]
-        for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
-            maps.append(layer(maps[-1]))
-        return maps
-
-    def embed(self, stage: Tensor) -> Tensor:
-        """Average the last map over space."""
-        return stage.mean((2, 3))
+    colour = Shape(shape.classes, shape.side, 3, shape.modules)
+    return wrap(partial(_construct, id_, shape.classes), partial(_hints, colour), colour, ("torchvision", id_))
 
 
-def make_resnet18(args: Mapping[str, Any], shape: Shape) -> TorchvisionResNet:
-    """Build torchvision's ResNet-18; raises ModelError for a side below SMALLEST_SIDE."""
-    from torchvision.models import resnet18
+def _construct(id_: str, classes: int, side: int) -> nn.Module:
+    import torchvision
 
-    if shape.side < SMALLEST_SIDE:
-        raise ModelError(
-            f"torchvision's resnet18 needs a side of at least {SMALLEST_SIDE} pixels, this one is {shape.side}",
-            hint=f"Set input_size: {SMALLEST_SIDE} or more; 32 is usual for small images.",
-        )
-    return TorchvisionResNet(resnet18(num_classes=shape.classes, **args), shape.side)
+    fields: dict[str, Any] = {"num_classes": classes}
+    if id_.startswith("vit_"):
+        fields["image_size"] = side
+    if id_ in ("googlenet", "inception_v3"):
+        fields |= {"aux_logits": False, "init_weights": True}
+    model: nn.Module = torchvision.models.get_model(id_, weights=None, **fields)
+    return model
 
 
-RESNET18 = Family(args={}, make=make_resnet18, fixed={"num_classes": "it is the source's number of classes"})
+def _hints(shape: Shape, model: nn.Module) -> Hints:
+    kind, parts = type(model).__name__, dict(model.named_modules())
+    linear = [
+        name for name, part in parts.items() if isinstance(part, nn.Linear) and part.out_features == shape.classes
+    ]
+    convolutions = [
+        name for name, part in parts.items() if isinstance(part, nn.Conv2d) and part.out_channels == shape.classes
+    ]
+    heads = (linear or convolutions)[-1:]
+    return Hints(
+        heads=tuple(heads),
+        modules=shape.modules or (RESNET_TAPS if kind == "ResNet" else None),
+        nhwc=kind == "SwinTransformer",
+        patch=int(getattr(model, "patch_size", 1)) if kind == "VisionTransformer" else None,
+    )
+
+
+def named_weights(id_: str) -> dict[str, Any]:
+    """List the weights that torchvision names for a builder, `DEFAULT` left out: it means others in each version."""
+    import torchvision
+
+    return {member.name: member for member in torchvision.models.get_model_weights(id_)}
+
+
+def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the tensors of a checkpoint as the network does."""
+    return prefixed(state)

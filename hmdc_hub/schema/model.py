@@ -25,19 +25,36 @@ class ModelSpec(Strict):
         max_length=64,
         examples=["convnet3"],
     )
-    source: Literal["builtin", "torchvision", "transformers"] = Field(
-        description="Which library builds it.", examples=["builtin"]
+    source: Literal["builtin", "torchvision", "transformers", "timm"] = Field(
+        description="Which library builds it; timm is the extra hmdc-hub[timm].", examples=["builtin"]
     )
     id: str = Field(
-        description="builtin: convnet | mlp | resnet; torchvision: resnet18; transformers: vit.", examples=["convnet"]
+        min_length=1,
+        description="builtin: convnet | mlp | resnet; torchvision: a builder, such as resnet50; transformers: a type "
+        "of configuration with an image classifier, such as vit, or a Hub id whose config.json says so; timm: an "
+        "architecture, or a Hub id.",
+        examples=["convnet"],
     )
-    args: dict[str, int | float | bool | str | list[int]] = Field(
+    args: dict[str, int | float | bool | str | list[int | float | str]] = Field(
         default_factory=dict,
-        description="Arguments of the builder, such as depth and width (builtin) or fields of the configuration "
-        "(transformers).",
+        description="Arguments of the builder, such as depth and width (builtin), fields of the configuration "
+        "(transformers), or arguments of the model's class (timm).",
         examples=["{depth: 3, width: 128}"],
     )
-    weights: Literal["none"] = Field("none", description="none: trained from scratch.", examples=["none"])
+    weights: str = Field(
+        "none",
+        min_length=1,
+        description="none: trained from scratch. Otherwise what every reset goes back to, with a new classifier: "
+        "torchvision's name of weights (IMAGENET1K_V1), a Hub id with safetensors (owner/name), or a path here "
+        "(./model.safetensors, or ./folder as save_pretrained writes it).",
+        examples=["none"],
+    )
+    revision: str | None = Field(
+        None,
+        description="Commit of the Hub id under weights or id; null: resolved to a commit when the run starts. Of a "
+        "local file the first digits of its SHA-256, filled in likewise.",
+        examples=["7d3afdd0cf93ad84d986eb2d6bcc5812ebd0b106"],
+    )
     input_size: Positive | None = Field(
         None,
         description="Side in pixels that the model sees; images are resized to it (bilinear, corners aligned). null: "
@@ -56,17 +73,21 @@ class ModelSpec(Strict):
     std: list[Rate] | None = Field(
         None, description="Channel standard deviations for normalize: own.", examples=["[0.5, 0.5, 0.5]"]
     )
-    taps: list[NotNegative] | None = Field(
+    taps: list[NotNegative | str] | None = Field(
         None,
-        description="Which feature taps mutual distillation reads, as indices into the family's taps; null: all. An "
-        "index may stand twice.",
+        description="Which features mutual distillation reads: indices into the default taps, which `pool check` "
+        "prints, or names of modules; null: all default taps. One may stand twice.",
         examples=["[0, 1, 2]"],
     )
     batch_norm: Literal["train", "frozen"] = Field(
         "train", description="Whether network training updates running statistics.", examples=["train"]
     )
-    train: Literal["all", "head"] = Field(
-        "all", description="Which parameters are trained, and therefore matched.", examples=["all"]
+    train: str = Field(
+        "all",
+        pattern=r"^(all|head|last_[1-9][0-9]?)$",
+        description="Which parameters are trained, and therefore matched: all, head (the classifier), or last_2, the "
+        "classifier and whatever lies behind the last tap but two.",
+        examples=["all"],
     )
     reset: Literal["all", "body"] = Field(
         "all",
@@ -81,6 +102,18 @@ class ModelSpec(Strict):
     )
     license: str | None = Field(None, description="Licence of the weights or code, as an SPDX id.", examples=["mit"])
     description: str = Field("", description="One sentence for `pool ls` and the card.")
+
+    @model_validator(mode="after")
+    def _weights(self) -> ModelSpec:
+        if self.revision is not None and self.weights == "none" and "/" not in self.id:
+            raise ValueError("revision belongs to a Hub id or a file under weights, or to a Hub id under id")
+        return self
+
+    @model_validator(mode="after")
+    def _taps(self) -> ModelSpec:
+        if len({type(tap) for tap in self.taps or ()}) > 1:
+            raise ValueError("taps are indices or names of modules, not both")
+        return self
 
     @model_validator(mode="after")
     def _own_statistics(self) -> ModelSpec:

@@ -15,8 +15,13 @@ AGAIN = "Run the same command again in a while; what was there before is unchang
 
 
 @contextmanager
-def reading(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Translate what the Hub's client raises while the block reads a dataset.
+def reading(repo_id: str, revision: str | None, *, kind: str = "dataset") -> Iterator[None]:
+    """Translate what the Hub's client raises while the block reads a repository.
+
+    Args:
+        repo_id: The repository.
+        revision: Branch, tag or commit; None: main.
+        kind: What messages call it, `dataset` or `model`.
 
     Raises:
         NotFoundError: There is no such dataset or revision, or this account does not see it.
@@ -32,35 +37,35 @@ def reading(repo_id: str, revision: str | None) -> Iterator[None]:
     except HmdcError:
         raise
     except hub.HFValidationError as error:
-        raise UsageError(f"{repo_id!r} is no folder here and cannot be a Hub dataset id.") from error
+        raise UsageError(f"{repo_id!r} is no folder here and cannot be a Hub {kind} id.") from error
     except UnicodeEncodeError as error:
         raise AccessError(
             "Your Hub token cannot be sent: it has other characters than ASCII.", hint=NEW_TOKEN
         ) from error
     # HTTPError is the base of transfer errors whatever HTTP library is underneath; the client only passes it on.
     except (hub.HTTPError, OSError, RuntimeError) as error:  # type: ignore[attr-defined]
-        raise _ours(error, repo_id, revision) from error
+        raise _ours(error, repo_id, revision, kind) from error
     except ValueError as error:
         if error.__cause__ is None:
             raise
-        raise _ours(error, repo_id, revision) from error  # a forced download that failed
+        raise _ours(error, repo_id, revision, kind) from error  # a forced download that failed
 
 
-def _ours(error: Exception, repo_id: str, revision: str | None) -> HmdcError:
+def _ours(error: Exception, repo_id: str, revision: str | None, kind: str) -> HmdcError:
     """Choose by the client's type first, then by the status behind it; subclasses stand before their bases."""
     from huggingface_hub import errors as hub
 
     reasons = list(_chain(error))
     if any(isinstance(reason, hub.GatedRepoError) for reason in reasons):
         return NotFoundError(
-            f"The dataset {repo_id} asks for consent before a download.",
+            f"The {kind} {repo_id} asks for consent before a download.",
             hint="Accept its conditions on its Hub page, then log in with `hf auth login`.",
         )
     if any(isinstance(reason, hub.RepositoryNotFoundError) for reason in reasons):
-        return NotFoundError(f"There is no folder and no Hub dataset {repo_id}.", hint=LOG_IN)
+        return NotFoundError(f"There is no folder and no Hub {kind} {repo_id}.", hint=LOG_IN)
     if isinstance(error, hub.RevisionNotFoundError):
         return NotFoundError(
-            f"The dataset {repo_id} has no revision {revision!r}.", hint="Its branches and tags are on its Hub page."
+            f"The {kind} {repo_id} has no revision {revision!r}.", hint="Its branches and tags are on its Hub page."
         )
     if any(isinstance(reason, hub.OfflineModeIsEnabled) for reason in reasons) or _offline():
         return NetworkError(

@@ -96,12 +96,15 @@ IPC, SIZE, SOURCE = "  ipc: 1\n", "  size: 16\n", "  id: builtin:digits\n"
         # inline models
         ("condense: 0.05", "condense: 0", 13, "pool.1.lr.condense = 0: must be a number above 0"),
         ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth: null,", 8, "pool.0.args.depth = null: must be a number,"),
-        ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth: [1.5],", 8, "or a list, each a whole number"),
+        ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth: [[1]],", 8, "pool.0.args.depth"),
         ("id: mlp, args: {depth: 2,", "id: mlp, args: {depth:2,", 8, "pool.0.args.depth:2: needs a space after the"),
-        ("id: mlp,", "id: mlp, args: 3, taps: [-1],", 8, "pool.0.taps.0 = -1: must be a whole number of at least 0"),
+        ("id: mlp,", "id: mlp, args: 3, taps: [-1],", 8, "pool.0.taps.0 = -1: must be"),
+        ("id: mlp,", "id: mlp, taps: [0, a],", 8, "taps are indices or names of modules, not both"),
+        ("id: mlp,", "id: mlp, train: last, ", 8, "pool.0.train = last"),
+        ("id: mlp,", "id: mlp, revision: main, ", 8, "revision belongs to a Hub id"),
         ("source: builtin, id", "sorce: builtin, id", 8, "sorce = builtin: is not a known key; did you mean source?"),
         ("source: builtin, id", "sorce: builtin, id", 8, "pool.0.source: is missing; it must be one of builtin"),
-        ("source: builtin\n", "source: timm\n", 10, "pool.1.source = timm: must be one of builtin, torchvision, tran"),
+        ("source: builtin\n", "source: keras\n", 10, "pool.1.source = keras: must be one of builtin, torchvision, tran"),
         # rules about several keys
         (IPC, "  ipc: 1\n  factor: 3\n", 5, "source.size: 16 is not divisible by condense.factor 3"),
         (IPC, "  ipc: 1\n  match: false\n  distill: false\n", 14, "condense: match and distill are both off"),

@@ -23,7 +23,35 @@ TINY: dict[str, dict[str, Any]] = {
     "mlp": {"source": "builtin", "id": "mlp", "args": {"depth": 2, "width": 10}},
     "resnet": {"source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}},
     "resnet18": {"source": "torchvision", "id": "resnet18", "input_size": 32},
+    "mobilenet": {"source": "torchvision", "id": "mobilenet_v3_small", "input_size": 32},
     "vit": {"source": "transformers", "id": "vit", "args": TINY_VIT},
+    "deit-distilled": {"source": "transformers", "id": "deit_distilled", "args": TINY_VIT},
+    "registers": {
+        "source": "transformers",
+        "id": "dinov2_with_registers",
+        "args": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8},
+    },
+    "beit": {"source": "transformers", "id": "beit", "args": TINY_VIT},
+    "swin": {
+        "source": "transformers",
+        "id": "swin",
+        "args": {"patch_size": 2, "embed_dim": 6, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+    },
+    "convnext": {
+        "source": "transformers",
+        "id": "convnextv2",
+        "args": {"patch_size": 2, "hidden_sizes": [6, 12], "depths": [1, 1], "num_stages": 2},
+    },
+    "timm-registers": {
+        "source": "timm",
+        "id": "vit_medium_patch16_reg4_gap_256",
+        "args": {"embed_dim": 12, "depth": 2, "num_heads": 3, "patch_size": 8},
+    },
+    "timm-swin": {
+        "source": "timm",
+        "id": "swin_tiny_patch4_window7_224",
+        "args": {"patch_size": 2, "embed_dim": 6, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+    },
 }
 """The parts of a pool entry that say what is built; 16 pixels are enough for each."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models import forward_flops, known_models, parameter_count
-from hmdc_hub.models.build import FAMILIES
+from hmdc_hub.models import forward_flops, known_args, parameter_count
+from hmdc_hub.models.build import BUILTIN
 from tests.models.builders import TINY_VIT, build, spec_of, tiny
 
 
@@ -80,7 +80,8 @@ def test_resnet_too_small(blocks: list[int], norm: str, smallest: int) -> None:
 
 
 def test_resnet18_too_small() -> None:
-    assert "at least 17 pixels" in failure("resnet18", input_size=16)
+    text = failure("resnet18", input_size=16)
+    assert "cannot work on 16 x 16 pixels" in text and "input_size: 17" in text
 
 
 def test_vit_patches_must_divide_the_side() -> None:
@@ -111,16 +112,16 @@ def test_own_statistics_must_fit_the_channels() -> None:
 
 
 def test_known_models_are_those_of_the_table() -> None:
-    known = known_models()
-    assert {source: set(ids) for source, ids in known.items()} == {s: set(f) for s, f in FAMILIES.items()}
-    assert known["builtin"]["convnet"] == {"depth": 3, "width": 128, "norm": "instance", "pooling": "avg"}
+    assert set(BUILTIN) == {"convnet", "mlp", "resnet"}
+    assert known_args("builtin", "convnet") == {"depth": 3, "width": 128, "norm": "instance", "pooling": "avg"}
+    assert known_args("torchvision", "resnet18") == {} == known_args("builtin", "nothing")
 
 
 def test_defaults_of_the_vit_are_those_of_the_library() -> None:
     from transformers import ViTConfig
 
     config = ViTConfig()
-    for name, default in known_models()["transformers"]["vit"].items():
+    for name, default in known_args("transformers", "vit").items():
         assert getattr(config, name) == default, name
 
 

@@ -139,7 +139,8 @@ def test_embeddings() -> None:
     def last_tap(family: str) -> tuple[Tensor, Tensor]:
         model = tiny(family)
         x = images(model)
-        torch.testing.assert_close(model.net.classify(model.embed(x)), model.logits(x))
+        classifier = model.net.get_submodule(model.net.heads[0])
+        torch.testing.assert_close(classifier(model.embed(x)), model.logits(x))
         return model.embed(x), model(x).taps[-1].spatial
 
     embedding, spatial = last_tap("convnet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def reference_spec(text: str) -> ModelSpec:
         depth, width = map(int, match.groups())
         # The vectors read the last pooled map twice.
         taps = [*range(depth), depth - 1]
-        args: dict[str, int | float | bool | str | list[int]] = {"depth": depth, "width": width}
+        args: dict[str, Any] = {"depth": depth, "width": width}
         return ModelSpec(name=text, source="builtin", id="convnet", args=args, input_size=32, taps=taps)
     if match := re.fullmatch(r"vit-d(\d+)-l(\d+)-h(\d+)-p(\d+)-i(\d+)", text):
         hidden, layers, heads, patch, side = map(int, match.groups())

@@ -1,0 +1,317 @@
+"""Pretrained weights: safetensors of the Hub or from here, or what torchvision names; never a stranger's pickle.
+
+A Hub id is read at one commit. Everything is checked against the network before it is used: a name that is missing or a
+shape that differs is an error, but for classifiers, which are always new, and position embeddings, which are resized.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hmdc_hub.errors import ModelError, NetworkError
+from hmdc_hub.models.family import Family, Network
+from hmdc_hub.models.library import LibraryNetwork
+from hmdc_hub.schema import ModelSpec
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.hub_errors import reading
+
+SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def is_local(name: str) -> bool:
+    """Tell whether weights or an id are a path here: by how it is written, never by what lies there."""
+    return name.startswith(("./", "../", "/", "~")) or name.endswith(".safetensors") or os.path.isabs(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell whether weights or an id name a repository of the Hub."""
+    return not is_local(name) and _HUB_ID.fullmatch(name) is not None
+
+
+def settle(spec: ModelSpec) -> ModelSpec:
+    """Fill the revision of a pool entry: the commit that a branch or tag means now, or a local file's fingerprint.
+
+    Raises:
+        ModelError: A local file is not there, or HF_HUB_OFFLINE is set and the revision is no commit.
+        NotFoundError: There is no such repository or revision, or this account does not see it.
+        NetworkError: The Hub cannot be reached.
+    """
+    repo = next((name for name in (spec.weights, spec.id) if is_hub_id(name)), None)
+    if repo is not None:
+        if spec.revision is not None and _COMMIT.fullmatch(spec.revision):
+            return spec
+        return spec.model_copy(update={"revision": _commit(spec, repo)})
+    if is_local(spec.weights):
+        return spec.model_copy(update={"revision": spec.revision or _fingerprint(_local_files(spec.weights))})
+    return spec
+
+
+def pretrained(spec: ModelSpec, family: Family, net: Network) -> dict[str, Tensor]:
+    """Read the weights that a pool entry names.
+
+    Args:
+        spec: The pool entry.
+        family: Of its network; knows the names of its library.
+        net: The network they are for.
+
+    Returns:
+        Every parameter and buffer of the network but its classifiers', by name; empty for `weights: none`.
+
+    Raises:
+        ModelError: They are not there, damaged, not safetensors, or of another network.
+        NetworkError: The Hub cannot be reached, or the cache does not hold them while offline.
+    """
+    if spec.weights == "none":
+        return {}
+    state = _named(spec) if spec.source == "torchvision" and re.fullmatch(r"\w+", spec.weights) else _tensors(spec)
+    return _fitting(spec.weights, net, family.load(net, state))
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """Read the config.json of the repository or folder that a pool entry has as its id.
+
+    Raises:
+        ModelError: There is none, or it is damaged.
+        NetworkError: The Hub cannot be reached, or the cache does not hold it while offline.
+    """
+    if is_local(spec.id):
+        path: Path | None = Path(spec.id).expanduser() / CONFIG
+    elif not is_hub_id(spec.id):
+        raise ModelError(
+            f"id: {spec.id!r} is neither a Hub id nor a path", hint="For example google/vit-base-patch16-224."
+        )
+    else:
+        path = _download(spec, spec.id, CONFIG)
+    if path is None or not path.is_file():
+        raise ModelError(
+            f"{spec.id} has no {CONFIG}", hint="Name the architecture under id and its settings under args."
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{CONFIG} of {spec.id} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{CONFIG} of {spec.id} is damaged: it is no mapping")
+    return config
+
+
+def _named(spec: ModelSpec) -> dict[str, Tensor]:
+    """Fetch weights that torchvision names: compared with the hash in their address, read as tensors only."""
+    from hmdc_hub.models.vision import named_weights
+
+    known = named_weights(spec.id)
+    if spec.weights not in known:
+        raise ModelError(
+            f"torchvision has no weights {spec.weights!r} for {spec.id}",
+            hint=f"It has {', '.join(known) or 'none'}; weights: none trains from scratch.",
+        )
+    weights = known[spec.weights]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    if _offline() and not file.is_file():
+        raise NetworkError(
+            f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and {file.name} is not in torch's cache.",
+            hint="Unset HF_HUB_OFFLINE, run the same command again, and it is there from then on.",
+        )
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except OSError as error:
+        raise NetworkError(
+            f"Pool entry {spec.name}: {weights.url} cannot be downloaded: {error}.", hint="Run the same command again."
+        ) from error
+    except RuntimeError as error:
+        raise ModelError(f"{file.name} is damaged: {error}", hint=f"Remove {file.name} from torch's cache.") from error
+    return state
+
+
+def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
+    if is_local(spec.weights):
+        files = _local_files(spec.weights)
+        if spec.revision is not None and _fingerprint(files) != spec.revision:
+            raise ModelError(
+                f"weights: {spec.weights} is no longer the file of revision {spec.revision}",
+                hint="Put that file back, or leave revision out for the one that is there.",
+            )
+    elif is_hub_id(spec.weights):
+        if "/" in spec.id and is_hub_id(spec.id) and spec.id != spec.weights:
+            raise ModelError(
+                f"id {spec.id} and weights {spec.weights} are two repositories, and revision can be of one only",
+                hint="Name the architecture under id, or the same repository twice.",
+            )
+        files = _hub_files(spec)
+    elif spec.weights.startswith("local:"):
+        raise ModelError(
+            f"weights: {spec.weights} stands for a file of whoever published this recipe",
+            hint="Ask them for it, and put its path here.",
+        )
+    else:
+        raise ModelError(
+            f"weights: {spec.weights!r} is neither none, a Hub id (owner/name) nor a path (./x.safetensors)",
+            hint="torchvision's models also take names such as IMAGENET1K_V1." if spec.source == "torchvision" else "",
+        )
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{spec.weights}: {file.name} is damaged: {error}") from error
+    return state
+
+
+def _local_files(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        single, index = path / SINGLE, path / INDEX
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return [path / part for part in _parts(index.read_bytes(), name)]
+        raise ModelError(f"{name} holds no {SINGLE}", hint="save_pretrained of a library writes such a folder.")
+    if not path.is_file():
+        raise ModelError(f"weights: there is no file {name}", hint="Paths begin in the current folder.")
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"weights: {name} is no .safetensors file, and others may run code when they are read",
+            hint="safetensors.torch.save_file(model.state_dict(), 'model.safetensors') writes one.",
+        )
+    return [path]
+
+
+def _hub_files(spec: ModelSpec) -> list[Path]:
+    single = _download(spec, spec.weights, SINGLE)
+    if single is not None:
+        return [single]
+    index = _download(spec, spec.weights, INDEX)
+    if index is None:
+        raise ModelError(
+            f"{spec.weights} has no {SINGLE} at revision {spec.revision or 'main'}, and weights in pickle files are "
+            "not loaded: reading them may run code",
+            hint="Many repositories have one in a pull request: set revision to its commit.",
+        )
+    files = [(part, _download(spec, spec.weights, part)) for part in _parts(index.read_bytes(), spec.weights)]
+    absent = [part for part, path in files if path is None]
+    if absent:
+        raise ModelError(f"{spec.weights} lacks {absent[0]}, which its {INDEX} names")
+    return [path for _, path in files if path is not None]
+
+
+def _parts(index: bytes, name: str) -> list[str]:
+    try:
+        parts = sorted(set(json.loads(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{INDEX} of {name} is damaged") from error
+    wrong = [part for part in parts if not isinstance(part, str) or not re.fullmatch(r"[\w.-]+\.safetensors", part)]
+    if wrong or not parts:
+        raise ModelError(f"{INDEX} of {name} is damaged: it names {wrong[:1] or 'no file'}")
+    return parts
+
+
+def _download(spec: ModelSpec, repo: str, file: str) -> Path | None:
+    """Download one file; None if the repository has none of that name."""
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    import hmdc_hub
+
+    with reading(repo, spec.revision, kind="model"):
+        try:
+            path = huggingface_hub.hf_hub_download(
+                repo,
+                file,
+                revision=spec.revision,
+                library_name="hmdc-hub",
+                library_version=hmdc_hub.__version__,
+            )
+        except hub.LocalEntryNotFoundError:
+            raise  # the cache has none; whether the Hub has is not known
+        except hub.EntryNotFoundError:
+            return None
+    return Path(path)
+
+
+def _commit(spec: ModelSpec, repo: str) -> str:
+    import huggingface_hub
+
+    if _offline():
+        raise ModelError(
+            f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and offline {repo} can only be read from the cache at a "
+            f"full commit, not {spec.revision or 'main'!r}.",
+            hint="Unset HF_HUB_OFFLINE, or copy  revision: <40 hex digits>  from an earlier run's recipe.yaml.",
+        )
+    with reading(repo, spec.revision, kind="model"):
+        return str(huggingface_hub.HfApi().model_info(repo, revision=spec.revision).sha)
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    return "-".join(sha256_file(file)[:16] for file in files)
+
+
+def _fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Choose what the network's body needs, in its shapes; position embeddings are resized to its grid."""
+    wanted = {
+        key: value
+        for key, value in net.state_dict().items()
+        if not key.startswith(tuple(f"{head}." for head in net.heads)) and not key.endswith("num_batches_tracked")
+    }
+    missing = [key for key in wanted if key not in values]
+    if missing:
+        raise ModelError(
+            f"weights {name} lack {_some(missing)} of the network",
+            hint="Make id and args those of the network that the weights were trained in.",
+        )
+    found, wrong = {}, []
+    for key, value in wanted.items():
+        given = values[key]
+        if given.shape != value.shape:
+            given = _resized(key, given, value, net)
+        if given.shape != value.shape:
+            wrong.append(f"{key} is {_shape(given)} there and {_shape(value)} here")
+        found[key] = given.to(value.dtype)
+    if wrong:
+        raise ModelError(
+            f"weights {name} are of another shape: {_some(wrong)}",
+            hint="Make args and input_size those of the network that the weights were trained in.",
+        )
+    return found
+
+
+def _resized(key: str, given: Tensor, wanted: Tensor, net: Network) -> Tensor:
+    """Interpolate position embeddings, 1 x (prefix + grid x grid) x D, to another grid (Dosovitskiy et al., 2021)."""
+    position = re.search(r"pos(ition)?_embed", key)
+    if not position or given.dim() != 3 or not isinstance(net, LibraryNetwork) or given.shape[2] != wanted.shape[2]:
+        return given
+    for prefix in {net.places[0].prefix, int(net.places[0].class_token), 0}:
+        old, new = (math.isqrt(max(length - prefix, 0)) for length in (given.shape[1], wanted.shape[1]))
+        if old**2 + prefix == given.shape[1] and new**2 + prefix == wanted.shape[1]:
+            grid = given[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+            grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+            return torch.cat([given[:, :prefix].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return given
+
+
+def _shape(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "a number"
+
+
+def _some(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{items[0]} (and {len(items) - 1} more)"
