@@ -10,7 +10,7 @@ from typing import Any
 from hmdc_hub.catalog.entries import read_document
 from hmdc_hub.catalog.problems import check
 from hmdc_hub.errors import FormatError, NotFoundError, Problem, RecipeError, UsageError
-from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.schema import LOCAL, ModelSpec, Recipe
 from hmdc_hub.yaml12 import show
 
 _HINT = "Nothing in it was read or run. Look at the file; if you trust it, copy it and edit that line."
@@ -18,7 +18,7 @@ _HINT = "Nothing in it was read or run. Look at the file; if you trust it, copy 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # What stands for a local source is a base name, in whatever alphabet.
 _SOURCE = rf"builtin:\w+|torchvision:\w+|local:[^/\\\x00-\x1f\x7f]+|{_HUB_ID}"
-_MODEL = rf"{_HUB_ID}(@[\w.-]+)?"
+_MODEL = rf"{_HUB_ID}(@[\w.-]+)?|local:[^/\\\x00-\x1f\x7f]+"
 
 _SOURCE_FILES = {".parquet"}
 """What `sources` takes for a file even if it is not there."""
@@ -78,7 +78,9 @@ def _about_models(recipe: Recipe, here: bool) -> Iterator[Problem]:
     for place, models in (("pool", recipe.pool), ("evaluate.models", recipe.evaluate.models)):
         for number, model in enumerate(models):
             for key, text in _texts(model):
-                file = PurePosixPath(text.partition("@")[0]).suffix.lower() in _MODEL_FILES
+                # A placeholder for an author's file keeps that file's name; nothing opens it.
+                suffix = "" if text.startswith(LOCAL) else PurePosixPath(text.partition("@")[0]).suffix.lower()
+                file = suffix in _MODEL_FILES
                 # A bare name such as `mlp` is a folder's by chance; a file of that name, or a path, would be opened.
                 taken = here and (_is_file(Path(text)) or ("/" in text and _exists(Path(text))))
                 if file or taken or not re.fullmatch(_MODEL, text, re.ASCII):

@@ -18,8 +18,8 @@ from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.result import Part, Result, read_result
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 from hmdc_hub.events import Listener, Note, Stage, StopFlag, silent
-from hmdc_hub.models import build_for
-from hmdc_hub.schema import Recipe
+from hmdc_hub.models import build_for, settle
+from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store import (
     RunDir,
@@ -110,11 +110,19 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
 
 
 def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
-    """Fill the open fields of a recipe's source, from the run that is to go on if there is one.
+    """Fill the open fields of a recipe's source and models, from the run that is to go on if there is one.
 
-    A recipe that names no revision goes on with the revision its run started with, also when the dataset has a newer
-    one since, and also without a network.
+    A recipe that names no revision goes on with the revision its run started with, also when the dataset or a model has
+    a newer one since, and also without a network.
     """
+    known = {model.name: model for model in (*stored.pool, *stored.evaluate.models)} if stored is not None else {}
+    models = [_settled_model(model, known.get(model.name)) for model in recipe.evaluate.models]
+    recipe = recipe.model_copy(
+        update={
+            "pool": [_settled_model(model, known.get(model.name)) for model in recipe.pool],
+            "evaluate": recipe.evaluate.model_copy(update={"models": models}),
+        }
+    )
     source = recipe.source
     if stored is not None and stored.source.id == source.id:
         open_fields = {name: getattr(stored.source, name) for name in type(source).model_fields}
@@ -122,6 +130,12 @@ def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
         if source == stored.source:
             return recipe.model_copy(update={"source": source})
     return recipe.model_copy(update={"source": resolve_source(source)})
+
+
+def _settled_model(model: ModelSpec, known: ModelSpec | None) -> ModelSpec:
+    if known is not None and model.revision is None and (model.id, model.weights) == (known.id, known.weights):
+        return model.model_copy(update={"revision": known.revision})
+    return settle(model)
 
 
 def _do(

@@ -7,7 +7,7 @@ learnable matrix Q into as many as the shallower one has. Mutual distillation is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,24 +52,37 @@ class Alignment(nn.Module):
                     module.bias.copy_(fresh.bias)
             self.layer_matching.zero_()
 
-    def forward(self, features: Sequence[Features]) -> Tensor:
+    def forward(self, features: Mapping[int, Features]) -> Tensor:
         """Return the mutual distillation loss, a scalar.
 
         Args:
-            features: Outputs of *all* models of the pool for one batch.
+            features: Outputs of the models for one batch, by their places in the pool.
         """
-        first, second = (
-            torch.stack([self._project(tap, linear) for tap, linear in zip(features[m].taps, linears, strict=True)], 1)
-            for m, linears in zip(self.pair, self._linears(), strict=True)
-        )
+        first, second = (self.project(side, features[m]) for side, m in enumerate(self.pair))
+        return self.distance(first, second)
+
+    def project(self, side: int, features: Features) -> Tensor:
+        """Project the taps of one model of the pair.
+
+        Args:
+            side: 0 for the first, 1 for the second.
+            features: Its outputs.
+
+        Returns:
+            B x L x (1 + s s) x d, semantic vectors first.
+        """
+        linears = self.projections[side]
+        assert isinstance(linears, nn.ModuleList)
+        parts = [self._project(tap, linear) for tap, linear in zip(features.taps, linears, strict=True)]
+        return torch.stack(parts, 1)
+
+    def distance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the mean squared difference of the projected taps, the deeper model's mixed by Q."""
         if first.shape[1] >= second.shape[1]:
             first = _mix(first, self.layer_matching)
         else:
             second = _mix(second, self.layer_matching.T)
         return (first - second).square().mean()
-
-    def _linears(self) -> list[list[nn.Module]]:
-        return [list(side) for side in self.projections if isinstance(side, nn.ModuleList)]
 
     def _project(self, tap: TapOutput, linear: nn.Module) -> Tensor:
         """Turn one tap into B x (1 + s s) x d, the semantic vector first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,24 +34,16 @@ class Balance:
         accumulated = self.accumulated[label]
         return accumulated.min() / accumulated if self.enabled else torch.ones_like(accumulated)
 
-    def combine(self, targets: list[Tensor], stored: Tensor, label: int, *, update: bool) -> tuple[Tensor, Tensor]:
-        """Differentiate the weighted sum of one class's targets with respect to its stored images.
+    def combine(self, gradients: Sequence[Tensor], label: int) -> tuple[Tensor, Tensor]:
+        """Update the weights of one class by the gradients of its targets, and sum these with them.
 
         Args:
-            targets: K scalars.
-            stored: n x ch x H x W, the leaf they depend on.
+            gradients: K of them, each n x ch x H x W.
             label: The class.
-            update: Measure each target's gradient first and update the weights by it.
 
         Returns:
-            The gradient, shaped like `stored`, and each target's mean absolute share in it, float32 K (zeros when
-            not an update step: one derivative of the sum does not tell them apart).
+            The weighted sum, and each target's mean absolute share in it, float32 K.
         """
-        if not update:
-            weights = self.weights(label).tolist()
-            total = torch.stack([weight * target for weight, target in zip(weights, targets, strict=True)]).sum()
-            return _derivative(total, stored, keep=False), torch.zeros(len(targets))
-        gradients = [_derivative(target, stored, keep=True) for target in targets]
         if self.enabled:
             self.accumulated[label] += torch.stack([g.abs().max() for g in gradients]).float().cpu()
         weights = self.weights(label).tolist()
@@ -61,10 +54,3 @@ class Balance:
 def normalise(gradient: Tensor) -> Tensor:
     """Divide by the largest absolute value per stored image and channel (plus 1e-6), over the last two dimensions."""
     return gradient / (gradient.abs().amax(dim=(-2, -1), keepdim=True) + EPSILON)
-
-
-def _derivative(target: Tensor, stored: Tensor, *, keep: bool) -> Tensor:
-    if not target.requires_grad:  # a target that no trained parameter contributes to, such as MD with train: head
-        return torch.zeros_like(stored)
-    (gradient,) = torch.autograd.grad(target, stored, retain_graph=keep)
-    return gradient

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hmdc_hub.condense import low_memory, match
 from hmdc_hub.condense.balance import EPSILON, Balance, normalise
 from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.checkpoint import Position
@@ -146,6 +147,7 @@ class Condenser:
         self.images = replace(self.images, pixels=tensors["images"].to(device), momentum=tensors["momentum"].to(device))
         self.outer, self.inner = position.outer, position.inner
         if self.inner:
+            self.pool.activate(self.outer)
             self.pool.load_state({k.removeprefix("pool."): v for k, v in tensors.items() if k.startswith("pool.")})
             self.real_batches = [tensors[f"real.{label}"] for label in range(self.real.classes)]
             self.balance.accumulated = tensors["balance"]
@@ -185,9 +187,14 @@ def class_gradient(
         The gradient, shaped like `stored`; the K targets; each target's mean absolute share (see `Balance.combine`).
     """
     leaf = stored.detach().requires_grad_()
-    targets = objectives.distances(view.real(real), view.synthetic(leaf, factor), label)
-    gradient, share = balance.combine(targets, leaf, label, update=update)
-    return gradient, torch.stack([target.detach() for target in targets]), share
+    synthetic = view.synthetic(leaf, factor)
+    engine = low_memory if objectives.low_memory else match
+    weights = None if update else balance.weights(label).tolist()
+    found = engine.image_derivatives(objectives, view.real(real), synthetic, label, weights)
+    # Decoding and augmentation are linear up to a constant: a product with their derivative does the rest.
+    gradients = [torch.autograd.grad(synthetic, leaf, g, retain_graph=True)[0] for g in found.gradients]
+    gradient, share = balance.combine(gradients, label) if update else (gradients[0], torch.zeros(len(found.losses)))
+    return gradient, torch.stack(found.losses), share
 
 
 @contextmanager

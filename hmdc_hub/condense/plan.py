@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hmdc_hub import cluster, rng
-from hmdc_hub.condense.balance import Balance
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.loop import class_gradient, plain_attention
+from hmdc_hub.condense.memory import PROBE, choose_memory, probe
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
-from hmdc_hub.condense.views import View
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
-
-PROBE = 16
-"""Images that a probe runs on; costs grow linearly from there."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,7 @@ class Plan:
         stored_images: C x n; `training_images` C x n f f.
         seconds: Estimated, from probes of 16 images on this device.
         parts: The same by part: matching, clustering, networks, projections.
+        low_memory: Whether the matching step holds the graph of one model at a time.
         memory_bytes: Estimated peak of activations, networks and images, without the libraries' own.
     """
 
@@ -47,6 +43,7 @@ class Plan:
     training_images: int
     seconds: float
     parts: dict[str, float]
+    low_memory: bool
     memory_bytes: int
 
 
@@ -70,29 +67,48 @@ def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
     with threads.one_each():
         pool = Pool(networks, small, recipe.seed, threads)
         pool.reset(0, real)
-        parts, saved = _parts(pool, real, recipe)
+        memory = choose_memory(pool, real, recipe)
+        pool.low_memory = memory.low
+        targets = pool.objectives.names()
+        parts = _mean([_parts(each, real, recipe) for each in _pools(pool, real)])
     threads.close()
     stored = bank.num_classes * spec.ipc
     held = sum(2 * t.nbytes for net in networks for t in net.state_dict().values())
     return Plan(
-        targets=pool.objectives.names(),
+        targets=targets,
         parameters={net.spec.name: parameter_count(net) for net in networks},
         image_steps=spec.resets * spec.networks.reset_every,
         stored_images=stored,
         training_images=stored * spec.factor**2,
         seconds=sum(parts.values()),
         parts=parts,
-        memory_bytes=saved + held + bank.images.nbytes + 3 * 4 * stored * bank.channels * bank.side**2,
+        low_memory=memory.low,
+        memory_bytes=memory.bytes + held + bank.images.nbytes + 3 * 4 * stored * bank.channels * bank.side**2,
     )
 
 
-def _parts(pool: Pool, real: RealImages, recipe: Recipe) -> tuple[dict[str, float], int]:
-    """Measure every part of the run; seconds by part, and bytes that the matching step saves."""
+def _pools(pool: Pool, real: RealImages) -> Iterator[Pool]:
+    """Give the pool in every constitution that the run may have it in: one, or one for each pair."""
+    if len(pool.active) == len(pool.members):
+        yield pool
+        return
+    for pair in combinations(pool.members, 2):
+        one = Pool(pair, pool.spec, pool.seed, pool.threads, low_memory=pool.low_memory)
+        one.reset(0, real)
+        yield one
+
+
+def _mean(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+
+def _parts(pool: Pool, real: RealImages, recipe: Recipe) -> dict[str, float]:
+    """Measure every part of the run; seconds by part."""
     spec, small = recipe.condense, pool.spec
     steps = spec.resets * spec.networks.reset_every
     images = len(real.images)
     side_by_side = min(pool.threads.count, real.classes) if pool.threads.parallel else 1
-    matching, saved = _matching(pool, real, recipe)
+    matching = _matching(pool, real, recipe)
 
     def minibatches(wanted: int, batch: int) -> int:
         return min(wanted, -(-images // batch))
@@ -108,39 +124,15 @@ def _parts(pool: Pool, real: RealImages, recipe: Recipe) -> tuple[dict[str, floa
         "clustering": clustering / side_by_side,
         "networks": training(partial(pool.train_networks, real, (0, 0)), spec.networks.batches_per_step),
         "projections": training(partial(pool.train_projections, real, (0, 0)), spec.projection.batches_per_step),
-    }, saved * side_by_side
+    }
 
 
-def _matching(pool: Pool, real: RealImages, recipe: Recipe) -> tuple[float, int]:
-    """Measure one class's matching: seconds averaged over steps with and without balance update, bytes saved."""
-    spec = recipe.condense
-    decoded = spec.ipc * spec.factor**2
-    rows = torch.arange(real.rows(0).start, real.rows(0).stop)
-    rows = rows[torch.arange(min(PROBE, spec.batch)) % len(rows)]
-    stored = real.take(rows[:1]).expand(-(-min(PROBE, decoded) // spec.factor**2), -1, -1, -1).contiguous()
-    balance = Balance.fresh(1, len(pool.objectives.names()), enabled=spec.balance)
-
-    def go(update: bool) -> Any:
-        images = real.take(rows)
-        with plain_attention():
-            return class_gradient(
-                pool.objectives, balance, stored, images, 0, View(), factor=spec.factor, update=update
-            )
-
-    saved: dict[int, int] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        go(False)
+def _matching(pool: Pool, real: RealImages, recipe: Recipe) -> float:
+    """Measure one class's matching: seconds averaged over steps with and without balance update."""
+    go, scale = probe(pool.objectives, real, recipe)
     plain, updating = (_seconds(partial(go, update), real.device) for update in (False, True))
-    share = 1 / spec.balance_every
-    probed = len(rows) + len(stored) * spec.factor**2
-    wanted = min(spec.batch, max(real.source.train.counts)) + min(spec.batch, decoded)
-    scale = wanted / probed
-    return ((1 - share) * plain + share * updating) * scale, int(sum(saved.values()) * scale)
+    share = 1 / recipe.condense.balance_every
+    return ((1 - share) * plain + share * updating) * scale
 
 
 def _clustering(pool: Pool, real: RealImages, recipe: Recipe) -> float:

@@ -27,33 +27,59 @@ class Pool:
     """Networks, the alignments of their pairs, and their optimisers.
 
     Args:
-        networks: M models on the device.
+        members: M models on the device.
         spec: Says which parts are on and how they are trained.
         seed: Of the recipe.
         threads: For the parts of a minibatch, and for whoever works with the pool.
+        low_memory: Whether the matching step holds the graph of one model at a time, or of two.
+
+    Attributes:
+        active: Places of the members that work now: all of them, or the pair of this outer iteration.
+        networks: Those members; everything else here is about them alone.
+        alignments: Of their pairs, which count places among the active ones.
     """
 
-    def __init__(self, networks: Sequence[PoolModel], spec: CondenseSpec, seed: int, threads: Threads) -> None:
-        self.networks, self.spec, self.seed, self.threads = list(networks), spec, seed, threads
+    def __init__(
+        self,
+        members: Sequence[PoolModel],
+        spec: CondenseSpec,
+        seed: int,
+        threads: Threads,
+        *,
+        low_memory: bool = False,
+    ) -> None:
+        self.members, self.spec, self.seed, self.threads = list(members), spec, seed, threads
+        self.low_memory = low_memory
+        self.activate(0)
+
+    def activate(self, outer: int) -> None:
+        """Choose who works in an outer iteration (`pool_strategy`); projections and optimisers are made anew."""
+        count = len(self.members)
+        self.active = tuple(range(count))
+        if self.spec.pool_strategy == "pair" and count > 2:
+            drawn = torch.randperm(count, generator=rng.generator(self.seed, "pair", outer))[:2]
+            self.active = tuple(sorted(drawn.tolist()))
+        self.networks = [self.members[m] for m in self.active]
         device = next(self.networks[0].parameters()).device
-        pairs = combinations(range(len(self.networks)), 2) if spec.distill else ()
-        self.alignments = [Alignment((a, b), (networks[a].taps, networks[b].taps)).to(device) for a, b in pairs]
+        pairs = combinations(range(len(self.networks)), 2) if self.spec.distill else ()
+        self.alignments = [
+            Alignment((a, b), (self.networks[a].taps, self.networks[b].taps)).to(device) for a, b in pairs
+        ]
         self.optimizers = self._network_optimizers()
         self.projection_optimizer = self._projection_optimizer()
 
     @property
     def objectives(self) -> Objectives:
         """The targets of the matching step."""
-        return Objectives(self.networks, self.alignments, match=self.spec.match)
+        return Objectives(self.networks, self.alignments, match=self.spec.match, low_memory=self.low_memory)
 
     def reset(self, outer: int, real: RealImages) -> None:
         """Make every network, projection and optimiser fresh, and calibrate batch norm on real images."""
-        for m, net in enumerate(self.networks):
+        self.activate(outer)
+        for m, net in zip(self.active, self.networks, strict=True):
             net.reset(rng.generator(self.seed, "network", outer, m))
         for align in self.alignments:
-            align.reset(rng.generator(self.seed, "projection", outer, *align.pair))
-        self.optimizers = self._network_optimizers()
-        self.projection_optimizer = self._projection_optimizer()
+            align.reset(rng.generator(self.seed, "projection", outer, *(self.active[m] for m in align.pair)))
         batches = real.calibration_batches(outer)
         for net in self.networks:
             net.calibrate(net.prepare(batch) for batch in batches)
@@ -101,17 +127,17 @@ class Pool:
 
     def _training_part(self, trained: Sequence[Tensor], images: Tensor, targets: Tensor, part: slice) -> _Part:
         """Differentiate one part of a minibatch's loss, weighted so that the parts add up to the whole's mean."""
-        features = [net(net.prepare(images[part])) for net in self.networks]
-        loss = torch.stack([F.cross_entropy(f.logits, targets[part]) for f in features]).sum()
+        features = {m: net(net.prepare(images[part])) for m, net in enumerate(self.networks)}
+        loss = torch.stack([F.cross_entropy(f.logits, targets[part]) for f in features.values()]).sum()
         if self.alignments:
             loss = loss + torch.stack([align(features) for align in self.alignments]).mean()
-        hits = [(f.logits.detach().argmax(1) == targets[part].argmax(1)).sum() for f in features]
+        hits = [(f.logits.detach().argmax(1) == targets[part].argmax(1)).sum() for f in features.values()]
         share = (part.stop - part.start) / len(images)
         return torch.autograd.grad(loss * share, trained, allow_unused=True), torch.stack(hits)
 
     def _projection_part(self, learnt: Sequence[Tensor], images: Tensor, part: slice) -> _Part:
         with torch.no_grad():
-            features = [net(net.prepare(images[part])) for net in self.networks]
+            features = {m: net(net.prepare(images[part])) for m, net in enumerate(self.networks)}
         loss = torch.stack([align(features) for align in self.alignments]).mean()
         share = (part.stop - part.start) / len(images)
         return torch.autograd.grad(loss * share, learnt), torch.zeros(1)

@@ -19,6 +19,7 @@ from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.checkpoint import Position
 from hmdc_hub.condense.images import StoredImages, starting_images
 from hmdc_hub.condense.loop import Condenser, StepReport
+from hmdc_hub.condense.memory import Memory, choose_memory
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
 from hmdc_hub.errors import DivergedError, OutOfMemoryError
@@ -115,6 +116,7 @@ class _Session:
         self.threads = Threads(device)
         self.parameters: dict[str, int] = {}
         self.condenser: Condenser
+        self.memory: Memory
 
     def begin(self) -> None:
         """Build everything and go to the newest checkpoint, or make the starting images."""
@@ -124,10 +126,14 @@ class _Session:
         networks = [build_for(model, self.source).to(self.device) for model in self.recipe.pool]
         self.parameters = {net.spec.name: parameter_count(net) for net in networks}
         pool = Pool(networks, spec, seed, self.threads)
+        self.memory = choose_memory(pool, real, self.recipe)
+        pool.low_memory = self.memory.low
+        if self.memory.low and spec.memory == "auto":
+            self.listener(Note(self.memory.why))
         if found is None:
             self.listener(Stage("start", f"{spec.start}, {spec.factor**2 * spec.ipc} images per class"))
             pool.reset(0, real)
-            images = StoredImages.begin(starting_images(networks[0], real, spec, seed, self.threads), self.source)
+            images = StoredImages.begin(starting_images(pool.networks[0], real, spec, seed, self.threads), self.source)
             self._write_set(self.run.start, images)
             self.condenser = Condenser(spec, seed, real, pool, images)
             self._truncate_log(0)
@@ -253,6 +259,7 @@ class _Session:
             versions={name: metadata.version(name) for name in REPORTED_VERSIONS} | {"python": sys.version.split()[0]},
             device=torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
             threads=self.threads.count,
+            memory="low" if self.memory.low else "fast",
             seconds=round(self._seconds(), 1),
             image_steps=self.total,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else _peak_resident_bytes(),

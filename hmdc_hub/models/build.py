@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def _family(spec: ModelSpec) -> Family:
             return BUILTIN[spec.id]
     else:
         library = LIBRARIES[spec.source]
-        if "/" in spec.id and hasattr(library, "family_of_config"):
+        if re.search(r"[/:]", spec.id) and hasattr(library, "family_of_config"):
             family: Family = library.family_of_config(spec.id, weights.config_of(spec))
             return family
         found: Family | None = library.family(spec.id)

@@ -206,7 +206,7 @@ def _first_line(error: BaseException) -> str:
 
 def named(model: nn.Module, wanted: object) -> str:
     """Find the dotted name of a module in a model."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
     return names[id(wanted)]
 
 

@@ -7,23 +7,19 @@ shape that differs is an error, but for classifiers, which are always new, and p
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hmdc_hub.errors import ModelError, NetworkError
+from hmdc_hub.errors import ModelError, NetworkError, NotFoundError
 from hmdc_hub.models.family import Family, Network
-from hmdc_hub.models.library import LibraryNetwork
-from hmdc_hub.schema import ModelSpec
+from hmdc_hub.models.fitting import fitting
+from hmdc_hub.schema import LOCAL, ModelSpec, is_local_path
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.hub_errors import reading
 
@@ -33,14 +29,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def is_local(name: str) -> bool:
-    """Tell whether weights or an id are a path here: by how it is written, never by what lies there."""
-    return name.startswith(("./", "../", "/", "~")) or name.endswith(".safetensors") or os.path.isabs(name)
-
-
 def is_hub_id(name: str) -> bool:
     """Tell whether weights or an id name a repository of the Hub."""
-    return not is_local(name) and _HUB_ID.fullmatch(name) is not None
+    return not is_local_path(name) and _HUB_ID.fullmatch(name) is not None
 
 
 def settle(spec: ModelSpec) -> ModelSpec:
@@ -56,8 +47,8 @@ def settle(spec: ModelSpec) -> ModelSpec:
         if spec.revision is not None and _COMMIT.fullmatch(spec.revision):
             return spec
         return spec.model_copy(update={"revision": _commit(spec, repo)})
-    if is_local(spec.weights):
-        return spec.model_copy(update={"revision": spec.revision or _fingerprint(_local_files(spec.weights))})
+    if spec.local_names() and spec.revision is None:
+        return spec.model_copy(update={"revision": _fingerprint(spec)})
     return spec
 
 
@@ -79,7 +70,7 @@ def pretrained(spec: ModelSpec, family: Family, net: Network) -> dict[str, Tenso
     if spec.weights == "none":
         return {}
     state = _named(spec) if spec.source == "torchvision" and re.fullmatch(r"\w+", spec.weights) else _tensors(spec)
-    return _fitting(spec.weights, net, family.load(net, state))
+    return fitting(spec.weights, net, family.load(net, state))
 
 
 def config_of(spec: ModelSpec) -> dict[str, Any]:
@@ -89,7 +80,9 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
         ModelError: There is none, or it is damaged.
         NetworkError: The Hub cannot be reached, or the cache does not hold it while offline.
     """
-    if is_local(spec.id):
+    _refuse_placeholder("id", spec.id)
+    if is_local_path(spec.id):
+        _refuse_change(spec)
         path: Path | None = Path(spec.id).expanduser() / CONFIG
     elif not is_hub_id(spec.id):
         raise ModelError(
@@ -139,13 +132,10 @@ def _named(spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
-    if is_local(spec.weights):
+    _refuse_placeholder("weights", spec.weights)
+    if is_local_path(spec.weights):
+        _refuse_change(spec)
         files = _local_files(spec.weights)
-        if spec.revision is not None and _fingerprint(files) != spec.revision:
-            raise ModelError(
-                f"weights: {spec.weights} is no longer the file of revision {spec.revision}",
-                hint="Put that file back, or leave revision out for the one that is there.",
-            )
     elif is_hub_id(spec.weights):
         if "/" in spec.id and is_hub_id(spec.id) and spec.id != spec.weights:
             raise ModelError(
@@ -153,11 +143,6 @@ def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
                 hint="Name the architecture under id, or the same repository twice.",
             )
         files = _hub_files(spec)
-    elif spec.weights.startswith("local:"):
-        raise ModelError(
-            f"weights: {spec.weights} stands for a file of whoever published this recipe",
-            hint="Ask them for it, and put its path here.",
-        )
     else:
         raise ModelError(
             f"weights: {spec.weights!r} is neither none, a Hub id (owner/name) nor a path (./x.safetensors)",
@@ -262,56 +247,27 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _fingerprint(files: list[Path]) -> str:
-    return "-".join(sha256_file(file)[:16] for file in files)
+def _fingerprint(spec: ModelSpec) -> str:
+    """Say which local files these are, by the beginning of the SHA-256 of each."""
+    files = [Path(spec.id).expanduser() / CONFIG] if is_local_path(spec.id) else []
+    files += _local_files(spec.weights) if is_local_path(spec.weights) else []
+    try:
+        return "-".join(sha256_file(file)[:16] for file in files)
+    except NotFoundError as error:
+        raise ModelError(error.message.rstrip("."), hint="Paths begin in the current folder.") from error
 
 
-def _fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Choose what the network's body needs, in its shapes; position embeddings are resized to its grid."""
-    wanted = {
-        key: value
-        for key, value in net.state_dict().items()
-        if not key.startswith(tuple(f"{head}." for head in net.heads)) and not key.endswith("num_batches_tracked")
-    }
-    missing = [key for key in wanted if key not in values]
-    if missing:
+def _refuse_change(spec: ModelSpec) -> None:
+    if spec.revision is not None and _fingerprint(spec) != spec.revision:
         raise ModelError(
-            f"weights {name} lack {_some(missing)} of the network",
-            hint="Make id and args those of the network that the weights were trained in.",
+            f"{' and '.join(spec.local_names().values())} are no longer the files of revision {spec.revision}",
+            hint="Put those back, or leave revision out for the ones that are there.",
         )
-    found, wrong = {}, []
-    for key, value in wanted.items():
-        given = values[key]
-        if given.shape != value.shape:
-            given = _resized(key, given, value, net)
-        if given.shape != value.shape:
-            wrong.append(f"{key} is {_shape(given)} there and {_shape(value)} here")
-        found[key] = given.to(value.dtype)
-    if wrong:
+
+
+def _refuse_placeholder(key: str, name: str) -> None:
+    if name.startswith(LOCAL):
         raise ModelError(
-            f"weights {name} are of another shape: {_some(wrong)}",
-            hint="Make args and input_size those of the network that the weights were trained in.",
+            f"{key}: {name} stands for a file of whoever published this recipe",
+            hint="Ask them for it, and put its path here.",
         )
-    return found
-
-
-def _resized(key: str, given: Tensor, wanted: Tensor, net: Network) -> Tensor:
-    """Interpolate position embeddings, 1 x (prefix + grid x grid) x D, to another grid (Dosovitskiy et al., 2021)."""
-    position = re.search(r"pos(ition)?_embed", key)
-    if not position or given.dim() != 3 or not isinstance(net, LibraryNetwork) or given.shape[2] != wanted.shape[2]:
-        return given
-    for prefix in {net.places[0].prefix, int(net.places[0].class_token), 0}:
-        old, new = (math.isqrt(max(length - prefix, 0)) for length in (given.shape[1], wanted.shape[1]))
-        if old**2 + prefix == given.shape[1] and new**2 + prefix == wanted.shape[1]:
-            grid = given[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-            grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-            return torch.cat([given[:, :prefix].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-    return given
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "a number"
-
-
-def _some(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else f"{items[0]} (and {len(items) - 1} more)"

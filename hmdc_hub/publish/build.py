@@ -15,7 +15,7 @@ from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.scan import refuse_secrets
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview
-from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
+from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     TEMPORARY,
     json_text,
@@ -115,11 +115,18 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> 
 
 
 def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Recipe]:
-    """Replace a local source's path by its base name and fingerprint: where somebody keeps data is nobody's business.
+    """Replace paths by base names and fingerprints: where somebody keeps data and weights is nobody's business.
 
     The placeholder, `local:<base name>@<16 hex digits of the fingerprint>`, tells a reader who has the data too which
     they are; no program takes it for a path.
     """
+    info = info.model_copy(update={"models": [model.without_paths() for model in info.models]})
+    recipe = recipe.model_copy(
+        update={
+            "pool": [model.without_paths() for model in recipe.pool],
+            "evaluate": without_model_paths(recipe.evaluate),
+        }
+    )
     if info.source.kind != "local":
         return info, recipe
     # PureWindowsPath splits at both kinds of slash.
@@ -130,6 +137,11 @@ def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Rec
         info.model_copy(update={"source": source}),
         recipe.model_copy(update={"source": recipe.source.model_copy(update={"id": place})}),
     )
+
+
+def without_model_paths(protocol: EvaluateSpec) -> EvaluateSpec:
+    """Replace the paths of weights in a protocol by base names."""
+    return protocol.model_copy(update={"models": [model.without_paths() for model in protocol.models]})
 
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
@@ -144,7 +156,11 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     write_text_atomic(data / "info.json", json_text(info))
     write_bytes_atomic(folder / "assets" / config / "preview.png", _contact_sheet(parquet, info))
     if scores is not None:
-        shutil.copyfile(run.scores, data / "scores.json")
+        protocol = without_model_paths(scores.protocol)
+        if protocol == scores.protocol:
+            shutil.copyfile(run.scores, data / "scores.json")
+        else:
+            write_text_atomic(data / "scores.json", json_text(scores.model_copy(update={"protocol": protocol})))
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
         write_bytes_atomic(folder / "assets" / config / "scores.png", plot_scores(scores))
     write_text_atomic(data / "manifest.json", json_text(_manifest(folder, config, parquet, info)))

@@ -18,7 +18,7 @@ from hmdc_hub.schema.files import (
     SetHeader,
     SourceInfo,
 )
-from hmdc_hub.schema.model import LearningRates, ModelSpec
+from hmdc_hub.schema.model import LOCAL, LearningRates, ModelSpec, is_local_path
 from hmdc_hub.schema.recipe import (
     BASELINES,
     AugmentSpec,
@@ -39,6 +39,7 @@ from hmdc_hub.schema.recipe import (
 __all__ = [
     "BASELINES",
     "FORMAT_VERSION",
+    "LOCAL",
     "NEEDED",
     "PARQUET",
     "RESERVED",
@@ -68,4 +69,5 @@ __all__ = [
     "Strict",
     "canonical_json",
     "sha256_of",
+    "is_local_path",
 ]

@@ -78,6 +78,7 @@ class ArtifactInfo(Strict):
     Attributes:
         tensors_sha256: SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet.
         threads: CPU threads that worked side by side; the bytes do not depend on them.
+        memory: How the matching step was computed, low or fast; null in a set of an older program.
         seconds: Wall time of condensing over all resumes, evaluation apart.
         peak_memory_bytes: Of the process on a CPU, of the device otherwise.
     """
@@ -94,6 +95,7 @@ class ArtifactInfo(Strict):
     versions: dict[str, str]
     device: str
     threads: int
+    memory: Literal["low", "fast"] | None = None
     seconds: float
     image_steps: int
     peak_memory_bytes: int

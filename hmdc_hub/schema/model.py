@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import NAME, NotNegative, Positive, Rate, Strict
+
+
+def is_local_path(name: str) -> bool:
+    """Tell whether weights or an id of a model are a path here: by how they are written, not by what lies there."""
+    return name.startswith(("./", "../", "/", "~", ".\\")) or name.endswith(".safetensors") or name[1:3] == ":\\"
+
+
+LOCAL = "local:"
+"""What a published recipe has in place of a path, followed by its base name."""
 
 
 class LearningRates(Strict):
@@ -32,7 +42,7 @@ class ModelSpec(Strict):
         min_length=1,
         description="builtin: convnet | mlp | resnet; torchvision: a builder, such as resnet50; transformers: a type "
         "of configuration with an image classifier, such as vit, or a Hub id whose config.json says so; timm: an "
-        "architecture, or a Hub id.",
+        "architecture, or a Hub id; for both also a folder with a config.json (./folder).",
         examples=["convnet"],
     )
     args: dict[str, int | float | bool | str | list[int | float | str]] = Field(
@@ -103,9 +113,19 @@ class ModelSpec(Strict):
     license: str | None = Field(None, description="Licence of the weights or code, as an SPDX id.", examples=["mit"])
     description: str = Field("", description="One sentence for `pool ls` and the card.")
 
+    def local_names(self) -> dict[str, str]:
+        """Give the keys of this entry that name a path here, with their values."""
+        return {key: value for key in ("id", "weights") if is_local_path(value := str(getattr(self, key)))}
+
+    def without_paths(self) -> ModelSpec:
+        """Return the entry with base names in place of paths: what is published; `revision` says what was there."""
+        # Both kinds of slash, wherever this runs.
+        names = {key: LOCAL + re.split(r"[/\\]", path.rstrip("/\\"))[-1] for key, path in self.local_names().items()}
+        return self.model_copy(update=names) if names else self
+
     @model_validator(mode="after")
     def _weights(self) -> ModelSpec:
-        if self.revision is not None and self.weights == "none" and "/" not in self.id:
+        if self.revision is not None and self.weights == "none" and not re.search(r"[/:]", self.id):
             raise ValueError("revision belongs to a Hub id or a file under weights, or to a Hub id under id")
         return self
 

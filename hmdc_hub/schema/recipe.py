@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import NAME, RESERVED, NotNegative, Positive, Rate, Share, Strict, sha256_of
-from hmdc_hub.schema.model import ModelSpec
+from hmdc_hub.schema.model import LOCAL, ModelSpec, is_local_path
 
 
 class SourceSpec(Strict):
@@ -132,6 +132,18 @@ class CondenseSpec(Strict):
         "something else without.",
         examples=[True],
     )
+    pool_strategy: Literal["all", "pair"] = Field(
+        "all",
+        description="all: every model condenses all the time; pair: two of them, drawn anew at every network reset, "
+        "which costs as much as a pool of two.",
+        examples=["all"],
+    )
+    memory: Literal["auto", "low", "fast"] = Field(
+        "auto",
+        description="low: the matching step holds the graph of one model at a time, and computes more; fast: of two. "
+        "auto: low where fast would not fit. The result is the same up to rounding.",
+        examples=["auto"],
+    )
     images: ImagesSpec = Field(default_factory=ImagesSpec, description="Optimiser of the stored images.")
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="Choice of the real batch.")
     networks: NetworksSpec = Field(default_factory=NetworksSpec, description="Network training.")
@@ -254,6 +266,11 @@ class Recipe(Strict):
         models = section if key == "pool" else section.get("models", []) if key == "evaluate" else []
         for model in models:
             del model["description"], model["license"]
+            for name in ("id", "weights"):  # where a file lies is no part of what it is; its revision says that
+                if is_local_path(model[name]) or model[name].startswith(LOCAL):
+                    model[name] = LOCAL
+        if key == "condense":
+            del section["memory"]
         return section
 
 

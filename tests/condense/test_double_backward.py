@@ -97,21 +97,21 @@ def plain_targets(
         wanted = torch.autograd.grad(loss_of(real), parameters, allow_unused=True)
         given = torch.autograd.grad(loss_of(fake), parameters, create_graph=True, allow_unused=True)
         pairs = [(a, b) for a, b in zip(wanted, given, strict=True) if a is not None and b is not None]
-        return torch.stack([((a - b) ** 2).sum() for a, b in pairs]).sum()
+        return torch.stack([torch.zeros(()), *(((a - b) ** 2).sum() for a, b in pairs)]).sum()
 
     for model in models:
 
         def cross_entropy(x: Tensor, model: PoolModel = model) -> Tensor:
             return F.cross_entropy(model(model.prepare(x)).logits, torch.ones(len(x), dtype=torch.int64))
 
-        targets.append(distance(cross_entropy, list(model.parameters())))
+        targets.append(distance(cross_entropy, list(model.trained().values())))
     for alignment in alignments:
         a, b = alignment.pair
 
         def distillation(x: Tensor, alignment: Alignment = alignment) -> Tensor:
             return plain_distillation(alignment, [m(m.prepare(x)) for m in models])
 
-        targets.append(distance(distillation, [*models[a].parameters(), *models[b].parameters()]))
+        targets.append(distance(distillation, [*models[a].trained().values(), *models[b].trained().values()]))
     return targets
 
 
@@ -125,16 +125,28 @@ def images(*shape: int) -> Tensor:
     return torch.randn(*shape, 3, SIDE, SIDE, generator=rng.generator(4, "test"))
 
 
+def partly(spec: ModelSpec, train: str) -> ModelSpec:
+    return spec.model_copy(update={"train": train})
+
+
+MEMORY = pytest.mark.parametrize("low", [False, True], ids=["fast", "low"])
+
+
+@MEMORY
 @pytest.mark.parametrize(
     "specs",
-    [[CONVNET], [VIT], [MLP], [RESNET], [CONVNET, VIT], [VIT, CONVNET], [CONVNET, VIT, MLP], [RESNET, VIT, MLP]],
-    ids=lambda specs: "+".join(spec.name for spec in specs),
-)
-def test_any_number_of_models(specs: list[ModelSpec]) -> None:
+    [
+        [CONVNET], [VIT], [MLP], [RESNET], [CONVNET, VIT], [VIT, CONVNET], [CONVNET, VIT, MLP], [RESNET, VIT, MLP],
+        [CONVNET, VIT, MLP, RESNET], [partly(CONVNET, "last_1"), partly(VIT, "last_2")],
+        [partly(CONVNET, "head"), VIT], [partly(CONVNET, "head"), partly(VIT, "head")],
+    ],
+    ids=lambda specs: "+".join(f"{spec.name}-{spec.train}" for spec in specs),
+)  # fmt: skip
+def test_any_number_of_models(specs: list[ModelSpec], low: bool) -> None:
     models = build(specs)
     alignments = align(models)
     stored, real = images(2), images(5)
-    objectives = Objectives(models, alignments)
+    objectives = Objectives(models, alignments, low_memory=low)
     assert len(objectives.names()) == len(specs) + len(specs) * (len(specs) - 1) // 2
     balance = Balance.fresh(CLASSES, len(objectives.names()), enabled=False)
     gradient, targets, _ = class_gradient(objectives, balance, stored, real, 1, View(), factor=2, update=False)
@@ -143,13 +155,34 @@ def test_any_number_of_models(specs: list[ModelSpec]) -> None:
     torch.testing.assert_close(targets, torch.stack(wanted).detach(), rtol=1e-5, atol=1e-9)
     (plain,) = torch.autograd.grad(torch.stack(wanted).sum(), leaf)
     assert float((gradient - plain).norm() / plain.norm()) < 1e-5
+    balance = Balance.fresh(CLASSES, len(objectives.names()), enabled=False)
+    apart, _, _ = class_gradient(objectives, balance, stored, real, 1, View(), factor=2, update=True)
+    assert float((apart - plain).norm() / plain.norm()) < 1e-5
 
 
-def test_balance_over_three_steps() -> None:
+@MEMORY
+@pytest.mark.parametrize("match", [True, False])
+def test_distillation_alone_and_matching_alone(match: bool, low: bool) -> None:
+    models = build([CONVNET, VIT, MLP])
+    alignments = [] if match else align(models)
+    stored, real = images(2), images(5)
+    objectives = Objectives(models, alignments, match=match, low_memory=low)
+    balance = Balance.fresh(CLASSES, 3, enabled=False)
+    gradient, targets, _ = class_gradient(objectives, balance, stored, real, 1, View(), factor=2, update=False)
+    leaf = stored.clone().requires_grad_()
+    wanted = plain_targets(models, align(models), real, pack.decode(leaf, 2))
+    wanted = wanted[:3] if match else wanted[3:]
+    torch.testing.assert_close(targets, torch.stack(wanted).detach(), rtol=1e-5, atol=1e-9)
+    (plain,) = torch.autograd.grad(torch.stack(wanted).sum(), leaf)
+    assert float((gradient - plain).norm() / plain.norm()) < 1e-5
+
+
+@MEMORY
+def test_balance_over_three_steps(low: bool) -> None:
     """Weights follow the accumulated largest gradients, are kept between updates, and add up at the second update."""
     models = build([CONVNET, VIT])
     alignments = align(models)
-    objectives = Objectives(models, alignments)
+    objectives = Objectives(models, alignments, low_memory=low)
     balance = Balance.fresh(CLASSES, 3, enabled=True)
     accumulated = torch.full((3,), 1e-6)
     for step, update in enumerate([True, False, True]):
