@@ -32,7 +32,7 @@ VERBS = {
     "pull": Verb("hmdc_hub.cli.pull:pull", "Get a verified copy of a published set as a folder."),
     "verify": Verb("hmdc_hub.cli.verify:verify", "Check a published set, a package or a run again."),
     "recipes": Verb("hmdc_hub.cli.recipes:recipes", "List, show, copy and validate recipes."),
-    "pool": Verb("hmdc_hub.cli.pool:pool", "List, show and copy the models that recipes name."),
+    "pool": Verb("hmdc_hub.cli.pool:pool", "List, show, copy and check the models that recipes name."),
     "init": Verb("hmdc_hub.cli.init:init", "Write a recipe for a dataset of your own."),
     "runs": Verb("hmdc_hub.cli.runs:runs", "List, show and remove runs."),
     "env": Verb("hmdc_hub.cli.env:env", "Print versions, devices and Hub settings, for bug reports."),

@@ -1,4 +1,4 @@
-"""`hmdc-hub pool`: list, show and copy the entries of model_pool/. Nothing here needs torch."""
+"""`hmdc-hub pool`: list, show, copy and check the entries of model_pool/. Only `check` needs torch, once it runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from hmdc_hub.cli import output
+from hmdc_hub.cli.check import check
 from hmdc_hub.cli.recipes import JSON, entries_document
 
 
-@click.group(short_help="List, show and copy the models that recipes name.")
+@click.group(short_help="List, show, copy and check the models that recipes name.")
 def pool() -> None:
-    """List, show and copy the models that recipes name under `pool` and `evaluate.models`.
+    """List, show, copy and check the models that recipes name under `pool` and `evaluate.models`.
 
     A pool entry is a small YAML file: where a model comes from, its size, its learning rates. A recipe names a copy of
     your own by its path, such as ./mine.yaml.
@@ -58,3 +59,6 @@ def copy(name: str, destination: Path, force: bool) -> None:
     written = copy_model(name, destination, force=force)
     output.data("\n".join(str(path) for path in written))
     output.hint(f"edit it, then name it in a recipe: pool: [./{written[0].name}, ...]")
+
+
+pool.add_command(check)

@@ -85,7 +85,7 @@ def probe(objectives: Objectives, real: RealImages, recipe: Recipe) -> tuple[Cal
     """Prepare one class's matching on a few images.
 
     Returns:
-        A function that does it, with an update of the balance or without, and how many times as many images the run has.
+        A function that does it, with an update of the balance or without; how many times as many images the run has.
     """
     spec = recipe.condense
     decoded = spec.ipc * spec.factor**2

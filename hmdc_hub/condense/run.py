@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections import deque
@@ -16,6 +15,7 @@ import torch
 from hmdc_hub import __version__, pack
 from hmdc_hub.condense import checkpoint
 from hmdc_hub.condense.batches import RealImages
+from hmdc_hub.condense.check import peak_resident_bytes
 from hmdc_hub.condense.checkpoint import Position
 from hmdc_hub.condense.images import StoredImages, starting_images
 from hmdc_hub.condense.loop import Condenser, StepReport
@@ -262,7 +262,7 @@ class _Session:
             memory="low" if self.memory.low else "fast",
             seconds=round(self._seconds(), 1),
             image_steps=self.total,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else _peak_resident_bytes(),
+            peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_resident_bytes(),
             clamped_share=self.clamped,
             ipc=self.recipe.condense.ipc,
             factor=self.recipe.condense.factor,
@@ -283,8 +283,3 @@ def _plain(event: ImageStep) -> dict[str, Any]:
         "images_per_second": round(event.images_per_second, 1),
         "seconds_left": round(event.seconds_left, 1),
     }
-
-
-def _peak_resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

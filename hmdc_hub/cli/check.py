@@ -1,0 +1,145 @@
+"""`hmdc-hub pool check`: whether models can join a pool, each looked at in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hmdc_hub.cli import output
+from hmdc_hub.errors import HmdcError, UsageError
+
+if TYPE_CHECKING:
+    from hmdc_hub.condense.check import Check
+    from hmdc_hub.schema import ModelSpec
+
+EPILOG = """\b
+hmdc-hub pool check vit_tiny ./mine.yaml
+hmdc-hub pool check --all --markdown > pool.md"""
+
+
+@click.command("check", short_help="Build models and check their gradients.", epilog=EPILOG)
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "everything", is_flag=True, help="Every model that comes with hmdc-hub.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps or auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@click.option("--markdown", is_flag=True, help="Print the result as a Markdown table.")
+def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, markdown: bool) -> None:
+    """Build each model NAME, a pool entry or the path of one, from fresh weights, and check what condensing needs.
+
+    Prints its taps, one forward pass, and one image gradient for 8 real and 8 synthetic images with the time and the
+    memory that it takes; ERROR compares the gradient, mutual distillation included, with the plain double backward.
+    What is wrong with a model is said in one line, and the exit status is then 1. Pretrained weights are not downloaded.
+    """
+    from hmdc_hub.catalog import list_models, load_model
+    from hmdc_hub.cli.device import pick
+
+    if bool(names) == everything:
+        raise UsageError("Name models to check, or give --all.", hint="hmdc-hub pool ls lists them.")
+    if as_json and markdown:
+        raise UsageError("--json and --markdown are two forms of the same output.", hint="Leave one out.")
+    specs = [load_model(name) for name in (names or [entry.name for entry in list_models()])]
+    where = str(pick(device))
+    rows = list(_checked(specs, where))
+    if as_json:
+        output.document([_document(spec, result) for spec, result in rows])
+    elif markdown:
+        output.data(_markdown(rows))
+    else:
+        output.data(_table(rows))
+        for spec, result in rows if len(rows) == 1 else []:
+            output.data(_taps(spec, result))
+    if any(isinstance(result, str) for _, result in rows):
+        raise SystemExit(1)
+
+
+Row = tuple["ModelSpec", "Check | str"]
+"""A model with what was found, or what is wrong with it."""
+
+
+def _checked(specs: Sequence[ModelSpec], device: str) -> Iterator[Row]:
+    spawn = multiprocessing.get_context("spawn")
+    for number, spec in enumerate(specs, 1):
+        output.talk(f"{spec.name} ({number} of {len(specs)})")
+        # One process for each: its memory is measured, and one that dies takes no other with it.
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            try:
+                yield spec, pool.submit(check_one, spec, device).result()
+            except BrokenProcessPool:
+                yield spec, "the process that built it died; was there too little memory?"
+
+
+def check_one(spec: ModelSpec, device: str) -> Check | str:
+    """Check one model in this process; gives what is wrong with it as one line."""
+    import torch
+
+    from hmdc_hub.condense.check import check_model
+
+    try:
+        return check_model(spec, torch.device(device))
+    except HmdcError as error:
+        return " ".join(f"{error.message} {error.hint or ''}".split())
+    # Whatever a library raises while its model is differentiated twice is a finding about that model.
+    except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return f"it can be built, but not differentiated as condensing does it: {lines[0]}"
+
+
+_HEADER = ["NAME", "INPUT", "PARAMETERS", "TAPS", "FORWARD", "GRADIENT", "MEMORY", "ERROR"]
+
+
+def _cells(spec: ModelSpec, result: Check | str) -> list[str]:
+    if isinstance(result, str):
+        return [spec.name, "", "", "", "", "", "", result]
+    return [
+        spec.name,
+        f"{result.input_size}",
+        f"{result.parameters:,}",
+        _summary(result),
+        f"{result.forward_ms:.0f} ms",
+        f"{result.gradient_ms:.0f} ms",
+        output.amount(result.memory_bytes),
+        f"{result.error:.0e} {result.dtype}",
+    ]
+
+
+def _summary(result: Check) -> str:
+    """Write taps shortly: `3 maps 64x56 .. 512x7`, channels times side."""
+    first, last = result.taps[0], result.taps[-1]
+    kinds = {tap.kind for tap in result.taps}
+    kind = "tokens" if kinds == {"tokens"} else "maps" if kinds == {"map"} else "taps"
+    shapes = list(dict.fromkeys(f"{tap.channels}x{tap.side}" for tap in (first, last)))
+    return f"{len(result.taps)} {kind} {' .. '.join(shapes)}"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    good = [_cells(spec, result) for spec, result in rows if not isinstance(result, str)]
+    lines = [output.columns(_HEADER, good)] if good else []
+    return "\n".join([*lines, *(f"{spec.name}: {result}" for spec, result in rows if isinstance(result, str))])
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    cells = [_cells(spec, result) for spec, result in rows]
+    lines = [[title.lower() for title in _HEADER], ["---"] * len(_HEADER), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _taps(spec: ModelSpec, result: Check | str) -> str:
+    if isinstance(result, str):
+        return ""
+    lines = [
+        f"{number:>3}  {tap.name}  {tap.kind}, {tap.channels} channels, {tap.side} x {tap.side}"
+        for number, tap in enumerate(result.taps)
+    ]
+    return "\n".join(["", "taps", *lines])
+
+
+def _document(spec: ModelSpec, result: Check | str) -> dict[str, Any]:
+    if isinstance(result, str):
+        return {"name": spec.name, "problem": result}
+    return {"problem": None, **asdict(result)}

@@ -1,0 +1,183 @@
+"""Whether a model can join a pool: built, run, and its image gradient compared with the plain double backward."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmdc_hub import rng
+from hmdc_hub.condense import low_memory, match
+from hmdc_hub.condense.align import Alignment
+from hmdc_hub.condense.loop import plain_attention
+from hmdc_hub.condense.match import Objectives
+from hmdc_hub.models import PoolModel, TapInfo, build_model, parameter_count
+from hmdc_hub.schema import ModelSpec
+
+BATCH, SIDE, CLASSES = 8, 32, 10
+"""A source such as CIFAR-10, and images per batch."""
+
+FLOAT32_ERROR = 1e-4
+"""Relative error of the image gradient up to which float32 is believed; above it both sides are taken in float64."""
+
+PARTNER = ModelSpec(name="partner", source="builtin", id="convnet", args={"depth": 2, "width": 8}, input_size=16)
+"""The other model of the pair whose mutual distillation is differentiated."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found about one model.
+
+    Attributes:
+        name: Of the pool entry.
+        input_size: Side of its input in pixels.
+        parameters: All of them; `trained` those that are matched.
+        taps: The selected ones.
+        forward_ms: One forward pass of 8 images, median of three.
+        gradient_ms: Its matching for 8 real and 8 synthetic images with the derivative, median of three.
+        memory_bytes: What that took beside the network: growth of the process on a CPU, of what is allocated on a GPU.
+        error: Norm of the difference of image gradients, matching and mutual distillation together, over the norm.
+        dtype: In which the two were compared.
+    """
+
+    name: str
+    input_size: int
+    parameters: int
+    trained: int
+    taps: tuple[TapInfo, ...]
+    forward_ms: float
+    gradient_ms: float
+    memory_bytes: int
+    error: float
+    dtype: str
+
+
+def check_model(spec: ModelSpec, device: torch.device) -> Check:
+    """Check a pool entry from fresh weights; nothing is downloaded but a config.json that its id may name.
+
+    Peak memory is told from the growth of the process: call this in a process of its own.
+
+    Args:
+        spec: The pool entry; its weights are left out.
+        device: Where to.
+
+    Raises:
+        ModelError: It cannot be built.
+    """
+    spec = spec.model_copy(update={"weights": "none"})
+    model, partner = (_built(each, device) for each in (spec, PARTNER))
+    real, synthetic = (_images(seed, device) for seed in (1, 2))
+    with plain_attention():
+        with torch.no_grad():
+            forward = _milliseconds(lambda: model(model.prepare(real)), device)
+        alone = Objectives([model], [])
+        memory = _growth(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
+        taken = _milliseconds(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
+        error, dtype = _error(model, partner, real, synthetic), "float32"
+        if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
+            model, partner = model.double(), partner.double()
+            error, dtype = _error(model, partner, real.double(), synthetic.double()), "float64"
+    trained = sum(p.numel() for p in model.trained().values())
+    return Check(
+        spec.name, model.input_size, parameter_count(model), trained, model.taps, forward, taken, memory, error, dtype
+    )
+
+
+def _built(spec: ModelSpec, device: torch.device) -> PoolModel:
+    """Build a model as after a reset: fresh, its batch norm calibrated."""
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    model = build_model(spec, num_classes=CLASSES, source_size=SIDE, channels=3, mean=mean, std=std)
+    model.reset(rng.generator(0, "check"))
+    model = model.to(device)
+    model.calibrate([model.prepare(_images(0, device))])
+    return model.eval()
+
+
+def _images(seed: int, device: torch.device) -> Tensor:
+    return torch.randn(BATCH, 3, SIDE, SIDE, generator=rng.generator(seed, "check", "images")).to(device)
+
+
+def _error(model: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float:
+    """Compare the gradient as a run with little memory takes it with the plain one; both of all targets summed."""
+    align = Alignment((0, 1), (model.taps, partner.taps))
+    align.reset(rng.generator(0, "check", "projections"))
+    align = align.to(synthetic.device, synthetic.dtype)
+    ours = low_memory.image_derivatives(Objectives([model, partner], [align]), real, synthetic, 1, [1.0] * 3)
+    plain = _plain_gradient([model, partner], align, real, synthetic)
+    return float((ours.gradients[0] - plain).norm() / plain.norm())
+
+
+def _plain_gradient(models: Sequence[PoolModel], align: Alignment, real: Tensor, synthetic: Tensor) -> Tensor:
+    """Differentiate the sum of all targets as the paper writes it, through one graph of everything."""
+    x = synthetic.detach().requires_grad_()
+
+    def gradients(images: Tensor, create_graph: bool) -> list[Tensor | None]:
+        features = {m: net(net.prepare(images)) for m, net in enumerate(models)}
+        labels = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        found: list[Tensor | None] = []
+        everything = [p for net in models for p in net.trained().values()]
+        for loss in (*(F.cross_entropy(f.logits, labels) for f in features.values()), align(features)):
+            found += torch.autograd.grad(
+                loss, everything, create_graph=create_graph, retain_graph=True, allow_unused=True
+            )
+        return found
+
+    wanted, given = gradients(real, False), gradients(x, True)
+    terms = [(a - b).square().sum() for a, b in zip(wanted, given, strict=True) if a is not None and b is not None]
+    return torch.autograd.grad(torch.stack(terms).sum(), x)[0]
+
+
+def _milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)
+
+
+def _growth(work: Callable[[], Any], device: torch.device) -> int:
+    """Measure by how much memory grows at most while work is done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    before = resident_bytes()
+    work()
+    return max(peak_resident_bytes() - before, 0)
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process ever had, in bytes."""
+    # Linux hands ru_maxrss of the parent on to a process that was started from it; VmHWM begins anew.
+    return _from_status("VmHWM") or _maxrss()
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has now, in bytes; where that cannot be told, the most it ever had."""
+    return _from_status("VmRSS") or _maxrss()
+
+
+def _from_status(key: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def _maxrss() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
