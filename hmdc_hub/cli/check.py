@@ -34,7 +34,8 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
 
     Prints its taps, one forward pass, and one image gradient for 8 real and 8 synthetic images with the time and the
     memory that it takes; ERROR compares the gradient, mutual distillation included, with the plain double backward.
-    What is wrong with a model is said in one line, and the exit status is then 1. Pretrained weights are not downloaded.
+    What is wrong with a model is said in one line, and the exit status is then 1. Pretrained weights are not
+    downloaded.
     """
     from hmdc_hub.catalog import list_models, load_model
     from hmdc_hub.cli.device import pick

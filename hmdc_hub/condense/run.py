@@ -256,7 +256,7 @@ class _Session:
             source=self.source.info,
             models=list(self.recipe.pool),
             parameters=self.parameters,
-            versions={name: metadata.version(name) for name in REPORTED_VERSIONS} | {"python": sys.version.split()[0]},
+            versions=_versions({model.source for model in self.recipe.pool}),
             device=torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
             threads=self.threads.count,
             memory="low" if self.memory.low else "fast",
@@ -271,6 +271,11 @@ class _Session:
             tensors_sha256=sha256_file(self.run.condensed),
             parquet_sha256=sha256_file(self.run.parquet),
         )
+
+
+def _versions(sources: set[str]) -> dict[str, str]:
+    names = [*REPORTED_VERSIONS, *({"timm"} & sources)]
+    return {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
 
 
 def _plain(event: ImageStep) -> dict[str, Any]:

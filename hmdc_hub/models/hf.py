@@ -211,13 +211,11 @@ def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
     absent = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     values = {name: value for name, value in loaded.state_dict().items() if name not in absent}
-    # What has another shape is left to the caller as it is in the checkpoint: position embeddings can be resized.
     for name, shape, _ in info["mismatched_keys"]:
-        found = [
-            value for key, value in state.items() if key.endswith(name.rpartition(".")[2]) and value.shape == shape
-        ]
-        if len(found) == 1:
-            values[name] = found[0]
+        # Position embeddings are given as they are, to be resized; of the rest only the shape matters, for the message.
+        last = name.rpartition(".")[2]
+        same = [value for key, value in state.items() if key.endswith(last) and value.shape == shape]
+        values[name] = same[0] if len(same) == 1 else torch.empty(shape, device="meta")
     return prefixed(values)
 
 

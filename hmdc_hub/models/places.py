@@ -112,9 +112,9 @@ def _candidates(model: nn.Module, heads: Sequence[str]) -> list[str]:
     found = [name for name in found if not _closing(model.get_submodule(name))]
     outermost: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, containers) and not any(name.startswith(f"{outer}.") for outer in outermost):
+        if isinstance(module, containers) and not any(not o or name.startswith(f"{o}.") for o in outermost):
             outermost.append(name)
-            found += [f"{name}.{child}" for child, _ in module.named_children()]
+            found += [f"{name}.{child}" if name else child for child, _ in module.named_children()]
     classifying = {head.rpartition(".")[0] for head in heads} - {""}
     return [name for name in dict.fromkeys(found) if name.rpartition(".")[0] not in classifying]
 
