@@ -168,8 +168,8 @@ def table(cells: dict[str, Any], mode: str, seeds: int) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         low, high = (f"{x:+.1f}" if x is not None else "?" for x in (gain.low, gain.high))
         rows.append(
-            f"| {variant} | {steps:.0f} | {processor:.0f} | {statistics.fmean(values):.1f} ± {spread:.1f} | {per_model[0]} "
-            f"| {per_model[1]} | {gain.mean:+.1f} ({low} to {high}) |"
+            f"| {variant} | {steps:.0f} | {processor:.0f} | {statistics.fmean(values):.1f} ± {spread:.1f} "
+            f"| {per_model[0]} | {per_model[1]} | {gain.mean:+.1f} ({low} to {high}) |"
         )
     head = "| variant | image steps | CPU seconds | mean ± sd | mlp | swin_micro | over start (95 %) |\n"
     head += "|---|---|---|---|---|---|---|"

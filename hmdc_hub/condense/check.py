@@ -80,7 +80,7 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
         with torch.no_grad():
             forward = _milliseconds(lambda: model(model.prepare(real)), device)
         alone = Objectives([model], [])
-        memory = _growth(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
+        memory = growth(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
         taken = _milliseconds(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
         error, dtype = _error(model, partner, real, synthetic), "float32"
         if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
@@ -147,7 +147,7 @@ def _milliseconds(work: Callable[[], Any], device: torch.device) -> float:
     return 1000 * statistics.median(times)
 
 
-def _growth(work: Callable[[], Any], device: torch.device) -> int:
+def growth(work: Callable[[], Any], device: torch.device) -> int:
     """Measure by how much memory grows at most while work is done."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

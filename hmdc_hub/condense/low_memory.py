@@ -8,20 +8,21 @@ images x through model k alone, and through p_k, and
     dD/dx = sum_k  dD_k/dx at fixed p_k  +  sum_j (du_j/dx)^T sum_k (dp_k/du_j)^T dD_k/dp_k.
 
 So one pass makes the taps, a second takes dD_k/dx and dD_k/dp_k model by model, and a third takes the last term model
-by model. It costs two more forward passes and one more backward pass of each model than holding the pair would, and
+by model. It costs a few more forward passes and one more backward pass of each model than holding the pair would, and
 agrees with it up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub.condense.align import Alignment
-from hmdc_hub.condense.match import Derivatives, Objectives, gradient, labels, squared_distance, trained
+from hmdc_hub.condense.match import Derivatives, Gradient, Objectives, gradient, labels, squared_distance, trained
 from hmdc_hub.models import Features
 
 Sides = tuple[Tensor, Tensor]
@@ -40,7 +41,10 @@ def image_derivatives(
     # What each pair's distance wants of p, filled in model by model.
     wanted_of_pulls: list[list[Tensor | None]] = [[None, None] for _ in objectives.alignments]
     for m in range(len(objectives.networks)):
-        _differentiate_one(objectives, m, real, x, label, pulls_real, pulls, wanted_of_pulls, found)
+        _differentiate_own(objectives, m, real, x, label, found)
+        for place, side in _pairs_of(objectives, m):
+            both = (_Pair(place, side, pulls_real[place][side]), _Pair(place, side, pulls[place][side]))
+            wanted_of_pulls[place][side] = _differentiate_side(objectives, m, real, x, label, both, found)
     coupled = [_through_the_pulls(*args) for args in zip(objectives.alignments, taps, wanted_of_pulls, strict=True)]
     for m in range(len(objectives.networks)):
         _add_coupling(objectives, m, x, coupled, found)
@@ -86,48 +90,57 @@ def _pull(align: Alignment, first: Tensor, second: Tensor, *, create_graph: bool
     return a, b
 
 
-def _differentiate_one(
-    objectives: Objectives,
-    m: int,
-    real: Tensor,
-    x: Tensor,
-    label: int,
-    pulls_real: Sequence[Sides],
-    pulls: Sequence[Sides],
-    wanted_of_pulls: list[list[Tensor | None]],
-    found: Derivatives,
-) -> None:
-    """Add what one model's gradients contribute at fixed p, and note what they want of p."""
-    own, parameters = objectives.own(m), trained(objectives.networks[m])
-    features = _features(objectives, m, real)
-    wanted = {}
-    if own is not None:
-        wanted[own] = gradient(F.cross_entropy(features.logits, labels(real, label)), parameters, keep=True)
-    for place, side in _pairs_of(objectives, m):
-        projected = objectives.alignments[place].project(side, features)
-        wanted[objectives.mutual(place)] = gradient(projected, parameters, vector=pulls_real[place][side], keep=True)
-    del features
-    features = _features(objectives, m, x)
-    if own is not None:
-        loss = F.cross_entropy(features.logits, labels(x, label))
-        given = gradient(loss, parameters, create_graph=True)
-        distance = squared_distance(wanted.pop(own), given, like=x)
-        del loss, given
-        found.add_loss(own, distance)
-        found.add(own, gradient(found.weight(own) * distance, [x], keep=True)[0])
-        del distance
-    for place, side in _pairs_of(objectives, m):
-        target = objectives.mutual(place)
-        projected = objectives.alignments[place].project(side, features)
-        pull = pulls[place][side].detach().requires_grad_()
-        given = gradient(projected, parameters, vector=pull, create_graph=True)
-        distance = squared_distance(wanted.pop(target), given, like=x)
-        del projected, given
-        found.add_loss(target, distance)
-        at_fixed_pull, wanted_of_pull = gradient(found.weight(target) * distance, [x, pull], keep=True)
-        del distance
-        found.add(target, at_fixed_pull)
-        wanted_of_pulls[place][side] = wanted_of_pull
+def _gradient_of(
+    objectives: Objectives, m: int, images: Tensor, label: int, pair: _Pair | None, *, create_graph: bool
+) -> Gradient:
+    """Compute what a target takes of one model: the parameter gradient of the cross-entropy, or of a distillation.
+
+    A pass of its own for every target: a graph that is used once is freed while it is differentiated.
+    """
+    features, parameters = _features(objectives, m, images), trained(objectives.networks[m])
+    if pair is None:
+        return gradient(F.cross_entropy(features.logits, labels(images, label)), parameters, create_graph=create_graph)
+    projected = objectives.alignments[pair.place].project(pair.side, features)
+    return gradient(projected, parameters, vector=pair.pull, create_graph=create_graph)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One side of a pair with its p."""
+
+    place: int
+    side: int
+    pull: Tensor
+
+
+def _differentiate_own(objectives: Objectives, m: int, real: Tensor, x: Tensor, label: int, found: Derivatives) -> None:
+    """Add a model's own target."""
+    target = objectives.own(m)
+    if target is None:
+        return
+    wanted = _gradient_of(objectives, m, real, label, None, create_graph=False)
+    distance = squared_distance(wanted, _gradient_of(objectives, m, x, label, None, create_graph=True), like=x)
+    found.add_loss(target, distance)
+    found.add(target, gradient(found.weight(target) * distance, [x])[0])
+
+
+def _differentiate_side(
+    objectives: Objectives, m: int, real: Tensor, x: Tensor, label: int, pulls: tuple[_Pair, _Pair], found: Derivatives
+) -> Tensor | None:
+    """Add what one model contributes to a pair's target at fixed p; returns what that wants of p.
+
+    `pulls` are the side of the pair with p for the real images, and for the synthetic ones.
+    """
+    target = objectives.mutual(pulls[0].place)
+    pull = pulls[1].pull.detach().requires_grad_()
+    wanted = _gradient_of(objectives, m, real, label, pulls[0], create_graph=False)
+    given = _gradient_of(objectives, m, x, label, replace(pulls[1], pull=pull), create_graph=True)
+    distance = squared_distance(wanted, given, like=x)
+    del given
+    found.add_loss(target, distance)
+    at_fixed_pull, of_pull = gradient(found.weight(target) * distance, [x, pull])
+    found.add(target, at_fixed_pull)
+    return of_pull
 
 
 def _through_the_pulls(align: Alignment, taps: Sides, wanted: Sequence[Tensor | None]) -> Sides | None:

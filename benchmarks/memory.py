@@ -1,0 +1,100 @@
+"""Peak memory and time of one class's matching in its two forms, each in a fresh process.
+
+    python benchmarks/memory.py [MODEL ...] [--images 16] [--side 32] [--threads 4]
+
+Pools: each model alone, then the first two, three, ... of them, `fast` (holds the graphs of a pair) and `low` (of one
+model). Memory is the growth of the process from just before the step to its peak (of what is allocated, on a GPU); time
+is the median of three steps after it. Prints a Markdown table with ratios to the largest model alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import click
+
+
+def measure(names: list[str], low: bool, images: int, side: int, threads: int, device: str) -> tuple[int, float]:
+    """Run one pool in this process; bytes and seconds."""
+    import torch
+
+    from hmdc_hub import rng
+    from hmdc_hub.catalog import load_model
+    from hmdc_hub.condense import low_memory, match
+    from hmdc_hub.condense.align import Alignment
+    from hmdc_hub.condense.check import growth
+    from hmdc_hub.condense.loop import plain_attention
+    from hmdc_hub.condense.match import Objectives
+    from hmdc_hub.models import build_model
+
+    torch.set_num_threads(threads)
+    place = torch.device(device)
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    models = []
+    for name in names:
+        spec = load_model(name).model_copy(update={"weights": "none", "revision": None})
+        model = build_model(spec, num_classes=10, source_size=side, channels=3, mean=mean, std=std)
+        model.reset(rng.generator(0, "memory", name))
+        models.append(model.to(place).eval())
+    pairs = [(a, b) for a in range(len(models)) for b in range(a + 1, len(models))]
+    alignments = [Alignment(pair, (models[pair[0]].taps, models[pair[1]].taps)).to(place) for pair in pairs]
+    targets = Objectives(models, alignments, low_memory=low)
+    real, synthetic = (
+        torch.randn(images, 3, side, side, generator=rng.generator(i, "memory")).to(place) for i in range(2)
+    )
+    engine = low_memory if low else match
+    weights = [1.0] * len(targets.names())
+
+    def step() -> Any:
+        with plain_attention():
+            return engine.image_derivatives(targets, real, synthetic, 1, weights)
+
+    with torch.no_grad():  # what libraries allocate at a first call is no part of it
+        for model in models:
+            model(model.prepare(real[:1]))
+    grown = growth(step, place)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        step()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        times.append(time.perf_counter() - began)
+    return grown, statistics.median(times)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--images", default=16, show_default=True, help="Real ones, and as many synthetic ones.")
+@click.option("--side", default=32, show_default=True, help="Of the source's images.")
+@click.option("--threads", default=4, show_default=True, help="On a CPU.")
+@click.option("--device", default="cpu", show_default=True)
+def main(names: tuple[str, ...], images: int, side: int, threads: int, device: str) -> None:
+    """Measure and print."""
+    models = list(names or ("convnet3", "vit_tiny", "resnet18"))
+    jobs = [([name], False) for name in models]
+    jobs += [(models[:count], low) for count in range(2, len(models) + 1) for low in (False, True)]
+    rows, spawn = [], multiprocessing.get_context("spawn")
+    for pool, low in jobs:
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            grown, seconds = process.submit(measure, pool, low, images, side, threads, device).result()
+        rows.append((pool, low, grown, seconds))
+        click.echo(f"{' + '.join(pool)}: {grown / 2**20:.0f} MiB, {seconds:.2f} s", err=True)
+    largest = max(grown for pool, _, grown, _ in rows if len(pool) == 1)
+    print(f"{images} + {images} images of {side} pixels, {device}, {threads} threads\n")
+    print("| pool | memory | MiB | to the largest alone | s | to fast |\n|---|---|---|---|---|---|")
+    for pool, low, grown, seconds in rows:
+        fast = next(s for p, is_low, _, s in rows if p == pool and not is_low)
+        form = "alone" if len(pool) == 1 else "low" if low else "fast"
+        print(
+            f"| {' + '.join(pool)} | {form} | {grown / 2**20:.0f} | {grown / largest:.2f} | {seconds:.2f} "
+            f"| {seconds / fast:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
