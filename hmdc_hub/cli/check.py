@@ -56,7 +56,7 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
         for spec, result in rows if len(rows) == 1 else []:
             output.data(_taps(spec, result))
     if any(isinstance(result, str) for _, result in rows):
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)
 
 
 Row = tuple["ModelSpec", "Check | str"]
