@@ -67,8 +67,8 @@ DIGITS: dict[str, Any] = {
 CIFAR: dict[str, Any] = {
     "source": {"size": 32, "channels": 3},
     "condense": {
-        "ipc": 1, "resets": 4, "batch": 32, "images": {"lr": 0.02}, "cluster": {"candidates": 250},
-        "networks": {"reset_every": 15, "batches_per_step": 4, "batch": 64}, "projection": {"batches_per_step": 2},
+        "ipc": 1, "resets": 3, "batch": 16, "images": {"lr": 0.02}, "cluster": {"candidates": 250},
+        "networks": {"reset_every": 10, "batches_per_step": 4, "batch": 64}, "projection": {"batches_per_step": 2},
     },
     "evaluate": {"epochs": 150},
 }  # fmt: skip
