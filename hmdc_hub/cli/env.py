@@ -17,6 +17,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "transformers",
+    "timm",
     "datasets",
     "huggingface-hub",
     "hf-xet",

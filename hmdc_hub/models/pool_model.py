@@ -149,13 +149,15 @@ class PoolModel(nn.Module):
         return self
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set running statistics to the average over batches of fresh statistics; nothing without batch normalisation.
+        """Set running statistics to the average over batches of fresh statistics.
+
+        Does nothing without batch normalisation, and to pretrained networks, whose statistics belong to their weights.
 
         Args:
             batches: Prepared images, B x channels x input_size x input_size with B > 1; with no batch at all the
                 statistics become those of a new layer, mean 0 and variance 1.
         """
-        if not self._batch_norms:
+        if not self._batch_norms or self._pretrained:
             return
         momenta = [norm.momentum for norm in self._batch_norms]
         try:

@@ -123,6 +123,14 @@ def test_torchvision_file(tmp_path: Path) -> None:
     assert_pretrained(build(mobilenet(file)), file)
 
 
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_pretrained_running_statistics_are_not_calibrated(tmp_path: Path, batch_norm: str) -> None:
+    file = written_mobilenet(tmp_path / "mine.safetensors")
+    model = build(mobilenet(file, batch_norm=batch_norm), seed=1)
+    model.calibrate([torch.randn(4, 3, 32, 32)])
+    assert torch.equal(body(model)["model.features.0.1.running_mean"], load_file(file)["features.0.1.running_mean"])
+
+
 def test_our_own_file(tmp_path: Path) -> None:
     spec = ModelSpec(name="c", source="builtin", id="convnet", args={"depth": 1, "width": 4})
     state = build(spec, num_classes=7, seed=5).net.state_dict()
