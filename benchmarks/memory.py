@@ -10,8 +10,6 @@ is the median of three steps after it. Prints a Markdown table with ratios to th
 from __future__ import annotations
 
 import multiprocessing
-import statistics
-import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -26,7 +24,7 @@ def measure(names: list[str], low: bool, images: int, side: int, threads: int, d
     from hmdc_hub.catalog import load_model
     from hmdc_hub.condense import low_memory, match
     from hmdc_hub.condense.align import Alignment
-    from hmdc_hub.condense.check import growth
+    from hmdc_hub.condense.check import growth, milliseconds
     from hmdc_hub.condense.loop import plain_attention
     from hmdc_hub.condense.match import Objectives
     from hmdc_hub.models import build_model
@@ -57,14 +55,7 @@ def measure(names: list[str], low: bool, images: int, side: int, threads: int, d
         for model in models:
             model(model.prepare(real[:1]))
     grown = growth(step, place)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        step()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        times.append(time.perf_counter() - began)
-    return grown, statistics.median(times)
+    return grown, milliseconds(step, place) / 1000
 
 
 @click.command()

@@ -78,10 +78,10 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
     real, synthetic = (_images(seed, device) for seed in (1, 2))
     with plain_attention():
         with torch.no_grad():
-            forward = _milliseconds(lambda: model(model.prepare(real)), device)
+            forward = milliseconds(lambda: model(model.prepare(real)), device)
         alone = Objectives([model], [])
         memory = growth(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
-        taken = _milliseconds(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
+        taken = milliseconds(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
         error, dtype = _error(model, partner, real, synthetic), "float32"
         if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
             model, partner = model.double(), partner.double()
@@ -136,7 +136,8 @@ def _plain_gradient(models: Sequence[PoolModel], align: Alignment, real: Tensor,
     return torch.autograd.grad(torch.stack(terms).sum(), x)[0]
 
 
-def _milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Time work: the median of three calls."""
     times = []
     for _ in range(3):
         began = time.perf_counter()

@@ -231,14 +231,17 @@ def _download(spec: ModelSpec, repo: str, file: str) -> Path | None:
 def _commit(spec: ModelSpec, repo: str) -> str:
     import huggingface_hub
 
+    import hmdc_hub
+
     if _offline():
         raise ModelError(
             f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and offline {repo} can only be read from the cache at a "
             f"full commit, not {spec.revision or 'main'!r}.",
             hint="Unset HF_HUB_OFFLINE, or copy  revision: <40 hex digits>  from an earlier run's recipe.yaml.",
         )
+    api = huggingface_hub.HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
     with reading(repo, spec.revision, kind="model"):
-        return str(huggingface_hub.HfApi().model_info(repo, revision=spec.revision).sha)
+        return str(api.model_info(repo, revision=spec.revision, timeout=30).sha)
 
 
 def _offline() -> bool:

@@ -408,3 +408,35 @@ def test_a_local_file_that_changed_is_refused(tmp_path: Path) -> None:
     written_timm(file, qkv_bias=False)
     assert f"no longer the files of revision {spec.revision}" in failure(spec)
     assert settle(spec) == spec
+
+
+@pytest.mark.parametrize(
+    ("id_", "config", "base"),
+    [
+        ("dinov2_with_registers", "Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"),
+        ("vit", "ViTConfig", "ViTModel"),
+        ("swin", "SwinConfig", "SwinModel"),
+        ("convnextv2", "ConvNextV2Config", "ConvNextV2Model"),
+        ("beit", "BeitConfig", "BeitModel"),
+    ],
+)
+def test_checkpoints_of_a_body_alone(tmp_path: Path, id_: str, config: str, base: str) -> None:
+    """Self-supervised models are published without a classifier, under names without their family's prefix."""
+    known: dict[str, dict[str, Any]] = {
+        "vit": TINY_VIT,
+        "beit": {**TINY_VIT, "use_relative_position_bias": True},
+        "dinov2_with_registers": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 8},
+        "swin": {"patch_size": 2, "embed_dim": 6, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        "convnextv2": {"patch_size": 2, "num_stages": 2, "hidden_sizes": [6, 12], "depths": [1, 1]},
+    }
+    args = known[id_]
+    torch.manual_seed(4)
+    body_alone = getattr(transformers, base)(getattr(transformers, config)(**args, image_size=16))
+    body_alone.save_pretrained(tmp_path / "body")
+    spec = ModelSpec(name="b", source="transformers", id=id_, args=args, weights=str(tmp_path / "body"))
+    model = build(spec, seed=1)
+    prefix = f"model.{id_}."
+    theirs = {f"{prefix}{name}": value for name, value in body_alone.state_dict().items() if "pooler" not in name}
+    ours = body(model)
+    assert len(theirs) > 20 and set(ours) - set(theirs) <= {f"{prefix}pooler.layernorm.{p}" for p in ("weight", "bias")}
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
