@@ -10,7 +10,7 @@ from typing import Any
 from hmdc_hub.catalog.entries import read_document
 from hmdc_hub.catalog.problems import check
 from hmdc_hub.errors import FormatError, NotFoundError, Problem, RecipeError, UsageError
-from hmdc_hub.schema import LOCAL, ModelSpec, Recipe
+from hmdc_hub.schema import LOCAL, ModelSpec, Recipe, is_local_path
 from hmdc_hub.yaml12 import show
 
 _HINT = "Nothing in it was read or run. Look at the file; if you trust it, copy it and edit that line."
@@ -18,7 +18,7 @@ _HINT = "Nothing in it was read or run. Look at the file; if you trust it, copy 
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # What stands for a local source is a base name, in whatever alphabet.
 _SOURCE = rf"builtin:\w+|torchvision:\w+|local:[^/\\\x00-\x1f\x7f]+|{_HUB_ID}"
-_MODEL = rf"{_HUB_ID}(@[\w.-]+)?|local:[^/\\\x00-\x1f\x7f]+"
+_MODEL = rf"{_HUB_ID}(@[\w.-]+)?|local:[^/\\~.\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*"
 
 _SOURCE_FILES = {".parquet"}
 """What `sources` takes for a file even if it is not there."""
@@ -78,14 +78,23 @@ def _about_models(recipe: Recipe, here: bool) -> Iterator[Problem]:
     for place, models in (("pool", recipe.pool), ("evaluate.models", recipe.evaluate.models)):
         for number, model in enumerate(models):
             for key, text in _texts(model):
-                # A placeholder for an author's file keeps that file's name; nothing opens it.
-                suffix = "" if text.startswith(LOCAL) else PurePosixPath(text.partition("@")[0]).suffix.lower()
-                file = suffix in _MODEL_FILES
-                # A bare name such as `mlp` is a folder's by chance; a file of that name, or a path, would be opened.
-                taken = here and (_is_file(Path(text)) or ("/" in text and _exists(Path(text))))
-                if file or taken or not re.fullmatch(_MODEL, text, re.ASCII):
+                if _may_be_opened(text, here) if key in ("id", "weights") else _is_path(text):
                     rule = "names a local path or file, which a published recipe may not"
                     yield Problem(f"{place}.{number}.{key}", None, show(text), rule)
+
+
+def _may_be_opened(text: str, here: bool) -> bool:
+    """Tell whether an id or weights could make a program open a file of this machine."""
+    # A placeholder for an author's file keeps that file's name; nothing opens it.
+    suffix = "" if text.startswith(LOCAL) else PurePosixPath(text.partition("@")[0]).suffix.lower()
+    # A bare name such as `mlp` is a folder's by chance; a file of that name, or a path, would be opened.
+    taken = here and (_is_file(Path(text)) or ("/" in text and _exists(Path(text))))
+    return suffix in _MODEL_FILES or taken or not re.fullmatch(_MODEL, text, re.ASCII)
+
+
+def _is_path(text: str) -> bool:
+    """Tell whether a setting is written like a path; branches such as refs/pr/3 are not."""
+    return is_local_path(text) or "\\" in text or ".." in text or "\0" in text
 
 
 def _texts(model: ModelSpec) -> Iterator[tuple[str, str]]:
@@ -96,6 +105,7 @@ def _texts(model: ModelSpec) -> Iterator[tuple[str, str]]:
             yield key, value
         elif isinstance(value, dict):
             for name, part in value.items():
+                yield f"{key}.{name}", str(name)
                 yield from walk(f"{key}.{name}", part)
         elif isinstance(value, list):
             for number, part in enumerate(value):

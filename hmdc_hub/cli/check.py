@@ -86,9 +86,9 @@ def check_one(spec: ModelSpec, device: str) -> Check | str:
     except HmdcError as error:
         return " ".join(f"{error.message} {error.hint or ''}".split())
     # Whatever a library raises while its model is differentiated twice is a finding about that model.
-    except (RuntimeError, NotImplementedError, AssertionError, TypeError, ValueError) as error:
+    except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        return f"it can be built, but not differentiated as condensing does it: {lines[0]}"
+        return f"it can be built, but not differentiated as condensing does it: {type(error).__name__}: {lines[0]}"
 
 
 _HEADER = ["NAME", "INPUT", "PARAMETERS", "TAPS", "FORWARD", "GRADIENT", "MEMORY", "ERROR"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -115,11 +115,11 @@ def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
     A recipe that names no revision goes on with the revision its run started with, also when the dataset or a model has
     a newer one since, and also without a network.
     """
-    known = {model.name: model for model in (*stored.pool, *stored.evaluate.models)} if stored is not None else {}
-    models = [_settled_model(model, known.get(model.name)) for model in recipe.evaluate.models]
+    pool, scored = ([], []) if stored is None else (stored.pool, stored.evaluate.models)
+    models = [_settled_model(model, scored) for model in recipe.evaluate.models]
     recipe = recipe.model_copy(
         update={
-            "pool": [_settled_model(model, known.get(model.name)) for model in recipe.pool],
+            "pool": [_settled_model(model, pool) for model in recipe.pool],
             "evaluate": recipe.evaluate.model_copy(update={"models": models}),
         }
     )
@@ -132,9 +132,11 @@ def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
     return recipe.model_copy(update={"source": resolve_source(source)})
 
 
-def _settled_model(model: ModelSpec, known: ModelSpec | None) -> ModelSpec:
-    if known is not None and model.revision is None and (model.id, model.weights) == (known.id, known.weights):
-        return model.model_copy(update={"revision": known.revision})
+def _settled_model(model: ModelSpec, stored: Sequence[ModelSpec]) -> ModelSpec:
+    if model.revision is None:
+        for known in stored:
+            if (model.name, model.id, model.weights) == (known.name, known.id, known.weights):
+                return model.model_copy(update={"revision": known.revision})
     return settle(model)
 
 

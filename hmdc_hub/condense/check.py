@@ -73,7 +73,8 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
     Raises:
         ModelError: It cannot be built.
     """
-    spec = spec.model_copy(update={"weights": "none"})
+    # A local revision is about weights, too, which are left out.
+    spec = spec.model_copy(update={"weights": "none", "revision": None if spec.local_names() else spec.revision})
     model, partner = (_built(each, device) for each in (spec, PARTNER))
     real, synthetic = (_images(seed, device) for seed in (1, 2))
     with plain_attention():

@@ -34,17 +34,25 @@ def fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str, 
     missing = [key for key in wanted if key not in values]
     if missing:
         raise ModelError(
-            f"weights {name} lack {_some(missing)} of the network",
+            f"weights {name} lack {_some([_said(key) for key in missing])} of the network",
             hint="Make id and args those of the network that the weights were trained in.",
         )
-    found, wrong = {}, []
+    found, wrong, strange = {}, [], []
     for key, value in wanted.items():
         given = values[key]
+        if value.is_floating_point() and not given.is_floating_point():
+            strange.append(f"{_said(key)} holds {str(given.dtype).removeprefix('torch.')}")
+            continue
         if given.shape != value.shape:
             given = _resized(key, given, value, net)
         if given.shape != value.shape:
-            wrong.append(f"{key} is {_shape(given)} there and {_shape(value)} here")
+            wrong.append(f"{_said(key)} is {_shape(given)} there and {_shape(value)} here")
+            continue
+        if value.is_floating_point() and not bool(torch.isfinite(given).all()):
+            strange.append(f"{_said(key)} holds numbers that are not finite")
         found[key] = given.to(value.dtype)
+    if strange:
+        raise ModelError(f"weights {name} are no trained network: {_some(strange)}")
     if wrong:
         raise ModelError(
             f"weights {name} are of another shape: {_some(wrong)}",
@@ -56,7 +64,13 @@ def fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str, 
 def _resized(key: str, given: Tensor, wanted: Tensor, net: Network) -> Tensor:
     """Interpolate position embeddings, 1 x (prefix + grid x grid) x D, to another grid (Dosovitskiy et al., 2021)."""
     position = re.search(r"pos(ition)?_embed", key)
-    if not position or given.dim() != 3 or not isinstance(net, LibraryNetwork) or given.shape[2] != wanted.shape[2]:
+    if (
+        not position
+        or given.is_meta
+        or given.dim() != 3
+        or not isinstance(net, LibraryNetwork)
+        or given.shape[2] != wanted.shape[2]
+    ):
         return given
     for prefix in {net.places[0].prefix, int(net.places[0].class_token), 0}:
         old, new = (math.isqrt(max(length - prefix, 0)) for length in (given.shape[1], wanted.shape[1]))
@@ -65,6 +79,11 @@ def _resized(key: str, given: Tensor, wanted: Tensor, net: Network) -> Tensor:
             grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
             return torch.cat([given[:, :prefix].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
     return given
+
+
+def _said(key: str) -> str:
+    """Write a name as the library does, which a checkpoint's reader knows."""
+    return key.removeprefix("model.")
 
 
 def _shape(tensor: Tensor) -> str:

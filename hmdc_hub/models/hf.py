@@ -28,6 +28,24 @@ FIXED = {
     "hidden_dropout_prob": DROPOUT,
     "attention_probs_dropout_prob": DROPOUT,
     "drop_path_rate": "stochastic depth is always off here, in condensing and in evaluation",
+    **dict.fromkeys(
+        (
+            "_name_or_path",
+            "architectures",
+            "cache_dir",
+            "dtype",
+            "model_type",
+            "name_or_path",
+            "output_attentions",
+            "output_hidden_states",
+            "quantization_config",
+            "return_dict",
+            "torch_dtype",
+            "transformers_version",
+            "use_return_dict",
+        ),
+        "it is no part of the architecture",
+    ),
     "auto_map": "models that bring their own code are not run",
     "trust_remote_code": "models that bring their own code are not run",
 }
@@ -37,22 +55,34 @@ DISTILLED = "deit_distilled"
 """What a DeiT with a second classifier on a distillation token is called: transformers has two classes for one type."""
 
 
+LEFT_OUT = {
+    "timm_wrapper": "it is a network of timm: set source: timm and id: the architecture",
+    **dict.fromkeys(
+        ("clip", "siglip", "siglip2", "metaclip_2", "shieldgemma2"), "its image tower is one part of a larger model"
+    ),
+    **dict.fromkeys(("imagegpt", "perceiver"), "it has no maps or patch tokens that could be compared"),
+}
+"""Types that transformers counts among image classifiers and that cannot join a pool, with the reason."""
+
+
 def names() -> list[str]:
     """List the types."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
-    return sorted([*KNOWN, DISTILLED])
+    return sorted({*KNOWN, DISTILLED} - set(LEFT_OUT))
 
 
 def family(id_: str) -> Family | None:
     """Describe a type of configuration; None if transformers has no image classifier of that type."""
     if id_ == "vit":
         return VIT
+    if id_ in LEFT_OUT:
+        raise ModelError(f"transformers' {id_} cannot join a pool: {LEFT_OUT[id_]}")
     return _open_family(id_) if id_ in names() else None
 
 
 @cache
-def _open_family(id_: str) -> Family:
+def _open_family(id_: str) -> ConfigFamily:
     from transformers import AutoConfig
 
     kind = "deit" if id_ == DISTILLED else id_
@@ -68,19 +98,17 @@ def family_of_config(id_: str, config: Mapping[str, Any]) -> Family:
     """
     kind = str(config.get("model_type", ""))
     if kind not in names():
-        why = (
+        why = LEFT_OUT.get(kind) or (
             "it needs code from its repository, and remote code is never run here"
             if config.get("auto_map")
             else f"transformers has no image classifier of type {kind!r}"
         )
         raise ModelError(f"{id_} cannot be built: {why}", hint="Name a model of a type in `hmdc-hub pool ls`.")
-    if "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ()):
+    if "DeiTForImageClassificationWithTeacher" in str(config.get("architectures")):
         kind = DISTILLED
-    fields = {name: value for name, value in config.items() if name not in {*FIXED, *_BOOKKEEPING}}
-    return ConfigFamily(args={}, make=partial(make, kind, fields), fixed=FIXED, load=load, known=tuple(config))
-
-
-_BOOKKEEPING = {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+    fields = {name: value for name, value in config.items() if name not in FIXED}
+    known = tuple({*_open_family(kind).known, *config})
+    return ConfigFamily(args={}, make=partial(make, kind, fields), fixed=FIXED, load=load, known=known)
 
 
 @dataclass(frozen=True)
@@ -146,9 +174,9 @@ def make_vit(args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
 
 
 def _construct(kind: str, fields: Mapping[str, Any], shape: Shape, side: int) -> nn.Module:
-    config = _config(kind, fields, shape, side)
-    cls = _class(kind, config)
-    model: nn.Module = cls._from_config(config)
+    with quiet():
+        config = _config(kind, fields, shape, side)
+        model: nn.Module = _class(kind, config)._from_config(config)
     return model
 
 
@@ -191,8 +219,11 @@ def _customary(base: str, config: Any) -> tuple[str, ...] | None:
     """Name the taps of families in which running the network does not show them."""
     if config.model_type == "resnet":
         return (f"{base}embedder", *(f"{base}encoder.stages.{i}" for i in range(len(config.depths))))
-    if config.model_type in ("swin", "swinv2"):  # a stage of theirs ends by halving
+    # A stage of these ends by halving.
+    if config.model_type in ("swin", "swinv2", "donut-swin"):
         return tuple(f"{base}encoder.layers.{i}.blocks.{depth - 1}" for i, depth in enumerate(config.depths))
+    if config.model_type == "focalnet":
+        return tuple(f"{base}encoder.stages.{i}.layers.{depth - 1}" for i, depth in enumerate(config.depths))
     return None
 
 
@@ -200,7 +231,7 @@ def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Let transformers read a checkpoint into a model of the same configuration: it knows names of old versions."""
     assert isinstance(net, LibraryNetwork)
     model: Any = net.model
-    with _quiet(), rng.global_seed(rng.generator(0, "weights")):
+    with quiet(), rng.global_seed(rng.generator(0, "weights")):
         loaded, info = type(model).from_pretrained(
             None,
             config=model.config,
@@ -215,12 +246,15 @@ def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Position embeddings are given as they are, to be resized; of the rest only the shape matters, for the message.
         last = name.rpartition(".")[2]
         same = [value for key, value in state.items() if key.endswith(last) and value.shape == shape]
-        values[name] = same[0] if len(same) == 1 else torch.empty(shape, device="meta")
+        exact = state.get(name)
+        if exact is None or exact.shape != shape:
+            exact = same[0] if len(same) == 1 else torch.empty(shape, device="meta")
+        values[name] = exact
     return prefixed(values)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' bars and tables of missing keys off the terminal: what matters of them we say ourselves."""
     from transformers.utils import logging
 

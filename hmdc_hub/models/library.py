@@ -148,77 +148,97 @@ def wrap(
         key: Tells networks of one structure: a reset builds a network again, and need not look for its taps again.
 
     Raises:
-        ModelError: It cannot have this side, or no taps can be found.
+        ModelError: It cannot be built, cannot have this side, or no taps can be found.
+    """
+    key = (key, shape)
+    images = torch.zeros(2, shape.channels, shape.side, shape.side)
+    model = _tried(construct, hints, shape, images if key not in _known_places else None)
+    found = hints(model)
+    if key in _known_places:
+        return LibraryNetwork(model, _known_places[key], found.heads, shape.channels)
+    if not found.heads:
+        raise ModelError("no classifier can be found in it")
+    net = LibraryNetwork(model, find_places(model, images, found), found.heads, shape.channels)
+    with torch.no_grad(), _keeping() as kept:
+        logits = net.logits(images)
+    if EMBEDDING not in kept or logits.shape != (2, shape.classes):
+        raise ModelError("no classifier can be found in it")
+    _known_places[key] = net.places
+    return net
+
+
+def _tried(
+    construct: Callable[[int], nn.Module],
+    hints: Callable[[nn.Module], Hints],
+    shape: Shape,
+    images: Tensor | None,
+) -> nn.Module:
+    """Build a library's model and run it once on images, if there are any.
+
+    Raises:
+        ModelError: The library refused, with whatever it raises for settings or sizes that do not go together.
     """
     try:
         model = construct(shape.side).eval()
         _start_off_zero(model, shape.channels)
-        found = hints(model)
-        key = (key, shape)
-        if key not in _known_places:
-            _known_places[key] = _checked_places(model, found, shape)
+        if images is not None:
+            _run_once(model, hints(model), images)
     except ModelError:
         raise
-    except _REFUSALS as error:
+    except Exception as error:
+        works = _sizes_that_work(construct, hints, shape)
+        if not works:
+            raise ModelError(f"it cannot be built: {first_line(error)}", hint="Look at args and id.") from error
         raise ModelError(
-            f"it cannot work on {shape.side} x {shape.side} pixels: {_first_line(error)}",
-            hint=_sizes_hint(construct, hints, shape),
+            f"it cannot work on {shape.side} x {shape.side} pixels: {first_line(error)}",
+            hint=f"Set input_size: {' or '.join(map(str, works))}.",
         ) from error
-    return LibraryNetwork(model, _known_places[key], found.heads, shape.channels)
+    return model
 
 
-class _TooSmallError(ValueError):
-    """A map of one pixel would be halved."""
-
-
-# What libraries raise where an input does not fit; ValueError takes in the one above.
-_REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError, TypeError)
-
-
-def _checked_places(model: nn.Module, hints: Hints, shape: Shape, device: str = "cpu") -> tuple[Place, ...]:
-    if hints.patch and shape.side % hints.patch:
+def _run_once(model: nn.Module, hints: Hints, images: Tensor) -> None:
+    """Run a model to see whether it takes images of this size; a map of one pixel must not be halved."""
+    side = images.shape[-1]
+    if hints.patch and side % hints.patch:
         raise ValueError(f"its patches of {hints.patch} x {hints.patch} pixels do not cover them")
-    images = torch.zeros(2, shape.channels, shape.side, shape.side, device=device)
     strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 and max(m.kernel_size) > 1]
     handles = [module.register_forward_pre_hook(_refuse_one_pixel) for module in strided]
     try:
         with torch.no_grad():
-            logits = logits_of(model(images))
+            model(images)
     finally:
         for handle in handles:
             handle.remove()
-    if not hints.heads:
-        raise ModelError("no classifier can be found in it")
-    if logits.shape != (2, shape.classes):
-        raise ValueError(f"it gives {tuple(logits.shape)} for two images and {shape.classes} classes")
-    return find_places(model, images, hints)
 
 
 def _refuse_one_pixel(module: nn.Module, args: tuple[Any, ...]) -> None:
     if args[0].shape[-1] == 1:
-        raise _TooSmallError("a map of one pixel would be halved")
+        raise ValueError("a map of one pixel would be halved")
 
 
-def _sizes_hint(construct: Callable[[int], nn.Module], hints: Callable[[nn.Module], Hints], shape: Shape) -> str:
-    """Try sizes around the one that failed, without computing anything (`meta` tensors)."""
-    around = {shape.side + 1}
+def _sizes_that_work(
+    construct: Callable[[int], nn.Module], hints: Callable[[nn.Module], Hints], shape: Shape
+) -> list[int]:
+    """Try sizes around one that failed, and the most usual one, without computing anything (`meta` tensors)."""
+    around = {shape.side + 1, 224}
     for step in (4, 7, 8, 14, 16, 32):
         around |= {shape.side // step * step, (shape.side // step + 1) * step, (shape.side // step + 2) * step}
-    works = []
+    works: list[int] = []
     for side in sorted(around - {0, shape.side}, key=lambda side: abs(side - shape.side)):
         try:
             with torch.device("meta"):
                 model = construct(side).eval()
-            _checked_places(model, hints(model), Shape(shape.classes, side, shape.channels, shape.modules), "meta")
-        except (*_REFUSALS, NotImplementedError, ModelError):
+                _run_once(model, hints(model), torch.zeros(2, shape.channels, side, side))
+        except Exception:  # whatever a library raises: this size does not work either
             continue
         works.append(side)
         if len(works) == 3:
             break
-    return f"Set input_size: {' or '.join(map(str, sorted(works)))}." if works else ""
+    return sorted(works)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Give the first line of what an exception says, or its type if it says nothing."""
     lines: list[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
     return str(lines[0]).rstrip(".") if lines else type(error).__name__
 

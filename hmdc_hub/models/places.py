@@ -8,6 +8,7 @@ names its modules instead (`ResNet`: the stem after max-pooling and the four sta
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def find_places(model: nn.Module, images: Tensor, hints: Hints) -> tuple[Place, 
     Raises:
         ModelError: A named module does not exist or gives no features, or nothing in the network does.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     unknown = [name for name in hints.modules or () if name not in modules]
     if unknown:
         near = ", ".join(_near(unknown[0], list(modules))) or "`pool check` prints its taps"
@@ -109,20 +110,31 @@ def _candidates(model: nn.Module, heads: Sequence[str]) -> list[str]:
     """Name the model's children, and the members of its outermost containers, where libraries keep blocks."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     found = [name for name, child in model.named_children() if not isinstance(child, containers)]
-    found = [name for name in found if not _closing(model.get_submodule(name))]
     outermost: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, containers) and not any(not o or name.startswith(f"{o}.") for o in outermost):
             outermost.append(name)
-            found += [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+            found += [f"{name}.{member}" if name else member for member in _called(module)]
     classifying = {head.rpartition(".")[0] for head in heads} - {""}
-    return [name for name in dict.fromkeys(found) if name.rpartition(".")[0] not in classifying]
+    found = [name for name in dict.fromkeys(found) if name.rpartition(".")[0] not in classifying]
+    return [name for name in found if not _closing(model.get_submodule(name))]
+
+
+def _called(container: nn.Module) -> Iterator[str]:
+    """Name a container's members; those that are never called, such as lists, are stood in for by their members."""
+    for name, child in container.named_children():
+        if type(child).forward is nn.Module.forward:
+            yield from (f"{name}.{member}" for member in _called(child))
+        else:
+            yield name
 
 
 def _closing(module: nn.Module) -> bool:
     """Tell what stands between the last block and the classifier from blocks: taps are before the final norm."""
     kind = type(module).__name__
-    return "Norm" in kind or "Pool" in kind or isinstance(module, nn.Identity)
+    norm = re.search(r"Norm(Act)?(\d?d)?$", kind) and not kind.startswith("Conv")
+    pooling = re.search(r"(Adaptive|Global|Avg)\w*Pool", kind)
+    return bool(norm or pooling) or isinstance(module, nn.Identity)
 
 
 def _by_the_rules(places: dict[str, Place], modules: dict[str, nn.Module]) -> list[str]:
@@ -192,7 +204,7 @@ def _hooked(modules: dict[str, nn.Module], record: Callable[[str], Callable[...,
 
 def first_tensor(output: Any) -> Tensor | None:
     """Give what a module returned, or the first part of it."""
-    if isinstance(output, tuple | list) and output:
+    while isinstance(output, tuple | list) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 

@@ -191,7 +191,10 @@ class PoolModel(nn.Module):
         # Asked of the network itself: what the tap before them depends on lies before them.
         done = self.net.run(torch.zeros(2, self.net.channels, self.input_size, self.input_size))
         values = list(parameters.values())
-        before = torch.autograd.grad(done.stages[-1 - count].sum(), values, retain_graph=True, allow_unused=True)
+        upstream = [torch.autograd.grad(s.sum(), values, retain_graph=True, allow_unused=True) for s in done.stages]
+        # In the order in which they come in the network, however `taps` lists them.
+        upstream.sort(key=lambda gradients: sum(gradient is not None for gradient in gradients))
+        before = upstream[-1 - count]
         reached = torch.autograd.grad(done.logits.sum(), values, allow_unused=True)
         for parameter, early, used in zip(values, before, reached, strict=True):
             parameter.requires_grad_(early is None and used is not None)

@@ -23,6 +23,23 @@ FIXED = {
     "pretrained": "it is the pool entry's weights",
     "pretrained_cfg": "it is the pool entry's weights",
     "checkpoint_path": "it is the pool entry's weights",
+    **dict.fromkeys(
+        (
+            "cache_dir",
+            "checkpoint",
+            "exportable",
+            "features_only",
+            "hf_hub_id",
+            "no_jit",
+            "out_indices",
+            "pretrained_cfg_overlay",
+            "pretrained_filter_fn",
+            "pretrained_strict",
+            "pretrained_tag",
+            "scriptable",
+        ),
+        "it is no part of the architecture",
+    ),
     "drop_rate": "dropout is always off here, in condensing and in evaluation",
     "drop_path_rate": "stochastic depth is always off here, in condensing and in evaluation",
 }
@@ -64,10 +81,10 @@ def family_of_config(id_: str, config: Mapping[str, Any]) -> Family:
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not require().is_model(architecture):
         raise ModelError(f"{id_} cannot be built: timm has no architecture {architecture!r}")
-    base = config.get("model_args")
-    return TimmFamily(
-        args={}, make=partial(make, architecture, dict(base) if isinstance(base, dict) else {}), fixed=FIXED, load=load
-    )
+    given = config.get("model_args")
+    # A stranger's file: nothing but plain settings of the architecture is taken from it.
+    base = {k: v for k, v in given.items() if k not in FIXED} if isinstance(given, dict) else {}
+    return TimmFamily(args={}, make=partial(make, architecture, base), fixed=FIXED, load=load)
 
 
 @dataclass(frozen=True)
@@ -112,16 +129,27 @@ def _construct(id_: str, fields: Mapping[str, Any], classes: int, side: int) -> 
 
 def _hints(modules: tuple[str, ...] | None, model: Any) -> Hints:
     classifiers = model.get_classifier()
-    heads = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    heads = [
+        part
+        for classifier in (classifiers if isinstance(classifiers, tuple) else (classifiers,))
+        for part in (classifier if isinstance(classifier, nn.ModuleList) else (classifier,))
+    ]
+    kind = type(model).__name__
+    if modules is None and kind in _ROWS:
+        modules = tuple(f"blocks.{number}" for number in range(len(model.blocks)))
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     isotropic = isinstance(patch, tuple | list) and bool(getattr(model, "blocks", None))
     return Hints(
         heads=tuple(named(model, head) for head in heads),
-        modules=modules or (RESNET_TAPS if type(model).__name__ == "ResNet" else None),
-        nhwc=getattr(model, "output_fmt", "NCHW") == "NHWC",
+        modules=modules or (RESNET_TAPS if kind == "ResNet" else None),
+        nhwc=getattr(model, "output_fmt", "NCHW") == "NHWC" or kind == "VisionTransformerSAM",
         patch=int(patch[0]) if isotropic and patch else None,
         class_token=getattr(model, "cls_token", None) is not None,
     )
+
+
+_ROWS = {"Xcit", "VisionTransformerSAM"}
+"""Classes whose blocks work at one resolution, behind a stem or before a neck of others."""
 
 
 def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

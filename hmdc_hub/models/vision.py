@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
@@ -80,5 +81,8 @@ def named_weights(id_: str) -> dict[str, Any]:
 
 
 def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the tensors of a checkpoint as the network does."""
-    return prefixed(state)
+    """Name the tensors of a checkpoint as the network does: files of DenseNets have a dot more in some names."""
+    assert isinstance(net, LibraryNetwork)
+    if hasattr(net.model, "transform_input"):  # of GoogLeNet and Inception: their weights expect other statistics
+        net.model.transform_input = True  # type: ignore[assignment]
+    return prefixed({re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", k): v for k, v in state.items()})

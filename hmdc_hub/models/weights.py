@@ -7,6 +7,7 @@ shape that differs is an error, but for classifiers, which are always new, and p
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hmdc_hub.errors import ModelError, NetworkError, NotFoundError
+from hmdc_hub.errors import FormatError, ModelError, NetworkError, NotFoundError
 from hmdc_hub.models.family import Family, Network
 from hmdc_hub.models.fitting import fitting
 from hmdc_hub.schema import LOCAL, ModelSpec, is_local_path
@@ -42,13 +43,17 @@ def settle(spec: ModelSpec) -> ModelSpec:
         NotFoundError: There is no such repository or revision, or this account does not see it.
         NetworkError: The Hub cannot be reached.
     """
-    repo = next((name for name in (spec.weights, spec.id) if is_hub_id(name)), None)
+    names = (spec.weights, spec.id) if spec.source in ("transformers", "timm") else (spec.weights,)
+    repo = next((name for name in names if is_hub_id(name)), None)
     if repo is not None:
         if spec.revision is not None and _COMMIT.fullmatch(spec.revision):
             return spec
         return spec.model_copy(update={"revision": _commit(spec, repo)})
     if spec.local_names() and spec.revision is None:
-        return spec.model_copy(update={"revision": _fingerprint(spec)})
+        try:
+            return spec.model_copy(update={"revision": _fingerprint(spec)})
+        except ModelError as error:
+            raise ModelError(f"Pool entry {spec.name}: {error.message}.", hint=error.hint) from error
     return spec
 
 
@@ -70,7 +75,16 @@ def pretrained(spec: ModelSpec, family: Family, net: Network) -> dict[str, Tenso
     if spec.weights == "none":
         return {}
     state = _named(spec) if spec.source == "torchvision" and re.fullmatch(r"\w+", spec.weights) else _tensors(spec)
-    return fitting(spec.weights, net, family.load(net, state))
+    try:
+        values = family.load(net, state)
+    except ModelError:
+        raise
+    except Exception as error:  # a library's own renaming, given a checkpoint that it was not made for
+        raise ModelError(
+            f"weights {spec.weights} cannot be read into this network: {type(error).__name__}: {error}",
+            hint="Make id and args those of the network that the weights were trained in.",
+        ) from error
+    return fitting(spec.weights, net, values)
 
 
 def config_of(spec: ModelSpec) -> dict[str, Any]:
@@ -83,14 +97,14 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
     _refuse_placeholder("id", spec.id)
     if is_local_path(spec.id):
         _refuse_change(spec)
-        path: Path | None = Path(spec.id).expanduser() / CONFIG
+        path: Path | None = _path(spec.id) / CONFIG
     elif not is_hub_id(spec.id):
         raise ModelError(
             f"id: {spec.id!r} is neither a Hub id nor a path", hint="For example google/vit-base-patch16-224."
         )
     else:
         path = _download(spec, spec.id, CONFIG)
-    if path is None or not path.is_file():
+    if path is None or not _is_file(path):
         raise ModelError(
             f"{spec.id} has no {CONFIG}", hint="Name the architecture under id and its settings under args."
         )
@@ -120,6 +134,9 @@ def _named(spec: ModelSpec) -> dict[str, Tensor]:
             f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and {file.name} is not in torch's cache.",
             hint="Unset HF_HUB_OFFLINE, run the same command again, and it is there from then on.",
         )
+    expected = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    if file.is_file() and expected is not None and not sha256_file(file).startswith(expected.group(1)):
+        raise ModelError(f"{file} is not the file that its name says", hint="Remove it; it is downloaded again.")
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError as error:
@@ -154,21 +171,43 @@ def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
             state |= load_file(file)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"{spec.weights}: {file.name} is damaged: {error}") from error
+    return _unwrapped(state) if spec.source != "transformers" else state
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what training loops put before every name: wrappers for several devices, for compiling, and modules."""
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if state and all(name.startswith(prefix) for name in state):
+            return _unwrapped({name.removeprefix(prefix): value for name, value in state.items()})
     return state
 
 
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except (RuntimeError, ValueError) as error:  # no such user
+        raise ModelError(f"{name!r} cannot be a path: {error}") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
+        return False
+
+
 def _local_files(name: str) -> list[Path]:
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _path(name)
+    if os.path.isdir(path):
         single, index = path / SINGLE, path / INDEX
-        if single.is_file():
+        if _is_file(single):
             return [single]
-        if index.is_file():
+        if _is_file(index):
             return [path / part for part in _parts(index.read_bytes(), name)]
         raise ModelError(f"{name} holds no {SINGLE}", hint="save_pretrained of a library writes such a folder.")
-    if not path.is_file():
+    if not _is_file(path):
         raise ModelError(f"weights: there is no file {name}", hint="Paths begin in the current folder.")
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise ModelError(
             f"weights: {name} is no .safetensors file, and others may run code when they are read",
             hint="safetensors.torch.save_file(model.state_dict(), 'model.safetensors') writes one.",
@@ -197,7 +236,7 @@ def _hub_files(spec: ModelSpec) -> list[Path]:
 def _parts(index: bytes, name: str) -> list[str]:
     try:
         parts = sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{INDEX} of {name} is damaged") from error
     wrong = [part for part in parts if not isinstance(part, str) or not re.fullmatch(r"[\w.-]+\.safetensors", part)]
     if wrong or not parts:
@@ -252,19 +291,19 @@ def _offline() -> bool:
 
 def _fingerprint(spec: ModelSpec) -> str:
     """Say which local files these are, by the beginning of the SHA-256 of each."""
-    files = [Path(spec.id).expanduser() / CONFIG] if is_local_path(spec.id) else []
+    files = [_path(spec.id) / CONFIG] if is_local_path(spec.id) else []
     files += _local_files(spec.weights) if is_local_path(spec.weights) else []
     try:
         return "-".join(sha256_file(file)[:16] for file in files)
-    except NotFoundError as error:
+    except (NotFoundError, FormatError) as error:
         raise ModelError(error.message.rstrip("."), hint="Paths begin in the current folder.") from error
 
 
 def _refuse_change(spec: ModelSpec) -> None:
     if spec.revision is not None and _fingerprint(spec) != spec.revision:
         raise ModelError(
-            f"{' and '.join(spec.local_names().values())} are no longer the files of revision {spec.revision}",
-            hint="Put those back, or leave revision out for the ones that are there.",
+            f"{' and '.join(dict.fromkeys(spec.local_names().values()))}: no longer what revision {spec.revision} says",
+            hint="Put the old files back; or take the new ones: no revision, and --force or another --run-dir.",
         )
 
 

@@ -9,14 +9,15 @@ from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import NAME, NotNegative, Positive, Rate, Strict
 
+LOCAL = "local:"
+"""What a published recipe has in place of a path, followed by its base name."""
+
 
 def is_local_path(name: str) -> bool:
     """Tell whether weights or an id of a model are a path here: by how they are written, not by what lies there."""
-    return name.startswith(("./", "../", "/", "~", ".\\")) or name.endswith(".safetensors") or name[1:3] == ":\\"
-
-
-LOCAL = "local:"
-"""What a published recipe has in place of a path, followed by its base name."""
+    if name.startswith(LOCAL):
+        return False
+    return bool(re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:[/\\]", name)) or name.lower().endswith(".safetensors")
 
 
 class LearningRates(Strict):
@@ -120,13 +121,25 @@ class ModelSpec(Strict):
     def without_paths(self) -> ModelSpec:
         """Return the entry with base names in place of paths: what is published; `revision` says what was there."""
         # Both kinds of slash, wherever this runs.
-        names = {key: LOCAL + re.split(r"[/\\]", path.rstrip("/\\"))[-1] for key, path in self.local_names().items()}
+        names = {key: re.split(r"[/\\]", path.rstrip("/\\"))[-1] for key, path in self.local_names().items()}
+        names = {key: LOCAL + (name if re.match(r"[^~.:]", name) else "file") for key, name in names.items()}
         return self.model_copy(update=names) if names else self
 
     @model_validator(mode="after")
     def _weights(self) -> ModelSpec:
-        if self.revision is not None and self.weights == "none" and not re.search(r"[/:]", self.id):
+        named = any(re.search(r"[/\\:]|\.safetensors$", name) for name in (self.id, self.weights))
+        if self.revision is not None and not named:
             raise ValueError("revision belongs to a Hub id or a file under weights, or to a Hub id under id")
+        if self.revision is not None and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)*", self.revision, re.ASCII):
+            raise ValueError(f"revision {self.revision!r} can be no commit, branch or tag")
+        return self
+
+    @model_validator(mode="after")
+    def _plain_args(self) -> ModelSpec:
+        for name, value in self.args.items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and re.search(r"[/\\~]", text):
+                    raise ValueError(f"args.{name} = {text!r}: args hold settings of the architecture, no paths")
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ def make(source: str, id_: str, side: int = 64, **fields: Any) -> PoolModel:
         ),
         ("torchvision", "densenet121", 64,
             "features.relu0 64x32, features.denseblock1 256x16, features.denseblock2 512x8, "
-            "features.denseblock3 1024x4, features.norm5 1024x2",
+            "features.denseblock3 1024x4, features.denseblock4 1024x2",
         ),
         ("torchvision", "mobilenet_v3_small", 64,
             "features.0 16x32, features.1 16x16, features.3 24x8, features.8 48x4, features.12 576x2",
@@ -52,7 +52,7 @@ def make(source: str, id_: str, side: int = 64, **fields: Any) -> PoolModel:
             "maxpool 64x16, layer1 64x16, layer2 128x8, layer3 256x4, layer4 512x2",
         ),
         ("timm", "mobilevit_xxs", 64,
-            "stages.0 16x32, stages.1 24x16, stages.2 48x8, stages.3 64x4, stages.4 80x2",
+            "stages.0 16x32, stages.1 24x16, stages.2 48x8, stages.3 64x4, final_conv 320x2",
         ),
         ("timm", "efficientvit_b0", 64,
             "stem.res0 8x32, stages.0 16x16, stages.1 32x8, stages.2 64x4, stages.3 128x2",
@@ -282,3 +282,91 @@ def test_a_hard_sigmoid_in_parts_is_the_library_s() -> None:
     with rng.global_seed(rng.generator(1, "test")):
         plain = torchvision.models.mobilenet_v3_small(num_classes=3).eval()
     torch.testing.assert_close(model.logits(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("source", "id_", "args", "words"),
+    [
+        ("transformers", "deit", {"hidden_size": "big"}, "hidden_size"),
+        ("transformers", "deit", {"hidden_size": 12.5}, "hidden_size"),
+        ("transformers", "deit", {"hidden_act": "foo"}, "foo"),
+        ("transformers", "resnet", {"layer_type": "foo"}, "layer_type"),
+        ("transformers", "deit", {"num_attention_heads": 0}, "cannot be built"),
+        ("transformers", "deit", {"return_dict": False}, "it is no part of the architecture"),
+        ("transformers", "timm_wrapper", {}, "set source: timm"),
+        ("transformers", "clip", {}, "one part of a larger model"),
+        ("timm", "resnet18", {"act_layer": "foo"}, "cannot be built"),
+        ("timm", "resnet18", {"features_only": True}, "no part of the architecture"),
+        ("timm", "resnet18", {"checkpoint_path": "x"}, "args.checkpoint_path cannot be set"),
+    ],
+)
+def test_whatever_a_library_raises_is_one_sentence(source: str, id_: str, args: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        make(source, id_, 32, args=args)
+    assert words in caught.value.message and "\n" not in caught.value.message
+    assert "input_size" not in (caught.value.hint or ""), "the size is not to blame"
+
+
+@pytest.mark.parametrize(
+    ("source", "id_", "args", "module", "count"),
+    [
+        ("transformers", "poolformer", {}, "poolformer.encoder.block", 4),
+        ("transformers", "pvt_v2", {}, "pvt_v2.encoder", 4),
+        ("transformers", "focalnet", {"embed_dim": 12, "depths": [1, 1]}, "focalnet.encoder.stages", 2),
+        ("timm", "xcit_nano_12_p16_224", {}, "blocks", 12),
+        ("torchvision", "shufflenet_v2_x0_5", {}, "", 5),
+    ],
+)
+def test_families_with_customs_of_their_own(
+    source: str, id_: str, args: dict[str, Any], module: str, count: int
+) -> None:
+    model = make(source, id_, 64, args=args)
+    assert len(model.taps) == count and all(tap.name.startswith(module) for tap in model.taps)
+    sides = [tap.side for tap in model.taps]
+    assert sides == sorted(sides, reverse=True)
+
+
+def test_train_last_goes_by_the_network_s_order() -> None:
+    names = [
+        set(make("torchvision", "resnet18", taps=taps, train="last_1").trained())
+        for taps in (["layer2", "layer3"], ["layer3", "layer2"])
+    ]
+    assert names[0] == names[1] and {name.split(".")[2] for name in names[0]} == {"layer3", "layer4", "fc"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"args": {"hidden_act": "/home/alice/act"}},
+        {"args": {"layer_types": ["a", "..\\b"]}},
+        {"weights": "IMAGENET1K_V1", "revision": "main"},
+        {"weights": "o/r", "revision": "/home/bob/x"},
+        {"weights": "o/r", "revision": "~/x"},
+    ],
+)
+def test_no_path_hides_in_args_or_revision(bad: dict[str, Any]) -> None:
+    from hmdc_hub.schema import ModelSpec
+
+    with pytest.raises(ValueError, match=r"args|revision"):
+        ModelSpec(**{"name": "m", "source": "transformers", "id": "deit", **bad})
+
+
+@pytest.mark.parametrize(
+    ("path", "published"),
+    [
+        ("./a/b.safetensors", "local:b.safetensors"),
+        ("/home/alice/ckpt/", "local:ckpt"),
+        ("~alice", "local:file"),
+        ("/", "local:file"),
+        ("D:/alice/ckpt", "local:ckpt"),
+        ("D:\\alice\\W.SAFETENSORS", "local:W.SAFETENSORS"),
+        ("someone/model", "someone/model"),
+        ("none", "none"),
+    ],
+)
+def test_paths_become_base_names(path: str, published: str) -> None:
+    from hmdc_hub.schema import ModelSpec
+
+    spec = ModelSpec(name="m", source="timm", id="x", weights=path)
+    assert spec.without_paths().weights == published
+    assert spec.without_paths().without_paths() == spec.without_paths()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +203,12 @@ def test_grey_images_reach_colour_weights(tmp_path: Path) -> None:
     [
         (
             {"hidden_size": 24},
-            "weights {} are of another shape: model.vit.embeddings.cls_token is 1 x 1 x 12 there and 1 x",
+            "weights {} are of another shape: vit.embeddings.cls_token is 1 x 1 x 12 there and 1 x",
         ),
-        ({"num_hidden_layers": 3}, "weights {} lack model.vit.layers.2.attention"),
+        ({"num_hidden_layers": 3}, "weights {} lack vit.layers.2.attention"),
         (
             {"patch_size": 4},
-            "are of another shape: model.vit.embeddings.patch_embeddings.projection.weight is 12 x 3 x 8",
+            "are of another shape: vit.embeddings.patch_embeddings.projection.weight is 12 x 3 x 8",
         ),
     ],
 )
@@ -234,7 +235,7 @@ def test_files_that_are_not_there_or_not_safe(tmp_path: Path, monkeypatch: pytes
     Path("bad.safetensors").write_bytes(b"\x01" * 50)
     assert "bad.safetensors is damaged" in failure(vit("./bad.safetensors"))
     save_file({}, "none.safetensors")
-    assert "./none.safetensors lack model.vit" in failure(vit("./none.safetensors"))
+    assert "./none.safetensors lack vit" in failure(vit("./none.safetensors"))
     assert "neither none, a Hub id (owner/name) nor a path" in failure(vit("vit_tiny"))
     assert "./mine has no config.json" in failure(ModelSpec(name="v", source="transformers", id="./mine"))
     assert "stands for a file of whoever published" in failure(vit("local:mine.safetensors"))
@@ -406,7 +407,7 @@ def test_a_local_file_that_changed_is_refused(tmp_path: Path) -> None:
     assert spec.revision is not None and len(spec.revision) == 16
     build(spec)
     written_timm(file, qkv_bias=False)
-    assert f"no longer the files of revision {spec.revision}" in failure(spec)
+    assert f"no longer what revision {spec.revision} says" in failure(spec)
     assert settle(spec) == spec
 
 
@@ -440,3 +441,93 @@ def test_checkpoints_of_a_body_alone(tmp_path: Path, id_: str, config: str, base
     ours = body(model)
     assert len(theirs) > 20 and set(ours) - set(theirs) <= {f"{prefix}pooler.layernorm.{p}" for p in ("weight", "bias")}
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_stranger_s_configuration_sets_nothing_but_the_architecture(hub: LocalHub, tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "pickle.bin")
+    given = {"checkpoint_path": str(tmp_path / "pickle.bin"), "num_classes": 9, "pretrained": True, "in_chans": 1}
+    config = {"architecture": "resnet10t", "model_args": given}
+    repo = put(hub, "someone/sly", {"config.json": json.dumps(config).encode()})
+    spec = ModelSpec(name="s", source="timm", id=repo, revision=hub._repo(repo, "model").branches["main"])
+    model = build(spec, source_size=32, seed=1)
+    theirs = torch.load(tmp_path / "pickle.bin", weights_only=True)["conv1.0.weight"]
+    assert not torch.equal(body(model)["model.conv1.0.weight"], theirs) and model.net.channels == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"<html>", "is not the file that its name says"), (b"", "is not the file that its name says")],
+)
+def test_a_damaged_file_in_torch_s_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    weights = torchvision.models.MobileNet_V3_Small_Weights.IMAGENET1K_V1
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / weights.url.rpartition("/")[2]).write_bytes(content)
+    assert words in failure(mobilenet("IMAGENET1K_V1"))
+
+
+def test_names_of_served_densenets(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = torchvision.models.densenet121(num_classes=7).state_dict()
+    served = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): value for name, value in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in served
+    save_file(served, tmp_path / "d.safetensors")
+    spec = ModelSpec(name="d", source="torchvision", id="densenet121", weights=str(tmp_path / "d.safetensors"))
+    model = build(spec, source_size=32, seed=1)
+    assert torch.equal(
+        body(model)["model.features.denseblock4.denselayer16.conv2.weight"],
+        state["features.denseblock4.denselayer16.conv2.weight"],
+    )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module.model."])
+def test_names_that_training_loops_wrote(tmp_path: Path, prefix: str) -> None:
+    state = load_file(written_timm(tmp_path / "plain.safetensors"))
+    save_file({prefix + name: value for name, value in state.items()}, tmp_path / "wrapped.safetensors")
+    model = build(timm_vit(tmp_path / "wrapped.safetensors"), seed=1)
+    assert torch.equal(body(model)["model.pos_embed"], state["pos_embed"])
+
+
+def test_half_precision_is_read_and_other_numbers_are_not(tmp_path: Path) -> None:
+    state = load_file(written_timm(tmp_path / "w.safetensors"))
+    for dtype in (torch.float16, torch.bfloat16):
+        save_file({name: value.to(dtype) for name, value in state.items()}, tmp_path / "half.safetensors")
+        assert body(build(timm_vit(tmp_path / "half.safetensors"), seed=1))["model.pos_embed"].dtype == torch.float32
+    save_file({name: value.to(torch.int8) for name, value in state.items()}, tmp_path / "int.safetensors")
+    assert "are no trained network: " in failure(timm_vit(tmp_path / "int.safetensors"))
+    state["pos_embed"][0, 0, 0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    assert "pos_embed holds numbers that are not finite" in failure(timm_vit(tmp_path / "nan.safetensors"))
+
+
+def test_two_position_embeddings_in_one_file(tmp_path: Path) -> None:
+    folder = written_vit(tmp_path / "mine")
+    state = load_file(folder / "model.safetensors")
+    state["ema.position_embeddings"] = torch.zeros(1, 5, 12)
+    save_file(state, tmp_path / "two.safetensors")
+    here = body(build(vit(tmp_path / "two.safetensors", input_size=24), seed=1))
+    assert torch.equal(
+        here["model.vit.embeddings.position_embeddings"][:, 0], state["vit.embeddings.position_embeddings"][:, 0]
+    )
+
+
+@pytest.mark.parametrize("name", ["~nobodyxyz/x.safetensors", "./" + "a" * 3000, "./\0"])
+def test_paths_that_cannot_be(name: str) -> None:
+    assert "path" in failure(vit(name)) or "there is no file" in failure(vit(name))
+    with pytest.raises(ModelError, match="Pool entry vit"):
+        settle(vit(name))
+
+
+def test_an_index_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
+    assert "index.json of" in failure(vit(tmp_path))
+
+
+def test_a_settled_local_entry_can_be_checked(tmp_path: Path) -> None:
+    from hmdc_hub.condense.check import check_model
+
+    folder = written_vit(tmp_path / "mine")
+    spec = settle(ModelSpec(name="v", source="transformers", id=str(folder), weights=str(folder), input_size=16))
+    assert check_model(spec, torch.device("cpu")).error < 1e-4
