@@ -7,7 +7,6 @@ shape that differs is an error, but for classifiers, which are always new, and p
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hmdc_hub.errors import FormatError, ModelError, NetworkError, NotFoundError
+from hmdc_hub.errors import ModelError, NetworkError
+from hmdc_hub.models.checkpoints import (
+    CONFIG,
+    commit_of,
+    download,
+    fingerprint,
+    hub_files,
+    is_file,
+    is_hub_id,
+    local_files,
+    offline,
+    path_of,
+)
 from hmdc_hub.models.family import Family, Network
 from hmdc_hub.models.fitting import fitting
 from hmdc_hub.schema import LOCAL, ModelSpec, is_local_path
 from hmdc_hub.store.files import sha256_file
-from hmdc_hub.store.hub_errors import reading
-
-SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-def is_hub_id(name: str) -> bool:
-    """Tell whether weights or an id name a repository of the Hub."""
-    return not is_local_path(name) and _HUB_ID.fullmatch(name) is not None
 
 
 def settle(spec: ModelSpec) -> ModelSpec:
@@ -48,10 +50,10 @@ def settle(spec: ModelSpec) -> ModelSpec:
     if repo is not None:
         if spec.revision is not None and _COMMIT.fullmatch(spec.revision):
             return spec
-        return spec.model_copy(update={"revision": _commit(spec, repo)})
+        return spec.model_copy(update={"revision": commit_of(spec, repo)})
     if spec.local_names() and spec.revision is None:
         try:
-            return spec.model_copy(update={"revision": _fingerprint(spec)})
+            return spec.model_copy(update={"revision": fingerprint(spec)})
         except ModelError as error:
             raise ModelError(f"Pool entry {spec.name}: {error.message}.", hint=error.hint) from error
     return spec
@@ -97,14 +99,14 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
     _refuse_placeholder("id", spec.id)
     if is_local_path(spec.id):
         _refuse_change(spec)
-        path: Path | None = _path(spec.id) / CONFIG
+        path: Path | None = path_of(spec.id) / CONFIG
     elif not is_hub_id(spec.id):
         raise ModelError(
             f"id: {spec.id!r} is neither a Hub id nor a path", hint="For example google/vit-base-patch16-224."
         )
     else:
-        path = _download(spec, spec.id, CONFIG)
-    if path is None or not _is_file(path):
+        path = download(spec, spec.id, CONFIG)
+    if path is None or not is_file(path):
         raise ModelError(
             f"{spec.id} has no {CONFIG}", hint="Name the architecture under id and its settings under args."
         )
@@ -129,7 +131,7 @@ def _named(spec: ModelSpec) -> dict[str, Tensor]:
         )
     weights = known[spec.weights]
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    if _offline() and not file.is_file():
+    if offline() and not file.is_file():
         raise NetworkError(
             f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and {file.name} is not in torch's cache.",
             hint="Unset HF_HUB_OFFLINE, run the same command again, and it is there from then on.",
@@ -152,14 +154,14 @@ def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
     _refuse_placeholder("weights", spec.weights)
     if is_local_path(spec.weights):
         _refuse_change(spec)
-        files = _local_files(spec.weights)
+        files = local_files(spec.weights)
     elif is_hub_id(spec.weights):
         if "/" in spec.id and is_hub_id(spec.id) and spec.id != spec.weights:
             raise ModelError(
                 f"id {spec.id} and weights {spec.weights} are two repositories, and revision can be of one only",
                 hint="Name the architecture under id, or the same repository twice.",
             )
-        files = _hub_files(spec)
+        files = hub_files(spec)
     else:
         raise ModelError(
             f"weights: {spec.weights!r} is neither none, a Hub id (owner/name) nor a path (./x.safetensors)",
@@ -182,125 +184,8 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _path(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except (RuntimeError, ValueError) as error:  # no such user
-        raise ModelError(f"{name!r} cannot be a path: {error}") from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
-        return False
-
-
-def _local_files(name: str) -> list[Path]:
-    path = _path(name)
-    if os.path.isdir(path):
-        single, index = path / SINGLE, path / INDEX
-        if _is_file(single):
-            return [single]
-        if _is_file(index):
-            return [path / part for part in _parts(index.read_bytes(), name)]
-        raise ModelError(f"{name} holds no {SINGLE}", hint="save_pretrained of a library writes such a folder.")
-    if not _is_file(path):
-        raise ModelError(f"weights: there is no file {name}", hint="Paths begin in the current folder.")
-    if path.suffix.lower() != ".safetensors":
-        raise ModelError(
-            f"weights: {name} is no .safetensors file, and others may run code when they are read",
-            hint="safetensors.torch.save_file(model.state_dict(), 'model.safetensors') writes one.",
-        )
-    return [path]
-
-
-def _hub_files(spec: ModelSpec) -> list[Path]:
-    single = _download(spec, spec.weights, SINGLE)
-    if single is not None:
-        return [single]
-    index = _download(spec, spec.weights, INDEX)
-    if index is None:
-        raise ModelError(
-            f"{spec.weights} has no {SINGLE} at revision {spec.revision or 'main'}, and weights in pickle files are "
-            "not loaded: reading them may run code",
-            hint="Many repositories have one in a pull request: set revision to its commit.",
-        )
-    files = [(part, _download(spec, spec.weights, part)) for part in _parts(index.read_bytes(), spec.weights)]
-    absent = [part for part, path in files if path is None]
-    if absent:
-        raise ModelError(f"{spec.weights} lacks {absent[0]}, which its {INDEX} names")
-    return [path for _, path in files if path is not None]
-
-
-def _parts(index: bytes, name: str) -> list[str]:
-    try:
-        parts = sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{INDEX} of {name} is damaged") from error
-    wrong = [part for part in parts if not isinstance(part, str) or not re.fullmatch(r"[\w.-]+\.safetensors", part)]
-    if wrong or not parts:
-        raise ModelError(f"{INDEX} of {name} is damaged: it names {wrong[:1] or 'no file'}")
-    return parts
-
-
-def _download(spec: ModelSpec, repo: str, file: str) -> Path | None:
-    """Download one file; None if the repository has none of that name."""
-    import huggingface_hub
-    from huggingface_hub import errors as hub
-
-    import hmdc_hub
-
-    with reading(repo, spec.revision, kind="model"):
-        try:
-            path = huggingface_hub.hf_hub_download(
-                repo,
-                file,
-                revision=spec.revision,
-                library_name="hmdc-hub",
-                library_version=hmdc_hub.__version__,
-            )
-        except hub.LocalEntryNotFoundError:
-            raise  # the cache has none; whether the Hub has is not known
-        except hub.EntryNotFoundError:
-            return None
-    return Path(path)
-
-
-def _commit(spec: ModelSpec, repo: str) -> str:
-    import huggingface_hub
-
-    import hmdc_hub
-
-    if _offline():
-        raise ModelError(
-            f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and offline {repo} can only be read from the cache at a "
-            f"full commit, not {spec.revision or 'main'!r}.",
-            hint="Unset HF_HUB_OFFLINE, or copy  revision: <40 hex digits>  from an earlier run's recipe.yaml.",
-        )
-    api = huggingface_hub.HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
-    with reading(repo, spec.revision, kind="model"):
-        return str(api.model_info(repo, revision=spec.revision, timeout=30).sha)
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _fingerprint(spec: ModelSpec) -> str:
-    """Say which local files these are, by the beginning of the SHA-256 of each."""
-    files = [_path(spec.id) / CONFIG] if is_local_path(spec.id) else []
-    files += _local_files(spec.weights) if is_local_path(spec.weights) else []
-    try:
-        return "-".join(sha256_file(file)[:16] for file in files)
-    except (NotFoundError, FormatError) as error:
-        raise ModelError(error.message.rstrip("."), hint="Paths begin in the current folder.") from error
-
-
 def _refuse_change(spec: ModelSpec) -> None:
-    if spec.revision is not None and _fingerprint(spec) != spec.revision:
+    if spec.revision is not None and fingerprint(spec) != spec.revision:
         raise ModelError(
             f"{' and '.join(dict.fromkeys(spec.local_names().values()))}: no longer what revision {spec.revision} says",
             hint="Put the old files back; or take the new ones: no revision, and --force or another --run-dir.",
