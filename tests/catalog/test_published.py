@@ -8,6 +8,7 @@ import pytest
 
 from hmdc_hub.catalog import dump_recipe, read_published_recipe
 from hmdc_hub.errors import FormatError, NotFoundError, SourceError
+from hmdc_hub.schema import ModelSpec
 from hmdc_hub.sources import load_source
 from tests.builders import make_recipe
 
@@ -84,3 +85,44 @@ def test_a_placeholder_says_what_to_do() -> None:
     recipe = make_recipe(source_id="local:cats@0123456789abcdef")
     with pytest.raises(SourceError, match="cats.*\n.*source.id.*0123456789abcdef"):
         load_source(recipe.source)
+
+
+def with_model(**fields: object) -> str:
+    """Write a recipe whose pool begins with a network of transformers."""
+    recipe = make_recipe()
+    model = ModelSpec(**{"name": "v", "source": "transformers", "id": "vit", **fields})  # type: ignore[arg-type]
+    return dump_recipe(recipe.model_copy(update={"pool": [model, *recipe.pool]}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"args": {"hidden_act": "gelu_new", "layer_types": ["a", ""]}, "taps": ["_blocks.0"]},
+        {"weights": "someone/model", "revision": "refs/pr/3"},
+        {"weights": "someone/model", "revision": "0" * 40, "id": "someone/model"},
+        {"weights": "local:mine.safetensors", "revision": "0123456789abcdef"},
+        {"source": "torchvision", "id": "resnet18", "weights": "IMAGENET1K_V1"},
+    ],
+)
+def test_models_that_name_nothing_here_are_read(tmp_path: Path, fields: dict[str, object]) -> None:
+    assert read_published_recipe(written(tmp_path, with_model(**fields))).pool[0].name == "v"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("weights: none", "weights: 'local:..'"),
+        ("weights: none", "weights: 'local:~'"),
+        ("weights: none", "weights: 'local:a/b'"),
+        ("weights: none", "weights: D:/alice/x"),
+        ("id: vit", "id: ./vit"),
+        ("args: {}", "args: {../x: 1}"),
+        ("args: {}", "args: {a: /home/alice}"),
+        ("taps: null", "taps: [../x]"),
+    ],
+)
+def test_paths_in_any_key_of_a_model_are_refused(tmp_path: Path, old: str, new: str) -> None:
+    text = with_model()
+    assert old in text
+    with pytest.raises(FormatError):
+        read_published_recipe(written(tmp_path, text.replace(old, new, 1)))
