@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hmdc_hub.catalog import dump_recipe, read_published_recipe, read_recipe_file
+from hmdc_hub.catalog import dump_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET
@@ -153,7 +153,6 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     shutil.copyfile(run.parquet, parquet)
     shutil.copyfile(run.condensed, data / "condensed.safetensors")
     write_text_atomic(data / "recipe.yaml", dump_recipe(recipe))
-    read_published_recipe(data / "recipe.yaml", where="recipe.yaml", here=False)  # what readers refuse is not packed
     write_text_atomic(data / "info.json", json_text(info))
     write_bytes_atomic(folder / "assets" / config / "preview.png", _contact_sheet(parquet, info))
     if scores is not None:
