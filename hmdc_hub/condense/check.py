@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +14,7 @@ from hmdc_hub.condense import low_memory, match
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.loop import plain_attention
 from hmdc_hub.condense.match import Objectives
+from hmdc_hub.condense.meter import growth, milliseconds
 from hmdc_hub.models import PoolModel, TapInfo, build_model, parameter_count
 from hmdc_hub.schema import ModelSpec
 
@@ -140,51 +135,3 @@ def _plain_gradient(models: Sequence[PoolModel], align: Alignment, real: Tensor,
     wanted, given = gradients(real, False), gradients(x, True)
     terms = [(a - b).square().sum() for a, b in zip(wanted, given, strict=True) if a is not None and b is not None]
     return torch.autograd.grad(torch.stack(terms).sum(), x)[0]
-
-
-def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Time work: the median of three calls, or of fewer once ten seconds have passed."""
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < 10:
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times)
-
-
-def growth(work: Callable[[], Any], device: torch.device) -> int:
-    """Measure by how much memory grows at most while work is done."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    before = resident_bytes()
-    work()
-    return max(peak_resident_bytes() - before, 0)
-
-
-def peak_resident_bytes() -> int:
-    """Return the most memory that this process ever had, in bytes."""
-    # Linux hands ru_maxrss of the parent on to a process that was started from it; VmHWM begins anew.
-    return _from_status("VmHWM") or _maxrss()
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process has now, in bytes; where that cannot be told, the most it ever had."""
-    return _from_status("VmRSS") or _maxrss()
-
-
-def _from_status(key: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:  # not Linux
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
-
-
-def _maxrss() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -15,11 +15,11 @@ import torch
 from hmdc_hub import __version__, pack
 from hmdc_hub.condense import checkpoint
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.check import peak_resident_bytes
 from hmdc_hub.condense.checkpoint import Position
 from hmdc_hub.condense.images import StoredImages, starting_images
 from hmdc_hub.condense.loop import Condenser, StepReport
 from hmdc_hub.condense.memory import Memory, choose_memory
+from hmdc_hub.condense.meter import peak_resident_bytes
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
 from hmdc_hub.errors import DivergedError, OutOfMemoryError

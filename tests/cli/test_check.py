@@ -14,7 +14,8 @@ from hmdc_hub.catalog import list_models, load_model
 from hmdc_hub.cli import check as command
 from hmdc_hub.cli.check import check_one
 from hmdc_hub.condense import check
-from hmdc_hub.condense.check import Check, check_model, growth
+from hmdc_hub.condense.check import Check, check_model
+from hmdc_hub.condense.meter import growth
 from hmdc_hub.models import TapInfo
 from hmdc_hub.schema import ModelSpec
 from tests.cli.conftest import Call
