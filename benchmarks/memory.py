@@ -24,7 +24,7 @@ def measure(names: list[str], low: bool, images: int, side: int, threads: int, d
     from hmdc_hub.catalog import load_model
     from hmdc_hub.condense import low_memory, match
     from hmdc_hub.condense.align import Alignment
-        from hmdc_hub.condense.loop import plain_attention
+    from hmdc_hub.condense.loop import plain_attention
     from hmdc_hub.condense.match import Objectives
     from hmdc_hub.condense.meter import growth, milliseconds
     from hmdc_hub.models import build_model
