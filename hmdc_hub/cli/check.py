@@ -85,8 +85,8 @@ def check_one(spec: ModelSpec, device: str) -> Check | str:
         return check_model(spec, torch.device(device))
     except HmdcError as error:
         return " ".join(f"{error.message} {error.hint or ''}".split())
-    # Whatever a library raises while its model is differentiated twice is a finding about that model.
-    except Exception as error:
+    # What torch raises while a library's model is differentiated twice is a finding about that model.
+    except RuntimeError as error:
         lines = str(error).splitlines() or [type(error).__name__]
         return f"it can be built, but not differentiated as condensing does it: {type(error).__name__}: {lines[0]}"
 

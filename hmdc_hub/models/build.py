@@ -77,10 +77,9 @@ def build_model(
         if problems:
             raise ModelError("; ".join(problems))
         modules = tuple(tap for tap in spec.taps or () if isinstance(tap, str)) or None
-        # Weights of libraries take colour images; what starts from scratch takes what the source has.
-        shape = Shape(num_classes, input_size, channels if spec.weights == "none" else 3, modules)
-        if spec.source == "builtin":
-            shape = Shape(num_classes, input_size, channels)
+        # The other libraries build for colour images whatever the source has.
+        colour = spec.source == "transformers" and spec.weights != "none"
+        shape = Shape(num_classes, input_size, 3 if colour else channels, modules)
         make = partial(family.make, family.complete(spec.args), shape)
         with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
             net = make()

@@ -127,7 +127,7 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _weights(self) -> ModelSpec:
-        named = any(re.search(r"[/\\:]|\.safetensors$", name) for name in (self.id, self.weights))
+        named = any("/" in name or name.startswith(LOCAL) or is_local_path(name) for name in (self.id, self.weights))
         if self.revision is not None and not named:
             raise ValueError("revision belongs to a Hub id or a file under weights, or to a Hub id under id")
         if self.revision is not None and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)*", self.revision, re.ASCII):
