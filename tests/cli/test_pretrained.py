@@ -14,7 +14,7 @@ from tests.cli import tiny
 from tests.cli.conftest import Call
 from tests.hub import LocalHub
 from tests.models.builders import TINY_VIT
-from tests.models.test_weights import put, written_timm, written_vit
+from tests.models.checkpoints import put, written_timm, written_vit
 
 FIELDS = ", ".join(f"{key}: {value}" for key, value in {**TINY_VIT, "patch_size": 4}.items())
 VIT = "{{name: vit_a, source: transformers, id: vit, args: {{{fields}}}, weights: {weights}}}"

@@ -26,7 +26,7 @@ from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store import read_condensed
 from tests.condense.peak import peak_bytes
-from tests.condense.test_run import CPU, digest, run
+from tests.condense.running import CPU, digest, run
 from tests.models.builders import build
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from hmdc_hub.condense import condense
 from hmdc_hub.errors import DivergedError, Interrupted
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store import RunDir, read_condensed, read_parquet, sha256_file
-from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
-
-CPU = torch.device("cpu")
-
-
-def run(
-    folder: Path, recipe: Recipe, listener: Callable[[Event], None] | None = None, stop: StopFlag | None = None
-) -> RunDir:
-    folder.mkdir(exist_ok=True)
-    directory = RunDir(folder)
-    condense(recipe, tiny_source(), directory, device=CPU, listener=listener or (lambda event: None), stop=stop)
-    return directory
-
-
-def digest(directory: RunDir) -> tuple[str, str, str]:
-    return sha256_file(directory.start), sha256_file(directory.condensed), sha256_file(directory.parquet)
+from tests.condense.running import digest, run
+from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe
 
 
 @pytest.fixture(scope="module")

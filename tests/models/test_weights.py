@@ -1,4 +1,4 @@
-"""Pretrained weights: tiny checkpoints written by each library itself, read by path and through the local Hub."""
+"""Pretrained weights: tiny checkpoints written by each library itself, read by path."""
 
 from __future__ import annotations
 
@@ -8,98 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torchvision
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from hmdc_hub import rng
-from hmdc_hub.errors import AccessError, HmdcError, ModelError, NetworkError, NotFoundError
-from hmdc_hub.models import PoolModel, settle
+from hmdc_hub.errors import ModelError, NetworkError
+from hmdc_hub.models import settle
 from hmdc_hub.schema import ModelSpec
-from tests.hub import LocalHub
 from tests.models.builders import TINY_VIT, build
-
-TIMM_VIT: dict[str, Any] = {"embed_dim": 12, "depth": 2, "num_heads": 3, "patch_size": 8}
-
-
-def written_vit(folder: Path, **fields: Any) -> Path:
-    """Write a ViT of seven classes as its library does."""
-    torch.manual_seed(1)
-    config = transformers.ViTConfig(**{**TINY_VIT, "image_size": 16, "num_labels": 7, **fields})
-    model = transformers.ViTForImageClassification(config)
-    with torch.no_grad():
-        model.vit.embeddings.position_embeddings.normal_()
-    model.save_pretrained(folder)
-    return folder
-
-
-def vit(weights: Path | str, **fields: Any) -> ModelSpec:
-    spec = {"name": "vit", "source": "transformers", "id": "vit", "args": TINY_VIT, "weights": str(weights)}
-    return ModelSpec(**{**spec, **fields})
-
-
-def written_timm(path: Path, **fields: Any) -> Path:
-    torch.manual_seed(2)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=16, **TIMM_VIT, **fields)
-    save_file(model.state_dict(), path)
-    return path
-
-
-def timm_vit(weights: Path | str, **fields: Any) -> ModelSpec:
-    spec = {"name": "t", "source": "timm", "id": "vit_tiny_patch16_224", "args": TIMM_VIT, "weights": str(weights)}
-    return ModelSpec(**{**spec, **fields})
-
-
-def written_mobilenet(path: Path) -> Path:
-    torch.manual_seed(3)
-    model = torchvision.models.mobilenet_v3_small(num_classes=7)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.running_mean.uniform_()  # type: ignore[union-attr]
-    save_file(model.state_dict(), path)
-    return path
-
-
-def mobilenet(weights: Path | str, **fields: Any) -> ModelSpec:
-    spec = {"name": "m", "source": "torchvision", "id": "mobilenet_v3_small", "input_size": 32}
-    return ModelSpec(**{**spec, "weights": str(weights), **fields})
-
-
-def body(model: PoolModel) -> dict[str, Tensor]:
-    heads = tuple(f"{head}." for head in model.net.heads)
-    return {name: value for name, value in model.net.state_dict().items() if not name.startswith(heads)}
-
-
-def assert_pretrained(model: PoolModel, file: Path) -> None:
-    """The body is the checkpoint's, also after training and a reset; the classifier is new at every reset."""
-    expected = load_file(file)
-    if model.spec.source == "transformers":  # it writes names of older versions
-        kind: Any = type(model.net.get_submodule("model"))
-        expected = kind.from_pretrained(file.parent, dtype=torch.float32).state_dict()
-    model.reset(rng.generator(1, "test"))
-    names = [name for name in body(model) if not name.endswith("num_batches_tracked")]
-    assert len(names) > 20
-    head: Any = model.net.get_submodule(model.net.heads[0])
-    first = head.weight.clone()
-    for seed in (1, 2):
-        with torch.no_grad():
-            for value in model.net.state_dict().values():
-                value.add_(1)
-        model.reset(rng.generator(seed, "test"))
-        for name in names:
-            assert torch.equal(body(model)[name], expected[name.removeprefix("model.")]), name
-        assert torch.equal(head.weight, first) == (seed == 1)
-    assert model(model.prepare(torch.randn(2, 3, 16, 16))).logits.shape == (2, 3)
-
-
-def failure(spec: ModelSpec, kind: type[HmdcError] = ModelError, **build_args: Any) -> str:
-    with pytest.raises(kind) as caught:
-        build(spec, **build_args)
-    return f"{caught.value.message} {caught.value.hint or ''}"
-
+from tests.models.checkpoints import (
+    assert_pretrained,
+    body,
+    failure,
+    mobilenet,
+    timm_vit,
+    vit,
+    written_mobilenet,
+    written_timm,
+    written_vit,
+)
 
 # by path
 
@@ -279,128 +208,6 @@ def test_named_weights_are_compared_with_their_hash(tmp_path: Path, monkeypatch:
     assert torch.equal(body(built)["model.features.0.0.weight"], model.state_dict()["features.0.0.weight"])
 
 
-# through the Hub
-
-
-@pytest.fixture
-def repo(hub: LocalHub, tmp_path: Path) -> str:
-    """A model repository as `save_pretrained` and an upload make it."""
-    folder = written_vit(tmp_path / "upload")
-    return put(hub, "someone/tiny-vit", {path.name: path.read_bytes() for path in folder.iterdir()})
-
-
-def put(hub: LocalHub, repo_id: str, files: dict[str, bytes]) -> str:
-    hub.add_user("someone")
-    hub.create_repo(repo_id, repo_type="model")
-    hub.commit(repo_id, files, repo_type="model")
-    return repo_id
-
-
-def test_a_hub_id_settles_on_a_commit_and_loads(repo: str, tmp_path: Path, hub: LocalHub) -> None:
-    spec = settle(vit(repo))
-    assert spec.revision is not None and len(spec.revision) == 40
-    assert_pretrained(build(spec), tmp_path / "upload" / "model.safetensors")
-    assert settle(spec) == spec
-    by_id = settle(ModelSpec(name="v", source="transformers", id=repo, weights=repo))
-    assert by_id.revision == spec.revision
-    assert_pretrained(build(by_id), tmp_path / "upload" / "model.safetensors")
-    # What is pushed later is another commit: the settled entry does not see it.
-    hub.commit(repo, {"model.safetensors": b"something else"}, repo_type="model")
-    assert_pretrained(build(spec), tmp_path / "upload" / "model.safetensors")
-
-
-def test_timm_repositories(hub: LocalHub, tmp_path: Path) -> None:
-    file = written_timm(tmp_path / "mine.safetensors")
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 7, "model_args": TIMM_VIT}
-    repo = put(
-        hub, "someone/timm-vit", {"model.safetensors": file.read_bytes(), "config.json": json.dumps(config).encode()}
-    )
-    named = build(settle(timm_vit(repo)), seed=1)
-    by_id = build(settle(ModelSpec(name="t", source="timm", id=repo, weights=repo)), seed=1)
-    assert torch.equal(body(named)["model.pos_embed"], load_file(file)["pos_embed"])
-    assert all(torch.equal(value, body(by_id)[name]) for name, value in body(named).items())
-
-
-def test_sharded_weights(hub: LocalHub, tmp_path: Path) -> None:
-    whole = written_vit(tmp_path / "whole")
-    state = load_file(whole / "model.safetensors")
-    names = sorted(state)
-    parts = {"model-00001-of-00002.safetensors": names[:20], "model-00002-of-00002.safetensors": names[20:]}
-    files = {}
-    for part, keys in parts.items():
-        save_file({key: state[key] for key in keys}, tmp_path / part)
-        files[part] = (tmp_path / part).read_bytes()
-    index = {"weight_map": {key: part for part, keys in parts.items() for key in keys}}
-    repo = put(hub, "someone/sharded", files | {"model.safetensors.index.json": json.dumps(index).encode()})
-    assert_pretrained(build(settle(vit(repo))), whole / "model.safetensors")
-    (first, *_) = files
-    broken = put(
-        hub, "someone/broken", {first: files[first], "model.safetensors.index.json": json.dumps(index).encode()}
-    )
-    assert "lacks model-00002-of-00002.safetensors" in failure(settle(vit(broken)))
-
-
-def test_wrong_revisions_and_repositories(repo: str) -> None:
-    with pytest.raises(NotFoundError, match="model someone/tiny-vit has no revision 'v9'"):
-        settle(vit(repo, revision="v9"))
-    with pytest.raises(NotFoundError, match="no Hub model someone/nothing"):
-        settle(vit("someone/nothing"))
-    assert "has no revision" in failure(vit(repo, revision="0" * 40), NotFoundError)
-
-
-def test_pickles_and_remote_code_are_refused(hub: LocalHub) -> None:
-    pickles = put(hub, "someone/pickles", {"pytorch_model.bin": b"x", "config.json": b"{}"})
-    text = failure(settle(vit(pickles)))
-    assert "has no model.safetensors at revision" in text and "may run code" in text
-    config = {"model_type": "mine", "auto_map": {"AutoModelForImageClassification": "mine.Model"}}
-    code = put(hub, "someone/code", {"config.json": json.dumps(config).encode(), "mine.py": b"raise SystemExit"})
-    text = failure(settle(ModelSpec(name="c", source="transformers", id=code)))
-    assert "needs code from its repository, and remote code is never run" in text
-    bert = put(hub, "someone/bert", {"config.json": b'{"model_type": "bert"}'})
-    assert "no image classifier of type 'bert'" in failure(settle(ModelSpec(name="b", source="transformers", id=bert)))
-    broken = put(hub, "someone/broken", {"config.json": b"{"})
-    assert "config.json of someone/broken is damaged" in failure(
-        settle(ModelSpec(name="b", source="transformers", id=broken))
-    )
-
-
-def test_a_repository_with_auto_map_and_a_known_type_is_built_from_our_own_code(hub: LocalHub, tmp_path: Path) -> None:
-    folder = written_vit(tmp_path / "upload")
-    config = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}
-    files = {"config.json": json.dumps(config).encode(), "evil.py": b"raise SystemExit('ran')"}
-    repo = put(hub, "someone/auto", files | {"model.safetensors": (folder / "model.safetensors").read_bytes()})
-    model = build(settle(ModelSpec(name="a", source="transformers", id=repo, weights=repo)))
-    assert type(model.net.get_submodule("model")).__module__.startswith("transformers.models.vit")
-
-
-def test_two_repositories_in_one_entry(repo: str) -> None:
-    text = failure(ModelSpec(name="v", source="transformers", id=repo, weights="someone/else", revision=None))
-    assert "two repositories" in text
-
-
-def test_offline(repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = settle(vit(repo))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    text = failure(spec, NetworkError)
-    assert "HF_HUB_OFFLINE is set, and the cache does not hold all files of someone/tiny-vit" in text
-    with pytest.raises(ModelError, match="can only be read from the cache at a full commit, not 'main'"):
-        settle(vit(repo))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    build(spec)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    build(spec)  # from the cache
-
-
-def test_gated_and_private_repositories(hub: LocalHub, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.create_repo("someone/private", private=True, repo_type="model")
-    with pytest.raises(NotFoundError, match="no Hub model someone/private"):
-        settle(vit("someone/private"))
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
-    with pytest.raises((AccessError, NotFoundError)) as caught:
-        settle(vit(repo))
-    assert "hf_x" not in str(caught.value)
-
-
 def test_a_local_file_that_changed_is_refused(tmp_path: Path) -> None:
     file = written_timm(tmp_path / "mine.safetensors")
     spec = settle(timm_vit(file))
@@ -441,17 +248,6 @@ def test_checkpoints_of_a_body_alone(tmp_path: Path, id_: str, config: str, base
     ours = body(model)
     assert len(theirs) > 20 and set(ours) - set(theirs) <= {f"{prefix}pooler.layernorm.{p}" for p in ("weight", "bias")}
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
-
-
-def test_a_stranger_s_configuration_sets_nothing_but_the_architecture(hub: LocalHub, tmp_path: Path) -> None:
-    torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "pickle.bin")
-    given = {"checkpoint_path": str(tmp_path / "pickle.bin"), "num_classes": 9, "pretrained": True, "in_chans": 1}
-    config = {"architecture": "resnet10t", "model_args": given}
-    repo = put(hub, "someone/sly", {"config.json": json.dumps(config).encode()})
-    spec = ModelSpec(name="s", source="timm", id=repo, revision=hub._repo(repo, "model").branches["main"])
-    model = build(spec, source_size=32, seed=1)
-    theirs = torch.load(tmp_path / "pickle.bin", weights_only=True)["conv1.0.weight"]
-    assert not torch.equal(body(model)["model.conv1.0.weight"], theirs) and model.net.channels == 3
 
 
 @pytest.mark.parametrize(
