@@ -34,7 +34,7 @@ from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
 from hmdc_hub.condense.views import View
-from hmdc_hub.evaluate import evaluate
+from hmdc_hub.evaluate import evaluate, of_run
 from hmdc_hub.measures import estimate
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
@@ -135,7 +135,7 @@ def cell(
         wall, processor = time.monotonic(), time.process_time()
         info = condense(recipe, source, run, device=CPU)
         wall, processor = time.monotonic() - wall, time.process_time() - processor
-        scores = evaluate(recipe, source, run, device=CPU)
+        scores = evaluate(of_run(recipe, run), recipe.evaluate, source, run, device=CPU)
     return {
         "image_steps": info.image_steps,
         "resets": recipe.condense.resets,

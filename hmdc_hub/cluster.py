@@ -1,4 +1,4 @@
-"""k-means in plain torch: chooses representative real images (DREAM, Liu et al., ICCV 2023).
+"""k-means and herding in plain torch: choose representative real images (DREAM, Liu et al., ICCV 2023).
 
 Everything is deterministic on a given device: nothing is added up atomically, and ties go to the lowest index.
 """
@@ -69,6 +69,33 @@ def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
         for row in distances[: len(points) - len(chosen)]:
             chosen.append((row + taken).argmin().view(1))
             taken.index_fill_(0, chosen[-1], torch.inf)
+    return torch.cat(chosen)
+
+
+@torch.no_grad()
+def herd(points: Tensor, n: int) -> Tensor:
+    """Choose points one after another so that the mean of those chosen stays closest to the mean of all.
+
+    Source: Welling, Herding Dynamical Weights to Learn, ICML 2009, in the greedy form of iCaRL (Rebuffi et al., CVPR
+    2017, algorithm 4), without choosing a point twice.
+
+    Args:
+        points: float32 P x D.
+        n: How many, at most P.
+
+    Returns:
+        int64 n, indices into `points` in the order they were chosen.
+    """
+    points = points - points.mean(dim=0)
+    squares = points.square().sum(dim=1)
+    total, chosen = torch.zeros_like(points[0]), list[Tensor]()
+    for _ in range(n):
+        # |total + p|^2 without |total|^2, which all share.
+        distances = squares + 2 * (points @ total)
+        if chosen:
+            distances[torch.cat(chosen)] = torch.inf
+        chosen.append(distances.argmin().view(1))
+        total = total + points[chosen[-1][0]]
     return torch.cat(chosen)
 
 

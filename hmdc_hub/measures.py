@@ -11,10 +11,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
-from hmdc_hub.schema import Cell, Estimate
+import numpy as np
+from numpy.typing import NDArray
+
+from hmdc_hub.schema import Cell, Estimate, Ranking
+
+Measure = Literal["accuracy", "ece"]
+Labels = NDArray[np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
 
 CONDENSED = "condensed"
+RANDOM = "random"
+FULL = "full"
 MEAN = "mean"
 CONFIDENCE = 0.95
 
@@ -36,22 +47,26 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean=mean, sd=sd, n=n, low=mean - half, high=mean + half)
 
 
-def by_seed(cells: Iterable[Cell], training_set: str, model: str) -> list[float]:
-    """Return the accuracy of each seed, in the order of seeds; several draws of a random set are averaged."""
+def by_seed(cells: Iterable[Cell], training_set: str, model: str, what: Measure = "accuracy") -> list[float]:
+    """Return a number for each seed, in the order of seeds; several draws of a random set are averaged."""
     draws: dict[int, list[float]] = {}
     for cell in cells:
         if cell.training_set == training_set and cell.model == model:
-            draws.setdefault(cell.seed, []).append(cell.accuracy)
+            draws.setdefault(cell.seed, []).append(getattr(cell, what))
     return [statistics.fmean(draws[seed]) for seed in sorted(draws)]
 
 
-def mean_by_seed(cells: Sequence[Cell], training_set: str, models: Sequence[str]) -> list[float]:
+def mean_by_seed(
+    cells: Sequence[Cell], training_set: str, models: Sequence[str], what: Measure = "accuracy"
+) -> list[float]:
     """Return each seed's mean over architectures."""
-    columns = [by_seed(cells, training_set, model) for model in models]
+    columns = [by_seed(cells, training_set, model, what) for model in models]
     return [statistics.fmean(row) for row in zip(*columns, strict=True)]
 
 
-def table(cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+def table(
+    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], what: Measure = "accuracy"
+) -> dict[str, dict[str, Estimate]]:
     """Summarise every training set on every architecture, and on the mean over architectures (`mean`).
 
     Returns:
@@ -59,15 +74,147 @@ def table(cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str]) -> 
     """
     rows = {}
     for name in sets:
-        rows[name] = {model: estimate(by_seed(cells, name, model)) for model in models}
-        rows[name][MEAN] = estimate(mean_by_seed(cells, name, models))
+        rows[name] = {model: estimate(by_seed(cells, name, model, what)) for model in models}
+        rows[name][MEAN] = estimate(mean_by_seed(cells, name, models, what))
     return rows
 
 
-def gain(cells: Sequence[Cell], baselines: Sequence[str], models: Sequence[str]) -> dict[str, Estimate]:
-    """Summarise condensed minus each baseline: differences of the mean over architectures, seed by seed."""
-    condensed = mean_by_seed(cells, CONDENSED, models)
+def gain(cells: Sequence[Cell], baselines: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Summarise condensed minus each baseline, seed by seed.
+
+    Returns:
+        `gain[baseline][model]`, with the difference of means over architectures as `mean`.
+    """
     return {
-        name: estimate([a - b for a, b in zip(condensed, mean_by_seed(cells, name, models), strict=True)])
+        name: {
+            column: estimate(_minus(_column(cells, CONDENSED, column, models), _column(cells, name, column, models)))
+            for column in (*models, MEAN)
+        }
         for name in baselines
     }
+
+
+def gap(
+    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], condensed_by: Sequence[str]
+) -> dict[str, Estimate]:
+    """Summarise, seed by seed, how much better architectures do that took part in condensing than the others.
+
+    A set that suits its own networks alone has a gap far above that of real images, which favour nobody.
+
+    Returns:
+        `gap[training set]`; empty if all of the models took part, or none.
+    """
+    inside = [model for model in models if model in condensed_by]
+    outside = [model for model in models if model not in condensed_by]
+    if not inside or not outside:
+        return {}
+    return {
+        name: estimate(_minus(mean_by_seed(cells, name, inside), mean_by_seed(cells, name, outside))) for name in sets
+    }
+
+
+def ranking(cells: Sequence[Cell], models: Sequence[str]) -> dict[str, Ranking]:
+    """Compute improvement over random, recovery of full-data accuracy and the score of DD-Ranking, seed by seed.
+
+    Source: Li et al., DD-Ranking: Rethinking the Evaluation of Dataset Distillation, arXiv 2505.13300, section 3; with
+    hard labels and equal weight of both.
+
+    Returns:
+        By model and for the mean over models; without trainings on random images empty, without those on the full
+        set with improvement alone.
+    """
+    trained = {cell.training_set for cell in cells}
+    if RANDOM not in trained:
+        return {}
+    found = {}
+    for model in (*models, MEAN):
+        condensed = _column(cells, CONDENSED, model, models)
+        improvement = _minus(condensed, _column(cells, RANDOM, model, models))
+        recovery = _minus(_column(cells, FULL, model, models), condensed) if FULL in trained else None
+        found[model] = Ranking(
+            improvement=estimate(improvement),
+            recovery=None if recovery is None else estimate(recovery),
+            score=None
+            if recovery is None
+            else estimate([_score(*pair) for pair in zip(improvement, recovery, strict=True)]),
+        )
+    return found
+
+
+class Summary(NamedTuple):
+    """Everything that follows from single trainings; each field as the one of `Scores` with its name."""
+
+    table: dict[str, dict[str, Estimate]]
+    gain: dict[str, dict[str, Estimate]]
+    gap: dict[str, Estimate]
+    ece: dict[str, dict[str, Estimate]]
+    ranking: dict[str, Ranking]
+
+
+def summarise(
+    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], condensed_by: Sequence[str]
+) -> Summary:
+    """Compute every summary of a set's trainings.
+
+    Args:
+        cells: Every training set, model and seed; several draws of random ones.
+        sets: Names of the training sets in their order, `condensed` among them.
+        models: Names of the architectures in their order.
+        condensed_by: Names of those that took part in condensing, and maybe of others.
+    """
+    return Summary(
+        table=table(cells, sets, models),
+        gain=gain(cells, [name for name in sets if name != CONDENSED], models),
+        gap=gap(cells, sets, models, condensed_by),
+        ece=table(cells, sets, models, "ece"),
+        ranking=ranking(cells, models),
+    )
+
+
+def _score(improvement: float, recovery: float) -> float:
+    a = (improvement - recovery) / 2
+    return (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
+
+
+def _column(cells: Sequence[Cell], training_set: str, model: str, models: Sequence[str]) -> list[float]:
+    return mean_by_seed(cells, training_set, models) if model == MEAN else by_seed(cells, training_set, model)
+
+
+def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def confusion(labels: Labels, predicted: Labels, classes: int) -> Labels:
+    """Count how often each class was taken for each.
+
+    Args:
+        labels: Whole numbers N, in 0..classes-1.
+        predicted: Likewise.
+        classes: C.
+
+    Returns:
+        int64 C x C: row the true class, column the predicted one.
+    """
+    pairs = labels.astype(np.int64) * classes + predicted.astype(np.int64)
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def class_accuracy(confused: Labels) -> list[float]:
+    """Compute the accuracy of each class from its row of a confusion matrix; 0 for a class without images."""
+    counts = confused.sum(axis=1)
+    return [float(x) for x in confused.diagonal() / np.maximum(counts, 1)]
+
+
+def calibration_error(confidence: Floats, correct: Bools, bins: int = 15) -> float:
+    """Compute the expected calibration error: |accuracy - confidence| over equal bins, weighted by their images.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
+
+    Args:
+        confidence: N largest softmax probabilities, in [0, 1]; a bin holds its upper bound.
+        correct: N, whether the class of the largest probability is the true one.
+        bins: B.
+    """
+    place = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=correct.astype(np.float64) - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmdc_hub import augment, rng
 from hmdc_hub.augment import Draw
-from hmdc_hub.schema.recipe import AugmentSpec
+from hmdc_hub.schema import AugmentSpec
 
 SHAPES = ("crop", "scale", "rotate")
 NAMES = tuple(field.name for field in fields(Draw))

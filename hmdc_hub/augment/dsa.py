@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hmdc_hub.augment import operations
-from hmdc_hub.schema.recipe import AugmentSpec
+from hmdc_hub.schema import AugmentSpec
 
 MAX_SHIFT = 1 / 8
 MAX_SCALE = 1.2

@@ -155,12 +155,15 @@ def _do(
 
         condense(recipe, source, run, device=wishes.device, listener=listener, stop=stop)
     elif part == "evaluate" and source is not None:
-        from hmdc_hub.evaluate import evaluate
+        from hmdc_hub.evaluate import evaluate, of_run
 
         _complete(recipe, source, run, wishes, listener)
         names = ", ".join(model.name for model in recipe.evaluate.models)
-        listener(Stage("evaluate", f"{names}, {recipe.evaluate.epochs} epochs each"))
-        evaluate(recipe, source, run, device=wishes.device, workers=wishes.workers, listener=listener, stop=stop)
+        listener(Stage("evaluate", f"{names}, {recipe.evaluate.length} each"))
+        subject, device = of_run(recipe, run), wishes.device
+        evaluate(
+            subject, recipe.evaluate, source, run, device=device, workers=wishes.workers, listener=listener, stop=stop
+        )
     elif part == "package":
         from hmdc_hub.publish import package
 

@@ -86,7 +86,7 @@ def forecast_text(forecast: Forecast) -> str:
         f"condensed   {plan.stored_images} stored images that hold {plan.training_images}",
         f"targets     {len(plan.targets)}: {', '.join(plan.targets)}",
         f"steps       {plan.image_steps}, networks reset {spec.resets} times",
-        f"trainings   {forecast.evaluation.trainings} of {recipe.evaluate.epochs} epochs in the evaluation",
+        f"trainings   {forecast.evaluation.trainings} of {recipe.evaluate.length} in the evaluation",
         "",
         columns(["MODEL", "PARAMETERS", "ROLE"], models),
         "",

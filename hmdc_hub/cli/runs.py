@@ -114,7 +114,7 @@ def _row(entry: RunEntry) -> list[str]:
     if info is None:
         return [entry.run.path.name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""]
     score = "" if scores is None else f"{100 * scores.table['condensed']['mean'].mean:.1f}"
-    gain = "" if scores is None or "random" not in scores.gain else f"{100 * scores.gain['random'].mean:+.1f}"
+    gain = "" if scores is None or "random" not in scores.gain else f"{100 * scores.gain['random']['mean'].mean:+.1f}"
     return [
         entry.run.path.name,
         entry.state,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import deque
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from hmdc_hub.condense.threads import Threads
 from hmdc_hub.errors import DivergedError, OutOfMemoryError
 from hmdc_hub.events import ImageStep, Listener, Note, Stage, StopFlag, silent
 from hmdc_hub.models import build_for, parameter_count
+from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import ArtifactInfo, Recipe, SetHeader
 from hmdc_hub.sources import Source
 from hmdc_hub.store import (
@@ -36,8 +35,6 @@ from hmdc_hub.store import (
     write_json_atomic,
     write_parquet,
 )
-
-REPORTED_VERSIONS = ("torch", "torchvision", "transformers", "datasets", "huggingface-hub", "safetensors", "numpy")
 
 
 def condense(
@@ -256,8 +253,8 @@ class _Session:
             source=self.source.info,
             models=list(self.recipe.pool),
             parameters=self.parameters,
-            versions=_versions({model.source for model in self.recipe.pool}),
-            device=torch.cuda.get_device_name(self.device) if on_gpu else self.device.type,
+            versions=versions({model.source for model in self.recipe.pool}),
+            device=device_name(self.device),
             threads=self.threads.count,
             memory="low" if self.memory.low else "fast",
             seconds=round(self._seconds(), 1),
@@ -271,11 +268,6 @@ class _Session:
             tensors_sha256=sha256_file(self.run.condensed),
             parquet_sha256=sha256_file(self.run.parquet),
         )
-
-
-def _versions(sources: set[str]) -> dict[str, str]:
-    names = [*REPORTED_VERSIONS, *({"timm"} & sources)]
-    return {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
 
 
 def _plain(event: ImageStep) -> dict[str, Any]:

@@ -2,5 +2,6 @@
 
 from hmdc_hub.evaluate.plan import EvaluationPlan, plan
 from hmdc_hub.evaluate.run import evaluate
+from hmdc_hub.evaluate.subject import Subject, of_run
 
-__all__ = ["EvaluationPlan", "evaluate", "plan"]
+__all__ = ["EvaluationPlan", "Subject", "evaluate", "of_run", "plan"]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from hmdc_hub.evaluate.train import steps_of
 from hmdc_hub.evaluate.workers import one_thread, usable_cores
+from hmdc_hub.measures import CONDENSED, FULL
 from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
@@ -42,21 +44,24 @@ def plan(recipe: Recipe, source: Source, device: torch.device, workers: int | No
         workers: As for `evaluate`.
     """
     protocol, bank = recipe.evaluate, source.train
-    small = bank.num_classes * recipe.condense.ipc
-    full = small * recipe.condense.factor**2
-    draws = {"random": protocol.random_draws, "random-encoded": protocol.random_draws}
-    sizes = [full] + [
-        small if name in ("random", "k-means") else full for name in protocol.against for _ in range(draws.get(name, 1))
-    ]
-    per_model = {}
+    stored = bank.num_classes * recipe.condense.ipc
+    decoded = stored * recipe.condense.factor**2
+    sizes = {"random": stored, "k-means": stored, "herding": stored, FULL: len(bank.images)}
+    names = [CONDENSED]
+    for name in protocol.against:
+        names += [name] * (protocol.random_draws if name.startswith("random") else 1)
+    steps = [steps_of(protocol, sizes.get(name, decoded), full=name == FULL) for name in names]
+    images = [n * min(protocol.batch, sizes.get(name, decoded)) for n, name in zip(steps, names, strict=True)]
+    per_model, total = {}, 0.0
     for spec in protocol.models:
         model = build_for(spec, source).to(device)
         pixels = bank.images[torch.arange(min(PROBE, len(bank.images)))]
         per_image = _step_seconds(model, source.normalise(pixels).to(device)) / len(pixels)
-        per_model[spec.name] = protocol.epochs * full * per_image + len(source.test_labels) * per_image / 3
+        tested = len(source.test_labels) * per_image / 3
+        per_model[spec.name] = images[0] * per_image + tested
+        total += protocol.seeds * sum(count * per_image + tested for count in images)
     parallel = 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
-    total = sum(per_model.values()) * sum(size / full for size in sizes) * protocol.seeds
-    return EvaluationPlan(len(per_model) * len(sizes) * protocol.seeds, total / parallel, per_model)
+    return EvaluationPlan(len(per_model) * len(names) * protocol.seeds, total / parallel, per_model)
 
 
 def _step_seconds(model: PoolModel, images: torch.Tensor) -> float:

@@ -1,15 +1,19 @@
-"""One training: a fresh network, a small set, a fixed number of epochs, one look at the test split at the end."""
+"""One training: a fresh network, a small set, the steps of the protocol, one look at the test split at the end."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmdc_hub import augment, rng
 from hmdc_hub.events import StopFlag
+from hmdc_hub.measures import calibration_error
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import EvaluateSpec
 
@@ -21,7 +25,7 @@ class Images:
     """Labelled images where they are needed.
 
     Attributes:
-        pixels: uint8 M x ch x H x W.
+        pixels: M x ch x H x W, uint8 or float32 in [0, 1].
         labels: int64 M.
     """
 
@@ -41,8 +45,40 @@ class Normalisation:
     std: Tensor
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 pixels into source-normalised float32."""
-        return (pixels.float() / 255 - self.mean) / self.std
+        """Turn pixels into source-normalised float32."""
+        unit = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        return (unit - self.mean) / self.std
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        predicted: uint16 N, the class of the largest logit for every image that is scored on.
+        accuracy: Share of them at their label; in [0, 1].
+        ece: Expected calibration error; in [0, 1].
+        best: Best accuracy of all looks, where the protocol asks for looks before the end.
+    """
+
+    predicted: NDArray[np.uint16]
+    accuracy: float
+    ece: float
+    best: float | None
+
+
+def steps_of(protocol: EvaluateSpec, images: int, *, full: bool = False) -> int:
+    """Count the optimiser steps of a training on so many images.
+
+    Args:
+        protocol: Says epochs or steps.
+        images: Training images.
+        full: Whether they are the full set, which has epochs of its own.
+    """
+    per_epoch = -(-images // protocol.batch)
+    if full:
+        return protocol.full_epochs * per_epoch
+    return protocol.steps or protocol.epochs * per_epoch
 
 
 def train_and_score(
@@ -51,60 +87,99 @@ def train_and_score(
     test: Images,
     normalise: Normalisation,
     protocol: EvaluateSpec,
-    key: tuple[int, int],
+    seed: int,
+    *,
+    full: bool = False,
     stop: StopFlag | None = None,
-) -> float:
-    """Train a model from fresh weights and return its last-epoch accuracy on the whole test split, in [0, 1].
+) -> Outcome:
+    """Train a model from fresh weights and score it on all test images after the last step.
 
     A training that diverges is scored like any other: logits of NaN name the first class, which is as good as chance.
 
     Args:
         model: On the device; reset here.
         train: What is learnt from; nothing else is.
-        test: Looked at once, after the last epoch.
+        test: Looked at once, after the last step, unless `protocol.best_every` asks for more.
         normalise: Statistics of the source.
-        protocol: Epochs, batch, optimiser, augmentation.
-        key: Seed of the recipe and number of the training seed; the training set is not in it, so that trainings
-            on different sets start alike.
+        protocol: Steps, batch, optimiser, augmentation.
+        seed: Which of the protocol's seeds, from 0. The training set is not in the keys of any generator, so that
+            trainings on different sets start alike.
+        full: Whether `train` is the full set.
         stop: Looked at after every epoch.
 
     Raises:
         Interrupted: `stop` was set; this training is given up.
     """
-    name = model.spec.name
-    model.reset(rng.generator(key[0], "evaluate-weights", name, key[1]))
+    name, total = model.spec.name, steps_of(protocol, len(train.labels), full=full)
+    model.reset(rng.generator(protocol.seed, "evaluate-weights", name, seed))
     if model.spec.batch_norm == "frozen":
         parts = (part for part in torch.split(train.pixels, protocol.batch) if len(part) > 1)
         model.calibrate(model.prepare(normalise(part)) for part in parts)
-    optimizer = torch.optim.SGD(
-        model.trained().values(),
-        lr=model.spec.lr.evaluate,
-        momentum=protocol.momentum,
-        weight_decay=protocol.weight_decay,
-        fused=True,
-    )
-    gen = rng.generator(key[0], "evaluate-batches", name, key[1])
+    optimizer = _optimizer(model, protocol)
+    gen = rng.generator(protocol.seed, "evaluate-batches", name, seed)
     one_hot = F.one_hot(train.labels, model.num_classes).float()
     model.train()
-    for _ in range(protocol.epochs):
+    done, epoch, looks = 0, 0, list[float]()
+    while done < total:
         order = torch.randperm(len(train.labels), generator=gen).to(train.labels.device)
-        for rows in torch.split(order, protocol.batch):
+        for rows in torch.split(order, protocol.batch)[: total - done]:
+            for group in optimizer.param_groups:
+                group["lr"] = model.spec.lr.evaluate * _share_of_rate(protocol, done / total)
             images, targets = _augmented(normalise(train.pixels[rows]), one_hot[rows], protocol, model, gen)
             optimizer.zero_grad()
             F.cross_entropy(model.logits(model.prepare(images)), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            done += 1
+        epoch += 1
         if stop is not None:
             stop.raise_if_set("stopped within a training")
-    model.eval()
-    return accuracy(model, test, normalise)
+        if protocol.best_every and epoch % protocol.best_every == 0 and done < total:
+            looks.append(_share(_predict(model.eval(), test, normalise)[0], test))
+            model.train()
+    return _outcome(model.eval(), test, normalise, looks if protocol.best_every else None)
+
+
+def _optimizer(model: PoolModel, protocol: EvaluateSpec) -> torch.optim.Optimizer:
+    parameters, rate = list(model.trained().values()), model.spec.lr.evaluate
+    if protocol.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=protocol.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=rate, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
+    )
+
+
+def _share_of_rate(protocol: EvaluateSpec, progress: float) -> float:
+    """Give the share of the learning rate after a share of the steps, both in [0, 1]."""
+    if protocol.schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 0.1 if protocol.schedule == "step" and progress >= 0.5 else 1.0
+
+
+def _outcome(model: PoolModel, test: Images, normalise: Normalisation, looks: list[float] | None) -> Outcome:
+    predicted, confidence = _predict(model, test, normalise)
+    accuracy, right = _share(predicted, test), (predicted == test.labels).cpu().numpy()
+    return Outcome(
+        predicted=predicted.cpu().numpy().astype(np.uint16),
+        accuracy=accuracy,
+        ece=calibration_error(confidence.cpu().numpy(), right),
+        best=None if looks is None else max([*looks, accuracy]),
+    )
 
 
 @torch.no_grad()
-def accuracy(model: PoolModel, test: Images, normalise: Normalisation) -> float:
-    """Return the share of test images whose largest logit is at their label; the model is in evaluation mode."""
-    parts = zip(torch.split(test.pixels, TEST_BATCH), torch.split(test.labels, TEST_BATCH), strict=True)
-    correct = [(model.logits(model.prepare(normalise(x))).argmax(1) == y).sum() for x, y in parts]
-    return int(torch.stack(correct).sum()) / len(test.labels)
+def _predict(model: PoolModel, test: Images, normalise: Normalisation) -> tuple[Tensor, Tensor]:
+    """Return the class of the largest logit, int64 N, and its softmax probability, float32 N."""
+    parts = []
+    for pixels in torch.split(test.pixels, TEST_BATCH):
+        logits = model.logits(model.prepare(normalise(pixels))).float()
+        # A network that gives NaN says nothing of any class.
+        parts.append((logits.argmax(1), logits.softmax(1).amax(1).nan_to_num(1 / model.num_classes)))
+    predicted, confidence = zip(*parts, strict=True)
+    return torch.cat(predicted), torch.cat(confidence)
+
+
+def _share(predicted: Tensor, test: Images) -> float:
+    return int((predicted == test.labels).sum()) / len(test.labels)
 
 
 def _augmented(

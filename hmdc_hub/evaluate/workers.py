@@ -27,10 +27,11 @@ from torch import Tensor
 
 from hmdc_hub.errors import OutOfMemoryError, RunError
 from hmdc_hub.evaluate.baselines import TrainingSet
-from hmdc_hub.evaluate.train import Images, Normalisation, train_and_score
+from hmdc_hub.evaluate.train import Images, Normalisation, Outcome, train_and_score
 from hmdc_hub.events import StopFlag
+from hmdc_hub.measures import FULL
 from hmdc_hub.models import PoolModel, build_model
-from hmdc_hub.schema import Recipe
+from hmdc_hub.schema import EvaluateSpec
 from hmdc_hub.sources import Source
 
 POLL_SECONDS = 0.2
@@ -53,9 +54,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a training: accuracy in [0, 1], and the seconds that it took."""
+    """What came of a training, and the seconds that it took."""
 
-    accuracy: float
+    outcome: Outcome
     seconds: float
 
 
@@ -63,13 +64,14 @@ class Bench:
     """Everything a training needs but its job: data on the device, and each model built once.
 
     Args:
-        recipe: Holds the protocol.
-        tensors: `test.images`, `test.labels`, `mean`, `std`, and `<i>.images`, `<i>.labels` of training set i.
+        protocol: Says how.
+        tensors: `test.images`, `test.labels`, `mean`, `std`, `classes`, `full` (place of the full set, or -1), and
+            `<i>.images`, `<i>.labels` of training set i.
         device: Where trainings run.
     """
 
-    def __init__(self, recipe: Recipe, tensors: dict[str, Tensor], device: torch.device) -> None:
-        self.recipe, self.device, self.tensors = recipe, device, tensors
+    def __init__(self, protocol: EvaluateSpec, tensors: dict[str, Tensor], device: torch.device) -> None:
+        self.protocol, self.device, self.tensors = protocol, device, tensors
         self.test = Images(tensors["test.images"], tensors["test.labels"]).to(device)
         mean, std = tensors["mean"], tensors["std"]
         self.normalise = Normalisation(mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device))
@@ -79,18 +81,25 @@ class Bench:
         """Train a fresh network; `stop` is looked at after every epoch."""
         began = time.monotonic()
         train = Images(self.tensors[f"{job.training_set}.images"], self.tensors[f"{job.training_set}.labels"])
-        protocol, key = self.recipe.evaluate, (self.recipe.seed, job.seed)
+        full = int(self.tensors["full"]) == job.training_set
         with one_thread(self.device):
-            model = self._model(job.model)
-            train = train.to(self.device)
-            accuracy = train_and_score(model, train, self.test, self.normalise, protocol, key, stop)
-        return Result(accuracy, time.monotonic() - began)
+            outcome = train_and_score(
+                self._model(job.model),
+                train.to(self.device),
+                self.test,
+                self.normalise,
+                self.protocol,
+                job.seed,
+                full=full,
+                stop=stop,
+            )
+        return Result(outcome, time.monotonic() - began)
 
     def _model(self, place: int) -> PoolModel:
         if place not in self.models:
             channels, side = self.test.pixels.shape[1:3]
             self.models[place] = build_model(
-                self.recipe.evaluate.models[place],
+                self.protocol.models[place],
                 num_classes=int(self.tensors["classes"]),
                 source_size=side,
                 channels=channels,
@@ -108,6 +117,7 @@ def bench_tensors(source: Source, sets: Sequence[TrainingSet]) -> dict[str, Tens
         "mean": source.mean,
         "std": source.std,
         "classes": torch.tensor(source.train.num_classes),
+        "full": torch.tensor(next((i for i, made in enumerate(sets) if made.name == FULL), -1)),
     }
     for i, training_set in enumerate(sets):
         tensors |= {f"{i}.images": training_set.images, f"{i}.labels": training_set.labels}
@@ -115,7 +125,7 @@ def bench_tensors(source: Source, sets: Sequence[TrainingSet]) -> dict[str, Tens
 
 
 def run_jobs(
-    recipe: Recipe,
+    protocol: EvaluateSpec,
     tensors: dict[str, Tensor],
     jobs: Sequence[Job],
     *,
@@ -126,7 +136,7 @@ def run_jobs(
     """Yield each job with its result as it is done, in any order.
 
     Args:
-        recipe: Holds the protocol.
+        protocol: Says how.
         tensors: As `bench_tensors` makes them.
         jobs: Longest first, for a short end.
         device: On anything but a CPU the jobs run in this process, one after another.
@@ -140,7 +150,7 @@ def run_jobs(
     """
     count = processes(device, workers, len(jobs))
     if count == 1:
-        bench = Bench(recipe, tensors, device)
+        bench = Bench(protocol, tensors, device)
         for job in jobs:
             stop.raise_if_set("stopped between two trainings")
             try:
@@ -156,7 +166,7 @@ def run_jobs(
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
         data = Path(folder) / "data.safetensors"
         save_file(tensors, data)
-        yield from _in_processes(recipe, data, jobs, count, stop)
+        yield from _in_processes(protocol, data, jobs, count, stop)
 
 
 def processes(device: torch.device, workers: int | None, jobs: int) -> int:
@@ -172,11 +182,11 @@ def usable_cores() -> int:
 
 
 def _in_processes(
-    recipe: Recipe, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
+    protocol: EvaluateSpec, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
 ) -> Iterator[tuple[Job, Result]]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(count, context, _start_worker, (recipe.model_dump_json(), str(data)))
+    executor = ProcessPoolExecutor(count, context, _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
         with _interrupts_held_back():
@@ -223,12 +233,12 @@ _bench: Bench | None = None
 """Of a worker process; made once by `_start_worker`."""
 
 
-def _start_worker(recipe_json: str, data: str) -> None:
+def _start_worker(protocol_json: str, data: str) -> None:
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _bench = Bench(Recipe.model_validate_json(recipe_json), load_file(data), torch.device("cpu"))
+    _bench = Bench(EvaluateSpec.model_validate_json(protocol_json), load_file(data), torch.device("cpu"))
 
 
 def _end_with_parent() -> None:

@@ -112,6 +112,11 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> 
             f"{run.scores} is about other images than {run.parquet}.",
             hint="`hmdc-hub evaluate` scores these images.",
         )
+    if scores is not None and scores.protocol.holdout is not None:
+        raise UsageError(
+            f"{run.scores} is about held-out images of the train split (evaluate.holdout), for choosing settings.",
+            hint="Publish scores on the test split: -o evaluate.holdout=null",
+        )
 
 
 def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Recipe]:
@@ -207,12 +212,14 @@ def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
     columns: dict[str, tuple[Any, list[Any]]] = {
         "config": (pa.string(), [config for _ in scores.cells]),
         "training_set": (pa.string(), [cell.training_set for cell in scores.cells]),
-        "training_images": (pa.int64(), [scores.budgets.get(cell.training_set) for cell in scores.cells]),
+        "stored_images": (pa.int64(), [scores.budgets[cell.training_set].stored for cell in scores.cells]),
+        "training_images": (pa.int64(), [scores.budgets[cell.training_set].images for cell in scores.cells]),
         "model": (pa.string(), [cell.model for cell in scores.cells]),
         "condensed_by": (pa.bool_(), [cell.model in scores.condensed_by for cell in scores.cells]),
         "draw": (pa.int64(), [cell.draw for cell in scores.cells]),
         "seed": (pa.int64(), [cell.seed for cell in scores.cells]),
         "accuracy": (pa.float64(), [cell.accuracy for cell in scores.cells]),
+        "ece": (pa.float64(), [cell.ece for cell in scores.cells]),
     }
     arrays = [pa.array(values, type=kind) for kind, values in columns.values()]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmdc_hub import measures
 from hmdc_hub.catalog import read_published_recipe
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config
 from hmdc_hub.publish.front_matter import front_matter
-from hmdc_hub.schema import Estimate, Manifest, Scores
+from hmdc_hub.publish.verify_scores import check_scores, equal
+from hmdc_hub.schema import Manifest
 from hmdc_hub.store.configs import read_card_text, split_card
-from hmdc_hub.store.files import read_info, read_record, read_scores, sha256_file
+from hmdc_hub.store.files import read_info, read_record, sha256_file
 
 PICTURES = ("preview.png", "scores.png")
 
@@ -66,27 +65,17 @@ def _run(name: str, check: str, look: Callable[[Path, str], str], folder: Path) 
         return Finding(name, check, False, error.message.replace(f"{folder}/", ""))
 
 
-def _equal(what: str, found: Any, wanted: Any) -> None:
-    if found != wanted:
-        raise FormatError(f"{what} is {_short(found)}, not {_short(wanted)}")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _files(folder: Path, name: str) -> str:
     """Every file that the manifest lists, and no other in the folders of this configuration."""
     manifest = read_record(folder / name / "manifest.json", Manifest)
-    _equal("the configuration in manifest.json", manifest.config, name)
+    equal("the configuration in manifest.json", manifest.config, name)
     listed = {file.path: file for file in manifest.files}
     for path, file in listed.items():
         place = folder / path
         if not place.is_file():
             raise FormatError(f"{path} is missing")
-        _equal(f"the size of {path}", place.stat().st_size, file.size)
-        _equal(f"the SHA-256 of {path}", sha256_file(place), file.sha256)
+        equal(f"the size of {path}", place.stat().st_size, file.size)
+        equal(f"the SHA-256 of {path}", sha256_file(place), file.sha256)
     own = [*folder.glob(f"{name}/**/*"), *folder.glob(f"assets/{name}/**/*"), *folder.glob(f"scores/{name}.parquet")]
     there = {path.relative_to(folder).as_posix() for path in own if not path.is_dir()}
     strangers = sorted(there - set(listed) - {f"{name}/manifest.json"})
@@ -101,26 +90,26 @@ def _files(folder: Path, name: str) -> str:
 def _provenance(folder: Path, name: str) -> str:
     """info.json names these very files, and its counts follow from one another."""
     info = read_info(folder / name / "info.json")
-    _equal("condensed.safetensors", sha256_file(folder / name / "condensed.safetensors"), info.tensors_sha256)
-    _equal(PARQUET, sha256_file(folder / name / PARQUET), info.parquet_sha256)
+    equal("condensed.safetensors", sha256_file(folder / name / "condensed.safetensors"), info.tensors_sha256)
+    equal(PARQUET, sha256_file(folder / name / PARQUET), info.parquet_sha256)
     classes = len(info.source.class_names)
-    _equal("the number of stored images", info.stored_images, classes * info.ipc)
-    _equal("the number of training images", info.training_images, classes * info.ipc * info.factor**2)
-    _equal("the number of class counts", len(info.source.train_counts), classes)
-    _equal("the number of distinct class names", len(set(info.source.class_names)), classes)
+    equal("the number of stored images", info.stored_images, classes * info.ipc)
+    equal("the number of training images", info.training_images, classes * info.ipc * info.factor**2)
+    equal("the number of class counts", len(info.source.train_counts), classes)
+    equal("the number of distinct class names", len(set(info.source.class_names)), classes)
     return f"{info.ipc} stored per class = {info.ipc * info.factor**2} training images, {classes} classes"
 
 
 def _recipe(folder: Path, name: str) -> str:
     """The recipe is plain data, and the one that the hashes are of."""
     recipe, info = read_published_recipe(folder / name / "recipe.yaml"), read_info(folder / name / "info.json")
-    _equal("publish.config", recipe.publish.config, name)
-    _equal("ipc and factor", (recipe.condense.ipc, recipe.condense.factor), (info.ipc, info.factor))
-    _equal("source.id", recipe.source.id, info.source.id)
-    _equal("the protocol hash", recipe.protocol_hash(), info.protocol_hash)
+    equal("publish.config", recipe.publish.config, name)
+    equal("ipc and factor", (recipe.condense.ipc, recipe.condense.factor), (info.ipc, info.factor))
+    equal("source.id", recipe.source.id, info.source.id)
+    equal("the protocol hash", recipe.protocol_hash(), info.protocol_hash)
     if recipe.source.id.startswith("local:"):
         return "plain data; its source was local, so the condense hash cannot be computed again"
-    _equal("the condense hash", recipe.condense_hash(), info.condense_hash)
+    equal("the condense hash", recipe.condense_hash(), info.condense_hash)
     return f"condense hash {info.condense_hash[:12]}, protocol hash {info.protocol_hash[:12]}"
 
 
@@ -139,7 +128,7 @@ def _tensors(folder: Path, name: str) -> str:
         "shape": (tuple(images.shape), (info.stored_images, source.channels, source.size, source.size)),
     }
     for what, (found, wanted) in pairs.items():
-        _equal(f"{what} of condensed.safetensors", found, wanted)
+        equal(f"{what} of condensed.safetensors", found, wanted)
     return f"{' x '.join(map(str, images.shape))}, in [0, 1]"
 
 
@@ -157,10 +146,10 @@ def _images(folder: Path, name: str) -> str:
     pixels, labels = read_parquet(path)
     footer = pq.read_metadata(path)
     size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-    _equal("the number of rows", len(labels), info.training_images)
-    _equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
-    _equal("the class names of the parquet", read_class_names(path), info.source.class_names)
-    _equal("the class names of manifest.json", manifest.class_names, info.source.class_names)
+    equal("the number of rows", len(labels), info.training_images)
+    equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
+    equal("the class names of the parquet", read_class_names(path), info.source.class_names)
+    equal("the class names of manifest.json", manifest.class_names, info.source.class_names)
     stored, _, header = read_condensed(folder / name / "condensed.safetensors")
     classes = len(header.class_names)
     decoded = pack.decode(torch.unflatten(stored, 0, (classes, header.ipc)), header.factor)
@@ -171,58 +160,6 @@ def _images(folder: Path, name: str) -> str:
     if int(apart.max()) > 1:
         raise FormatError(f"the pixels are not the decoded tensors: up to {int(apart.max())} of 255 apart")
     return f"{len(labels)} images, the decoded tensors in 8 bits"
-
-
-def _scores(folder: Path, name: str) -> str:
-    """The scores belong to these images, and their means follow from the single trainings."""
-    path = folder / name / "scores.json"
-    if not path.is_file():
-        return "none"
-    scores, info = read_scores(path), read_info(folder / name / "info.json")
-    recipe = read_published_recipe(folder / name / "recipe.yaml")
-    _equal("the images that were scored", scores.parquet_sha256, info.parquet_sha256)
-    _equal("the condense hash of scores.json", scores.condense_hash, info.condense_hash)
-    _equal("the protocol hash of scores.json", scores.protocol_hash, recipe.protocol_hash())
-    _equal("the protocol of scores.json", scores.protocol, recipe.evaluate)
-    _equal("the number of test images", scores.test_count, info.source.test_count)
-    _recomputed(scores)
-    _parquet_of_scores(folder / "scores" / f"{name}.parquet", scores, name)
-    return f"{len(scores.cells)} trainings, every mean and interval computed again"
-
-
-def _recomputed(scores: Scores) -> None:
-    models, sets = [model.name for model in scores.protocol.models], list(scores.table)
-    cells = {(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells}
-    _equal("the number of distinct trainings", len(cells), len(scores.cells))
-    _equal("the training sets", sorted({cell.training_set for cell in scores.cells}), sorted(sets))
-    _equal("the models", sorted({cell.model for cell in scores.cells}), sorted(models))
-    for name, row in measures.table(scores.cells, sets, models).items():
-        for model, wanted in row.items():
-            _close(f"{model} on {name}", scores.table[name].get(model), wanted)
-    for name, wanted in measures.gain(scores.cells, [n for n in sets if n != measures.CONDENSED], models).items():
-        _close(f"the gain over {name}", scores.gain.get(name), wanted)
-
-
-def _close(what: str, found: Estimate | None, wanted: Estimate) -> None:
-    numbers = (found.model_dump() if found is not None else {}), wanted.model_dump()
-    for key, value in numbers[1].items():
-        other = numbers[0].get(key)
-        same = other == value if value is None or other is None else math.isclose(other, value, abs_tol=1e-9)
-        if not same:
-            raise FormatError(f"{what}: {key} is {other}, its trainings give {value}")
-
-
-def _parquet_of_scores(path: Path, scores: Scores, name: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    keys = ["training_set", "model", "draw", "seed", "accuracy"]
-    try:
-        rows = pq.read_table(path).select(["config", *keys]).to_pylist()
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise FormatError(f"scores/{name}.parquet cannot be read: {error}") from error
-    if rows != [{"config": name} | {key: getattr(cell, key) for key in keys} for cell in scores.cells]:
-        raise FormatError(f"scores/{name}.parquet does not have the trainings of scores.json")
 
 
 def _pictures(folder: Path, name: str) -> str:
@@ -246,7 +183,7 @@ _CHECKS: Mapping[str, Callable[[Path, str], str]] = {
     "recipe": _recipe,
     "tensors": _tensors,
     "images": _images,
-    "scores": _scores,
+    "scores": check_scores,
     "pictures": _pictures,
 }
 
@@ -269,12 +206,12 @@ def _card(folder: Path, names: list[str]) -> str:
     for key, by in (("configs", "config_name"), ("dataset_info", "config_name")):
         there, due = _by_name(block.get(key), by), _by_name(wanted[key], by)
         for name in _due(facts, key):
-            _equal(f"{key} of {name} in the card", _bare(there.get(name)), _bare(due.get(name)))
+            equal(f"{key} of {name} in the card", _bare(there.get(name)), _bare(due.get(name)))
     hmdc = block.get("hmdc")
     shown = hmdc.get("configs") if isinstance(hmdc, dict) else None
     for name in names:
         found = shown.get(name) if isinstance(shown, dict) else None
-        _equal(f"hmdc.configs.{name} in the card", found, wanted["hmdc"]["configs"][name])
+        equal(f"hmdc.configs.{name} in the card", found, wanted["hmdc"]["configs"][name])
     return f"{len(entries)} configurations, default {defaults[0]}"
 
 

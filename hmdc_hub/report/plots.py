@@ -14,9 +14,11 @@ STYLES = {
     "random-encoded": ("#56b4e9", "^"),
     "start": ("#0072b2", "D"),
     "k-means": ("#009e73", "v"),
+    "herding": ("#cc79a7", "P"),
+    "exact": ("#e69f00", "X"),
     "full": ("#000000", "*"),
 }
-OTHERS = (("#cc79a7", "P"), ("#e69f00", "X"), ("#f0e442", "p"))
+OTHERS = (("#f0e442", "p"), ("#8b5a2b", "h"), ("#7570b3", "<"))
 
 
 def plot_scores(scores: Scores) -> bytes:

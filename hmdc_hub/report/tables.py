@@ -9,6 +9,7 @@ from hmdc_hub.schema import BASELINES, Estimate, Scores
 
 CONDENSED = "condensed"
 MEAN = "mean"
+EXACT = "exact"
 TOOK_PART = "†"
 
 
@@ -85,11 +86,11 @@ def _rows(scores: Scores) -> list[list[str]]:
     """Make header and body as text."""
     models = model_names(scores)
     marked = [f"{name} {TOOK_PART}" if name in scores.condensed_by else name for name in models]
-    rows = [["training set", "images", *marked]]
+    rows = [["training set", "stored", "images", *marked]]
     for name in training_sets(scores):
         budget = scores.budgets.get(name)
         cells = [_cell(scores.table[name].get(model)) for model in models]
-        rows.append([name, f"{budget}" if budget is not None else "", *cells])
+        rows.append([name, *((f"{budget.stored}", f"{budget.images}") if budget else ("", "")), *cells])
     return rows
 
 
@@ -107,10 +108,14 @@ def caption(scores: Scores) -> str:
     usual = counts.get(CONDENSED, protocol.seeds)
     others = [f"{n} for {name}" for name, n in counts.items() if n != usual]
     trainings = f"n = {usual} trainings" if usual != 1 else "n = 1 training"
+    scored_on = "test" if protocol.holdout is None else "held-out train"
+    end = f"at the last of {protocol.length}" + (
+        f" ({protocol.full_epochs} epochs on the full set)" if "full" in scores.table else ""
+    )
     parts = [
-        f"Accuracy in percent on all {scores.test_count} test images at the last of {protocol.epochs} epochs",
+        f"Accuracy in percent on all {scores.test_count} {scored_on} images {end}",
         f"mean ± standard deviation, {trainings} per cell" + (f" ({', '.join(others)})" if others else ""),
-        '"images" counts the training images',
+        '"stored" counts the images that are kept, "images" those that are trained on',
     ]
     if any(model.name in scores.condensed_by for model in protocol.models):
         parts.append(f"{TOOK_PART} took part in condensing")
@@ -122,17 +127,42 @@ def _trainings(scores: Scores, training_set: str) -> int:
 
 
 def gain_lines(scores: Scores) -> list[str]:
-    """Say per baseline by how much the condensed set is better, in points of accuracy with a 95 % interval."""
-    over = "the mean over models" if len(scores.protocol.models) > 1 else scores.protocol.models[0].name
+    """Say in points of accuracy, with a 95 % interval, what follows from the table.
+
+    By how much the condensed set is better than each baseline; what rounding to 8 bits took; by how much the networks
+    that took part in condensing are better than the others; what DD-Ranking asks.
+    """
+    several = len(scores.protocol.models) > 1
+    column = MEAN if several else scores.protocol.models[0].name
+    over = "the mean over models" if several else column
     lines = []
     for name in training_sets(scores):
-        gain = scores.gain.get(name)
-        if gain is None:
-            continue
-        text = f"condensed − {name}, {over}: {100 * gain.mean:+.1f} points"
-        if gain.low is None or gain.high is None:
-            text += " (one training: no interval)"
-        else:
-            text += f" (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, n = {gain.n})"
-        lines.append(text)
+        gain = scores.gain.get(name, {}).get(column)
+        if gain is not None:
+            what = "rounding to 8 bits (condensed − exact)" if name == EXACT else f"condensed − {name}"
+            lines.append(f"{what}, {over}: {points(gain)}")
+    if CONDENSED in scores.gap:
+        others = [f"{name} {100 * e.mean:+.1f}" for name, e in scores.gap.items() if name not in (CONDENSED, EXACT)]
+        beside = f"; {', '.join(others)}" if others else ""
+        lines.append(f"models that condensed − the others: {points(scores.gap[CONDENSED])}{beside}")
+    ranking = scores.ranking.get(column)
+    if ranking is not None and ranking.recovery is not None and ranking.score is not None:
+        lines.append(
+            f"DD-Ranking, {over}: improvement over random {points(ranking.improvement)}, full set − condensed "
+            f"{points(ranking.recovery)}, score {ranking.score.mean:.3f}"
+        )
+    best = [cell.best for cell in scores.cells if cell.best is not None and cell.training_set == CONDENSED]
+    if best:
+        lines.append(
+            f"best of many looks at the test images, not comparable with anything above: condensed "
+            f"{100 * sum(best) / len(best):.1f} (one look every {scores.protocol.best_every} epochs)"
+        )
     return lines
+
+
+def points(gain: Estimate) -> str:
+    """Write a difference of accuracies: `+6.5 points (95 % interval +3.8 to +9.2, n = 5)`."""
+    text = f"{100 * gain.mean:+.1f} points"
+    if gain.low is None or gain.high is None:
+        return f"{text} (one training: no interval)"
+    return f"{text} (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, n = {gain.n})"

@@ -6,28 +6,26 @@ an error message shows as a value that would be right.
 """
 
 from hmdc_hub.schema.base import FORMAT_VERSION, RESERVED, Strict, canonical_json, sha256_of
+from hmdc_hub.schema.evaluate import BASELINES, AugmentSpec, Baseline, EvaluateCutmix, EvaluateSpec
 from hmdc_hub.schema.files import (
     NEEDED,
     PARQUET,
     ArtifactInfo,
+    Budget,
     Cell,
     Estimate,
     Manifest,
     PackagedFile,
+    Ranking,
     Scores,
     SetHeader,
     SourceInfo,
 )
 from hmdc_hub.schema.model import LOCAL, LearningRates, ModelSpec, is_local_path
 from hmdc_hub.schema.recipe import (
-    BASELINES,
-    AugmentSpec,
-    Baseline,
     ClusterSpec,
     CondenseCutmix,
     CondenseSpec,
-    EvaluateCutmix,
-    EvaluateSpec,
     ImagesSpec,
     NetworksSpec,
     ProjectionSpec,
@@ -46,6 +44,7 @@ __all__ = [
     "ArtifactInfo",
     "AugmentSpec",
     "Baseline",
+    "Budget",
     "Cell",
     "ClusterSpec",
     "CondenseCutmix",
@@ -61,6 +60,7 @@ __all__ = [
     "PackagedFile",
     "ProjectionSpec",
     "PublishSpec",
+    "Ranking",
     "Recipe",
     "Scores",
     "SetHeader",

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Strict
+from hmdc_hub.schema.evaluate import EvaluateSpec
 from hmdc_hub.schema.model import ModelSpec
-from hmdc_hub.schema.recipe import EvaluateSpec
 
 FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Name of a file in a package, as a regular expression: no folder, no hidden file."""
@@ -109,13 +109,35 @@ class ArtifactInfo(Strict):
 
 
 class Cell(Strict):
-    """One training: its last-epoch accuracy on the whole test split, in [0, 1]."""
+    """One training.
+
+    Attributes:
+        accuracy: At the last epoch, on all images that are scored on; in [0, 1].
+        ece: Expected calibration error (Guo et al., ICML 2017): 15 bins of the largest softmax probability; in [0, 1].
+        best: The best of all looks at the test split, where the protocol asks for it; never what is compared.
+    """
 
     model: Name
     training_set: Name
     draw: int
     seed: int
     accuracy: float
+    ece: float
+    best: float | None = None
+
+
+class Budget(Strict):
+    """What a training set costs to keep and to train on.
+
+    Attributes:
+        stored: Images as they are kept; one may hold several training images.
+        images: Training images.
+        bytes: Pixels of the stored images, uncompressed: 8 bits each, of `exact` 32.
+    """
+
+    stored: NotNegative
+    images: NotNegative
+    bytes: NotNegative
 
 
 class Estimate(Strict):
@@ -128,28 +150,68 @@ class Estimate(Strict):
     high: float | None
 
 
+class Ranking(Strict):
+    """What DD-Ranking (Li et al., 2025) asks of a condensed set; labels are hard in all of ours.
+
+    Attributes:
+        improvement: IOR, accuracy over that of random images at the same number of stored images.
+        recovery: HLR, accuracy of the full set over that of the condensed one: less is better.
+        score: (exp(a) - exp(-1)) / (e - exp(-1)) with a = (IOR - HLR) / 2; in [0, 1].
+    """
+
+    improvement: Estimate
+    recovery: Estimate | None
+    score: Estimate | None
+
+
 class Scores(Strict):
     """scores.json: every training, the protocol it followed, and the means.
 
     Attributes:
+        versions: Of the libraries that trained; `device` where.
+        name: What was scored.
+        condense_hash: Of the recipe that made it; null for a set of another program, like the two next.
+        family_hash: Of that recipe without its seed.
+        condense_seed: That seed.
         protocol: The resolved `evaluate` section.
+        fingerprint: Of the source, as in info.json.
+        parquet_sha256: Of the file that was trained on.
         condensed_by: Names of the pool's models; the other evaluated ones took no part in condensing.
+        test_count: Images scored on.
+        class_names: By label.
         cells: Every training, in a fixed order.
-        table: `table[training set][model]`; model "mean" is the mean over architectures, seed by seed.
-        gain: `gain[baseline]`: condensed minus baseline of the mean over architectures, paired by seed.
+        table: `table[training set][model]`, accuracy; model "mean" is the mean over architectures, seed by seed.
+        gain: `gain[baseline][model]`: condensed minus baseline, paired by seed.
+        gap: `gap[training set]`: accuracy on architectures that took part minus that on the others, seed by seed;
+            empty unless there are both.
+        ece: As `table`, of the calibration error.
+        ranking: By model; empty without random images.
+        per_class: `per_class[training set][model]`: accuracy of each class over all trainings, by label.
     """
 
     format_version: int = FORMAT_VERSION
-    condense_hash: str
+    hmdc_hub_version: str
+    versions: dict[str, str]
+    device: str
+    name: str
+    condense_hash: str | None
+    family_hash: str | None
+    condense_seed: int | None
     protocol_hash: str
     protocol: EvaluateSpec
+    fingerprint: str
     parquet_sha256: str
     condensed_by: list[Name]
     test_count: int
-    budgets: dict[Name, int]
+    class_names: list[str]
+    budgets: dict[Name, Budget]
     cells: list[Cell]
     table: dict[Name, dict[Name, Estimate]]
-    gain: dict[Name, Estimate]
+    gain: dict[Name, dict[Name, Estimate]]
+    gap: dict[Name, Estimate]
+    ece: dict[Name, dict[Name, Estimate]]
+    ranking: dict[Name, Ranking]
+    per_class: dict[Name, dict[Name, list[float]]]
 
 
 class PackagedFile(Strict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -157,3 +157,18 @@ class ModelSpec(Strict):
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError("mean and std must have one number per channel each")
         return self
+
+
+def plain_models(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return models, given as plain data, as they are hashed: without what is only there to be read, and paths.
+
+    Where a file lies is no part of what it is; its revision says that.
+    """
+    hashed = []
+    for model in models:
+        plain = {key: value for key, value in model.items() if key not in ("description", "license")}
+        for name in ("id", "weights"):
+            if is_local_path(plain[name]) or plain[name].startswith(LOCAL):
+                plain[name] = LOCAL
+        hashed.append(plain)
+    return hashed

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import NAME, RESERVED, NotNegative, Positive, Rate, Share, Strict, sha256_of
-from hmdc_hub.schema.model import LOCAL, ModelSpec, is_local_path
+from hmdc_hub.schema.evaluate import AugmentSpec, EvaluateSpec, distinct_names
+from hmdc_hub.schema.model import ModelSpec, plain_models
 
 
 class SourceSpec(Strict):
@@ -40,24 +41,6 @@ class SourceSpec(Strict):
         "keep proportions.",
         examples=["crop"],
     )
-
-
-ColorOperation = Literal["brightness", "saturation", "contrast"]
-
-
-class AugmentSpec(Strict):
-    """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021), in the order of IDC."""
-
-    flip: bool = Field(True, description="Mirror left to right; off for digits and the like.", examples=[True])
-    color: list[ColorOperation] = Field(
-        default_factory=lambda: list[ColorOperation](["brightness", "saturation", "contrast"]),
-        description="Colour operations, always applied in this order.",
-        examples=["[brightness, contrast]"],
-    )
-    crop: bool = Field(True, description="One of three: shift by up to an eighth of the side.", examples=[True])
-    scale: bool = Field(True, description="One of three: stretch each axis by up to 1.2.", examples=[True])
-    rotate: bool = Field(True, description="One of three: turn by up to 15 degrees.", examples=[True])
-    cutout: bool = Field(True, description="Blank a square of half the side.", examples=[True])
 
 
 class ImagesSpec(Strict):
@@ -158,50 +141,6 @@ class CondenseSpec(Strict):
         return self
 
 
-Baseline = Literal["random", "random-encoded", "start", "k-means"]
-BASELINES: tuple[Baseline, ...] = ("random", "random-encoded", "start", "k-means")
-
-
-class EvaluateCutmix(Strict):
-    """CutMix while evaluating."""
-
-    evaluate: bool = Field(True, description="In training on the condensed set.", examples=[True])
-    probability: Share = Field(0.5, description="Chance that a batch is mixed.", examples=[0.5])
-
-
-class EvaluateSpec(Strict):
-    """The evaluation protocol: all of it, as data."""
-
-    models: list[ModelSpec] = Field(
-        min_length=1,
-        description="Architectures to train, as names in model_pool/ or inline mappings; include some that took no "
-        "part in condensing.",
-        examples=["[convnet3, resnet18]"],
-    )
-    seeds: Positive = Field(5, description="Trainings per architecture and training set.", examples=[5])
-    random_draws: Positive = Field(3, description="Independent draws of each random baseline.", examples=[3])
-    against: list[Baseline] = Field(
-        default_factory=lambda: list(BASELINES),
-        description="Training sets that stand beside the condensed one.",
-        examples=["[random, start]"],
-    )
-    epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.", examples=[2000])
-    batch: Positive = Field(
-        128, description="Training images per step; the last partial batch is kept.", examples=[128]
-    )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.", examples=[0.9])
-    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="SGD weight decay.", examples=[0.0005])
-    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
-    cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
-
-    @model_validator(mode="after")
-    def _distinct(self) -> EvaluateSpec:
-        _distinct_names("evaluate.models", self.models)
-        if any(model.name == "mean" for model in self.models):
-            raise ValueError("evaluate.models: mean is what scores call the mean over models; choose another name")
-        return self
-
-
 class PublishSpec(Strict):
     """What the package is called; no namespace, that is whoever publishes."""
 
@@ -230,7 +169,7 @@ class Recipe(Strict):
         examples=["cifar10_ipc10"],
     )
     description: str = Field("", description="One sentence for `recipes ls` and the card.")
-    seed: NotNegative = Field(0, description="Seed of everything random.", examples=[0])
+    seed: NotNegative = Field(0, description="Seed of condensing.", examples=[0])
     source: SourceSpec = Field(description="The dataset that is condensed.")
     pool: list[ModelSpec] = Field(
         min_length=1,
@@ -243,7 +182,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        _distinct_names("pool", self.pool)
+        distinct_names("pool", self.pool)
         if self.source.size % self.condense.factor:
             raise ValueError(
                 f"source.size {self.source.size} is not divisible by condense.factor {self.condense.factor}"
@@ -256,26 +195,19 @@ class Recipe(Strict):
         """SHA-256 (hex) of what decides the condensed images: source, pool, condense, seed."""
         return sha256_of({key: self._plain(key) for key in ("source", "pool", "condense", "seed")})
 
+    def family_hash(self) -> str:
+        """SHA-256 (hex) of the same without the seed: sets that share it are repetitions of one experiment."""
+        return sha256_of({key: self._plain(key) for key in ("source", "pool", "condense")})
+
     def protocol_hash(self) -> str:
         """SHA-256 (hex) of the evaluation protocol."""
-        return sha256_of({"evaluate": self._plain("evaluate"), "seed": self.seed})
+        return self.evaluate.protocol_hash()
 
     def _plain(self, key: str) -> Any:
         """Return a section as plain data, without what is only there to be read."""
         section = self.model_dump(mode="json")[key]
-        models = section if key == "pool" else section.get("models", []) if key == "evaluate" else []
-        for model in models:
-            del model["description"], model["license"]
-            for name in ("id", "weights"):  # where a file lies is no part of what it is; its revision says that
-                if is_local_path(model[name]) or model[name].startswith(LOCAL):
-                    model[name] = LOCAL
+        if key == "pool":
+            return plain_models(section)
         if key == "condense":
             del section["memory"]
         return section
-
-
-def _distinct_names(where: str, models: list[ModelSpec]) -> None:
-    names = [model.name for model in models]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{where} names {', '.join(twice)} twice; give inline mappings names of their own")

@@ -8,7 +8,6 @@ compares their MD5 with the one in its source before it opens them, and only tha
 from __future__ import annotations
 
 import difflib
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from hmdc_hub.errors import NetworkError, SourceError
 from hmdc_hub.sources.digits import fixed_columns
 from hmdc_hub.sources.reader import Encoded, Facts, Part
+from hmdc_hub.store.files import cache_folder
 
 PREFIX = "torchvision:"
 
@@ -157,7 +157,7 @@ class VisionReader:
 
 def vision_root() -> Path:
     """Give the folder that torchvision's files are kept in."""
-    return Path(os.environ.get("HMDC_HUB_CACHE") or "~/.cache/hmdc-hub").expanduser() / "torchvision"
+    return cache_folder("torchvision")
 
 
 def _open_or_download(name: str, arguments: Mapping[str, Any]) -> Any:

@@ -23,6 +23,11 @@ TEMPORARY = ".hmdc-tmp"
 _Record = TypeVar("_Record", bound=BaseModel)
 
 
+def cache_folder(name: str) -> Path:
+    """Name a folder, which may not exist, for what can be had again: in `$HMDC_HUB_CACHE` or `~/.cache/hmdc-hub`."""
+    return Path(os.environ.get("HMDC_HUB_CACHE") or "~/.cache/hmdc-hub").expanduser() / name
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder to write to, and put it in the place of `path` when the block ends.

@@ -84,6 +84,21 @@ class RunDir:
         return self.path / "cells.jsonl"
 
     @property
+    def confusion(self) -> Path:
+        """Confusion matrices of an evaluation, int64 C x C by `<training set>/<model>`: row true, column predicted."""
+        return self.path / "confusion.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """Folder with the evaluation's report: a page, pictures, tables."""
+        return self.path / "report"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of evaluations by other protocols than the recipe's, each a directory with scores of its own."""
+        return self.path / "evaluations"
+
+    @property
     def preview(self) -> Path:
         """Contact sheet of the condensed images."""
         return self.path / "preview.png"

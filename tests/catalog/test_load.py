@@ -156,7 +156,9 @@ def hashes(path: str, *overrides: str) -> tuple[str, str]:
         ("pool.1.lr.condense=0.06", True, False),
         ("evaluate.epochs=7", False, True),
         ("evaluate.models.0.lr.evaluate=0.5", False, True),
-        ("seed=1", True, True),
+        ("seed=1", True, False),
+        ("evaluate.seed=1", False, True),
+        ("evaluate.batch_norm=frozen", False, True),
     ],
 )
 def test_hashes_change_with_what_they_stand_for(

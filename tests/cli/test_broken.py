@@ -70,7 +70,7 @@ RECIPES: Mapping[str, tuple[str | bytes, tuple[str, ...]]] = {
     "pool file broken": (pool("./broken.yaml"), ("broken.yaml, line 2", "idd", "did you mean id")),
     "unknown library": (pool("{name: a, source: keras, id: x}"), ("pool.0.source = keras", "builtin")),
     "own statistics without numbers": (pool(MLP.replace("id: mlp", "id: mlp, normalize: own")), ("mean and std",)),
-    "unknown baseline": (swap("against: [random, start]", "against: [herding]"), ("evaluate.against.0", "k-means")),
+    "unknown baseline": (swap("against: [random, start]", "against: [herdng]"), ("evaluate.against.0", "k-means")),
     "reserved name": (swap("config: ipc1", "config: scores"), ("publish", "scores")),
     "name with a slash": (swap("name: tiny-hmdc", "name: me/tiny"), ("publish.name = me/tiny",)),
     "network that does not exist": (pool(MLP.replace("id: mlp", "id: mpl")), ("mlp_a", "mpl", "mlp")),

@@ -40,7 +40,7 @@ def test_ls(call: Call, root: Path) -> None:
         ["e_newer", "unreadable"],
     ]
     scores = json.loads((root / "a_finished/scores.json").read_text())
-    score, gain = scores["table"]["condensed"]["mean"]["mean"], scores["gain"]["random"]["mean"]
+    score, gain = scores["table"]["condensed"]["mean"]["mean"], scores["gain"]["random"]["mean"]["mean"]
     assert rows[0].split()[2:] == ["someone/tiny", "2", f"{100 * score:.1f}", f"{100 * gain:+.1f}", "12:34"]
     assert "e_newer" in done.err and "format version 99" in done.err
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hmdc_hub import cluster, pack
 from hmdc_hub.errors import FormatError, NotFoundError
+from hmdc_hub.evaluate import of_run
 from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
@@ -18,7 +19,8 @@ CPU = torch.device("cpu")
 
 
 def sets_of(of: Recipe, real: Source, where: RunDir) -> dict[tuple[str, int], TrainingSet]:
-    return {(made.name, made.draw): made for made in training_sets(of, real, where, CPU)}
+    made = training_sets(of.evaluate, real, of_run(of, where), CPU)
+    return {(one.name, one.draw): one for one in made}
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_k_means_takes_one_image_of_every_kind(model: dict[str, object], tmp_pat
     for c in range(3):
         negative = real.train.of_class(c)[12:]
         negative.copy_(255 - negative)
-    of = recipe(pool=[model])
+    of = recipe(models=[model])
     chosen = places(sets_of(of, real, run(tmp_path / "run", of))["k-means", 0].images, real)
     assert [row // 16 for row in chosen] == [0, 0, 1, 1, 2, 2]
     assert sorted(row % 16 >= 12 for row in chosen) == [False] * 3 + [True] * 3
@@ -128,7 +130,7 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     where = run(tmp_path / "run", recipe())
     large = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
     write_parquet(where.parquet, large, torch.arange(3), source().info.class_names)
-    with pytest.raises(FormatError, match=r"condensed images in .*run are 3 x 16 x 16, those of the source 1 x 8 x 8"):
+    with pytest.raises(FormatError, match=r"images of toys are 3 x 16 x 16, those of the source 1 x 8 x 8"):
         sets_of(recipe(), source(), where)
 
 
@@ -141,6 +143,6 @@ def test_a_missing_start_is_named(tmp_path: Path) -> None:
 
 def test_k_means_shows_no_image_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Two centres in one place have the same nearest image.
-    monkeypatch.setattr(cluster, "kmeans", lambda points, k, gen, max_iter: points[:1].expand(k, -1))
+    monkeypatch.setattr(cluster, "kmeans", lambda points, k, gen: points[:1].expand(k, -1))
     chosen = places(sets_of(recipe(), source(), run(tmp_path / "run", recipe()))["k-means", 0].images, source())
     assert len(set(chosen)) == 6

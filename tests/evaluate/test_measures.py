@@ -28,7 +28,7 @@ CELLS = [
 
 
 def cells(seed: int = 0) -> list[Cell]:
-    made = [Cell(model=m, training_set=s, draw=d, seed=n, accuracy=a) for m, s, d, n, a in CELLS]
+    made = [Cell(model=m, training_set=s, draw=d, seed=n, accuracy=a, ece=a / 2) for m, s, d, n, a in CELLS]
     random.Random(seed).shuffle(made)
     return made
 
@@ -85,9 +85,9 @@ def test_gain_is_paired_by_seed() -> None:
     found = gain(cells(), ["random"], ["a", "b"])
     assert list(found) == ["random"]
     # Seed 0: 0.8 - 0.3; seed 1: 0.6 - 0.35.
-    assert found["random"].mean == pytest.approx(0.375)
-    assert found["random"].sd == pytest.approx(0.125 * 2**0.5)
-    assert found["random"].n == 2
+    assert found["random"]["mean"].mean == pytest.approx(0.375)
+    assert found["random"]["mean"].sd == pytest.approx(0.125 * 2**0.5)
+    assert found["random"]["mean"].n == 2
 
 
 def test_no_model_may_be_called_mean() -> None:

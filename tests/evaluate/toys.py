@@ -35,17 +35,17 @@ def model_spec(plain: dict[str, Any], **keys: Any) -> ModelSpec:
     return ModelSpec.model_validate(plain | keys)
 
 
-def recipe(*, seed: int = 0, ipc: int = 2, pool: list[dict[str, Any]] | None = None, **evaluate: Any) -> Recipe:
+def recipe(*, ipc: int = 2, pool: list[dict[str, Any]] | None = None, **evaluate: Any) -> Recipe:
     """Return a recipe with these keys in its `evaluate` section."""
-    protocol = {"models": [MLP, CONVNET], "seeds": 2, "random_draws": 2, "epochs": 3, "batch": 16} | evaluate
+    against = ["random", "random-encoded", "start", "k-means"]
+    protocol = {"models": [MLP, CONVNET], "seeds": 2, "random_draws": 2, "epochs": 3, "batch": 16, "against": against}
     return Recipe.model_validate(
         {
             "name": "toys",
-            "seed": seed,
             "source": {"id": "someone/toys", "size": SIDE, "channels": 1},
             "pool": pool or [CONVNET, MLP],
             "condense": {"ipc": ipc, "factor": 2, "resets": 1},
-            "evaluate": protocol,
+            "evaluate": protocol | evaluate,
             "publish": {"name": "toys-hmdc", "config": f"ipc{ipc}"},
         }
     )

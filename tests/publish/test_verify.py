@@ -188,16 +188,16 @@ def test_a_mean_that_does_not_follow_from_its_trainings(folder: Path) -> None:
 
     edit_json(folder / "ipc2/scores.json", better)
     settle(folder)
-    assert set(failed(verify(folder))) == {"scores"} and "mean on condensed" in failed(verify(folder))["scores"]
+    assert set(failed(verify(folder))) == {"scores"} and "table.condensed.mean" in failed(verify(folder))["scores"]
 
 
 def test_an_interval_that_does_not_follow(folder: Path) -> None:
     def surer(scores: Any) -> None:
-        scores["gain"]["random"]["low"] = scores["gain"]["random"]["mean"]
+        scores["gain"]["random"]["mean"]["low"] = scores["gain"]["random"]["mean"]["mean"]
 
     edit_json(folder / "ipc2/scores.json", surer)
     settle(folder)
-    assert "gain over random" in failed(verify(folder))["scores"]
+    assert "gain.random.mean" in failed(verify(folder))["scores"]
 
 
 def test_a_training_that_the_viewer_shows_otherwise(folder: Path) -> None:

@@ -1,0 +1,133 @@
+"""Finished trainings on disk: of one evaluation, to go on where it was, and of full sets, to be paid once."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmdc_hub import __version__
+from hmdc_hub.errors import FormatError, RunError
+from hmdc_hub.provenance import versions
+from hmdc_hub.schema import Cell, EvaluateSpec, sha256_of
+from hmdc_hub.schema.model import plain_models
+from hmdc_hub.store import write_text_atomic
+
+CellName = tuple[str, str, int, int]
+"""Model, training set, draw and seed."""
+
+Predictions = NDArray[np.uint16]
+
+
+def name_of(cell: Cell) -> CellName:
+    """Name a training within its evaluation."""
+    return cell.model, cell.training_set, cell.draw, cell.seed
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A finished training: its numbers, and the class it saw in every image that was scored on (uint16 N)."""
+
+    cell: Cell
+    predicted: Predictions
+
+    def plain(self) -> dict[str, Any]:
+        """Write it as plain data."""
+        packed = base64.b64encode(zlib.compress(self.predicted.astype("<u2").tobytes(), 9)).decode()
+        return {"cell": self.cell.model_dump(), "predicted": packed}
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any], images: int) -> Entry:
+        """Read it from plain data; FormatError unless it is whole and about so many images."""
+        try:
+            cell = Cell.model_validate(plain["cell"])
+            data = zlib.decompressobj().decompress(base64.b64decode(plain["predicted"]), 2 * images + 1)
+        except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
+            raise FormatError(f"a finished training cannot be read: {error}") from error
+        if len(data) != 2 * images:
+            raise FormatError(f"a finished training has {len(data)} bytes of answers for {images} images")
+        return cls(cell, np.frombuffer(data, "<u2").astype(np.uint16))
+
+
+class Ledger:
+    """cells.jsonl: finished trainings, one line each.
+
+    Args:
+        path: The file.
+        stamp: What a training depends on beside its name; lines with another stamp are kept and not used.
+        images: Images that are scored on.
+    """
+
+    def __init__(self, path: Path, stamp: Mapping[str, Any], images: int) -> None:
+        self.path, self.stamp, self.images = path, dict(stamp), images
+        self.entries: dict[CellName, Entry] = {}
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        kept = "".join(line + "\n" for line in text.splitlines() if self._take(line))
+        if kept != text:  # a kill cut a line in two
+            write_text_atomic(path, kept)
+
+    def add(self, entry: Entry) -> None:
+        """Remember a training, in the file before anything else happens."""
+        self.entries[name_of(entry.cell)] = entry
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.stamp | entry.plain()) + "\n")
+
+    def _take(self, line: str) -> bool:
+        """Take over the training in a line; False if the line is damaged."""
+        try:
+            plain = json.loads(line)
+            parts = {key: plain.pop(key) for key in ("cell", "predicted")}
+            if plain == self.stamp:  # the others are of another protocol, which may come back
+                entry = Entry.read(parts, self.images)
+                self.entries[name_of(entry.cell)] = entry
+        except (ValueError, KeyError, AttributeError, FormatError):
+            return False
+        return True
+
+
+class FullSets:
+    """Trainings on full sets, kept for every later evaluation that would do exactly the same.
+
+    Args:
+        folder: Where; made when the first one is kept.
+        protocol: Says how.
+        fingerprint: Of the source.
+        images: Images that are scored on.
+        device: Name of the device: another one rounds differently.
+    """
+
+    def __init__(self, folder: Path, protocol: EvaluateSpec, fingerprint: str, images: int, device: str) -> None:
+        self.folder, self.images = folder, images
+        plain = protocol.model_dump(mode="json")
+        self.models = dict(zip((spec.name for spec in protocol.models), plain_models(plain.pop("models")), strict=True))
+        for key in ("seeds", "random_draws", "against", "epochs", "steps"):  # which the full set does not depend on
+            del plain[key]
+        self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": __version__}
+
+    def find(self, model: str, seed: int) -> Entry | None:
+        """Look a training up; one that cannot be read counts as absent."""
+        try:
+            return Entry.read(json.loads(self._path(model, seed).read_text(encoding="utf-8")), self.images)
+        except (OSError, ValueError, FormatError):
+            return None
+
+    def keep(self, entry: Entry) -> None:
+        """Keep a training; a folder that cannot be written is no reason to lose it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(self._path(entry.cell.model, entry.cell.seed), json.dumps(entry.plain()) + "\n")
+        except (OSError, RunError):
+            pass
+
+    def _path(self, model: str, seed: int) -> Path:
+        spec = self.models[model]
+        key = self.common | {"model": spec, "seed": seed, "versions": versions([spec["source"]])}
+        return self.folder / f"{sha256_of(key)}.json"

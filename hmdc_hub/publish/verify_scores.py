@@ -1,0 +1,94 @@
+"""Checking published scores again: they are about these images, and every mean follows from the single trainings."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from hmdc_hub import measures
+from hmdc_hub.catalog import read_published_recipe
+from hmdc_hub.errors import FormatError
+from hmdc_hub.schema import Estimate, Scores
+from hmdc_hub.store.files import read_info, read_scores
+
+
+def equal(what: str, found: Any, wanted: Any) -> None:
+    """Raise FormatError if two facts differ, with both."""
+    if found != wanted:
+        raise FormatError(f"{what} is {_short(found)}, not {_short(wanted)}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_scores(folder: Path, name: str) -> str:
+    """The scores belong to these images, and their means follow from the single trainings."""
+    path = folder / name / "scores.json"
+    if not path.is_file():
+        return "none"
+    scores, info = read_scores(path), read_info(folder / name / "info.json")
+    recipe = read_published_recipe(folder / name / "recipe.yaml")
+    equal("the images that were scored", scores.parquet_sha256, info.parquet_sha256)
+    equal("the condense hash of scores.json", scores.condense_hash, info.condense_hash)
+    equal("the protocol hash of scores.json", scores.protocol_hash, recipe.protocol_hash())
+    equal("the protocol of scores.json", scores.protocol, recipe.evaluate)
+    equal("the number of test images", scores.test_count, info.source.test_count)
+    equal("the source of scores.json", scores.fingerprint, info.source.fingerprint)
+    equal("the class names of scores.json", scores.class_names, info.source.class_names)
+    equal("the models that condensed", scores.condensed_by, [model.name for model in info.models])
+    classes = len(info.source.class_names)
+    shape = {name: {model: classes for model in row if model != measures.MEAN} for name, row in scores.table.items()}
+    found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
+    equal("the accuracies of single classes", found, shape)
+    _recomputed(scores)
+    _parquet_of_scores(folder / "scores" / f"{name}.parquet", scores, name)
+    return f"{len(scores.cells)} trainings, every mean and interval computed again"
+
+
+def _recomputed(scores: Scores) -> None:
+    models, sets = [model.name for model in scores.protocol.models], list(scores.table)
+    cells = {(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells}
+    equal("the number of distinct trainings", len(cells), len(scores.cells))
+    equal("the training sets", sorted({cell.training_set for cell in scores.cells}), sorted(sets))
+    equal("the models", sorted({cell.model for cell in scores.cells}), sorted(models))
+    wanted = measures.summarise(scores.cells, sets, models, scores.condensed_by)._asdict()
+    for what, summary in wanted.items():
+        _follows(what, getattr(scores, what), summary)
+
+
+def _follows(what: str, found: Any, wanted: Any) -> None:
+    """Check every estimate in nested mappings."""
+    if found is None or wanted is None:
+        equal(what, found, wanted)
+        return
+    if isinstance(wanted, Estimate):
+        _close(what, found, wanted)
+        return
+    found, wanted = (dict(x) for x in (found, wanted))  # mappings, or models with fields
+    equal(f"the keys of {what}", sorted(found), sorted(wanted))
+    for key, value in wanted.items():
+        _follows(f"{what}.{key}", found[key], value)
+
+
+def _close(what: str, found: Estimate, wanted: Estimate) -> None:
+    for key, value in wanted.model_dump().items():
+        other = getattr(found, key)
+        same = other == value if value is None or other is None else math.isclose(other, value, abs_tol=1e-9)
+        if not same:
+            raise FormatError(f"{what}: {key} is {other}, its trainings give {value}")
+
+
+def _parquet_of_scores(path: Path, scores: Scores, name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    keys = ["training_set", "model", "draw", "seed", "accuracy"]
+    try:
+        rows = pq.read_table(path).select(["config", *keys]).to_pylist()
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise FormatError(f"scores/{name}.parquet cannot be read: {error}") from error
+    if rows != [{"config": name} | {key: getattr(cell, key) for key in keys} for cell in scores.cells]:
+        raise FormatError(f"scores/{name}.parquet does not have the trainings of scores.json")

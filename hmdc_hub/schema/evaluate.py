@@ -1,0 +1,157 @@
+"""The evaluation protocol as data; the defaults are the paper's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hmdc_hub.schema.base import NotNegative, Positive, Rate, Share, Strict, sha256_of
+from hmdc_hub.schema.model import ModelSpec, plain_models
+
+ColorOperation = Literal["brightness", "saturation", "contrast"]
+
+
+class AugmentSpec(Strict):
+    """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021), in the order of IDC."""
+
+    flip: bool = Field(True, description="Mirror left to right; off for digits and the like.", examples=[True])
+    color: list[ColorOperation] = Field(
+        default_factory=lambda: list[ColorOperation](["brightness", "saturation", "contrast"]),
+        description="Colour operations, always applied in this order.",
+        examples=["[brightness, contrast]"],
+    )
+    crop: bool = Field(True, description="One of three: shift by up to an eighth of the side.", examples=[True])
+    scale: bool = Field(True, description="One of three: stretch each axis by up to 1.2.", examples=[True])
+    rotate: bool = Field(True, description="One of three: turn by up to 15 degrees.", examples=[True])
+    cutout: bool = Field(True, description="Blank a square of half the side.", examples=[True])
+
+
+Baseline = Literal["exact", "random", "random-encoded", "start", "k-means", "herding", "full"]
+BASELINES: tuple[Baseline, ...] = ("exact", "random", "random-encoded", "start", "k-means", "herding", "full")
+USUAL = BASELINES[:-1]
+"""All but the full set, which costs more than all others together."""
+
+
+class EvaluateCutmix(Strict):
+    """CutMix while evaluating."""
+
+    evaluate: bool = Field(True, description="In training on the condensed set.", examples=[True])
+    probability: Share = Field(0.5, description="Chance that a batch is mixed.", examples=[0.5])
+
+
+class EvaluateSpec(Strict):
+    """The evaluation protocol: all of it, as data. What it says of every model is written into `models`."""
+
+    models: list[ModelSpec] = Field(
+        min_length=1,
+        description="Architectures to train, as names in model_pool/ or inline mappings; include some that took no "
+        "part in condensing.",
+        examples=["[convnet3, resnet18]"],
+    )
+    seed: NotNegative = Field(
+        0,
+        description="Seed of weights, minibatches and baselines; not the recipe's, so that sets condensed with several "
+        "seeds are scored alike.",
+        examples=[0],
+    )
+    seeds: Positive = Field(5, description="Trainings per architecture and training set.", examples=[5])
+    random_draws: Positive = Field(3, description="Independent draws of each random baseline.", examples=[3])
+    against: list[Baseline] = Field(
+        default_factory=lambda: list(USUAL),
+        description="Training sets that stand beside the condensed one: exact (its floats before rounding to 8 bits), "
+        "random, random-encoded (the same bytes as the condensed one), start (it before the first image step), "
+        "k-means, herding, full (the whole source).",
+        examples=["[random, start]"],
+    )
+    epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.", examples=[2000])
+    steps: Positive | None = Field(
+        None,
+        description="Optimiser steps of every training, in place of epochs; the full set keeps full_epochs.",
+        examples=[2000],
+    )
+    full_epochs: Positive = Field(100, description="Passes over the full set.", examples=[100])
+    batch: Positive = Field(
+        128, description="Training images per step; the last partial batch is kept.", examples=[128]
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="AdamW ignores momentum.", examples=["sgd"])
+    lr: Rate | None = Field(
+        None, description="Learning rate of every model; null: each one's lr.evaluate.", examples=[0.01]
+    )
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant",
+        description="Of the learning rate over a training: constant, cosine to zero, or a tenth from half way on.",
+        examples=["constant"],
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.", examples=[0.9])
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.", examples=[0.0005])
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
+    cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
+    resolution: Positive | None = Field(
+        None, description="Side in pixels that every model sees; null: as its entry says.", examples=[32]
+    )
+    batch_norm: Literal["train", "frozen"] | None = Field(
+        None,
+        description="Batch norm of every model: statistics of training, or frozen at those of the fresh network; null: "
+        "as its entry says.",
+        examples=["train"],
+    )
+    pretrained: bool = Field(
+        True, description="false: every model starts from scratch, whatever weights its entry names.", examples=[True]
+    )
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Score on this share of each class of the train split, which no baseline is then drawn from, in "
+        "place of the test split; for choosing settings.",
+        examples=[0.2],
+    )
+    best_every: Positive | None = Field(
+        None,
+        description="Look at the test split every so many epochs, too, and report the best look beside the last epoch, "
+        "labelled.",
+        examples=[10],
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> EvaluateSpec:
+        distinct_names("evaluate.models", self.models)
+        if any(model.name == "mean" for model in self.models):
+            raise ValueError("evaluate.models: mean is what scores call the mean over models; choose another name")
+        if len(set(self.against)) < len(self.against):
+            raise ValueError("evaluate.against names a training set twice")
+        return self
+
+    @model_validator(mode="after")
+    def _settle_models(self) -> EvaluateSpec:
+        # What is stored and hashed is what every model will do, wherever it was said.
+        changes: dict[str, Any] = {}
+        if self.resolution is not None:
+            changes["input_size"] = self.resolution
+        if self.batch_norm is not None:
+            changes["batch_norm"] = self.batch_norm
+        for place, model in enumerate(self.models):
+            own = dict(changes)
+            if self.lr is not None:
+                own["lr"] = model.lr.model_copy(update={"evaluate": self.lr})
+            if not self.pretrained and model.weights != "none":
+                own |= {"weights": "none", "revision": model.revision if "/" in model.id else None}
+            self.models[place] = model.model_copy(update=own)
+        return self
+
+    @property
+    def length(self) -> str:
+        """How long a training is, in words."""
+        return f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
+
+    def protocol_hash(self) -> str:
+        """SHA-256 (hex) of everything that decides scores of given images."""
+        plain = self.model_dump(mode="json")
+        return sha256_of({"evaluate": plain | {"models": plain_models(plain["models"])}})
+
+
+def distinct_names(where: str, models: list[ModelSpec]) -> None:
+    """Raise ValueError if two models have one name."""
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{where} names {', '.join(twice)} twice; give inline mappings names of their own")
