@@ -1,4 +1,4 @@
-"""Find and list what ships with us: recipes/*.yaml and model_pool/*.yaml."""
+"""Find and list what ships with us: recipes/*.yaml, recipes/protocols/*.yaml and model_pool/*.yaml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _YAML = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Kind:
-    """Recipes or pool entries.
+    """Recipes, protocols or pool entries.
 
     Attributes:
         word: What messages call one of them.
@@ -33,6 +33,7 @@ class Kind:
 
 
 RECIPES = Kind("recipe", "recipes", "hmdc-hub recipes ls", "hmdc-recipe.schema.json")
+PROTOCOLS = Kind("protocol", "recipes/protocols", "hmdc-hub evaluate --help", "")
 MODELS = Kind("pool entry", "model_pool", "hmdc-hub pool ls", "hmdc-model.schema.json")
 
 

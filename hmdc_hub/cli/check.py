@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +11,11 @@ import click
 
 from hmdc_hub.cli import output
 from hmdc_hub.errors import HmdcError, UsageError
+from hmdc_hub.processes import begin_worker, interrupts_held_back
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from hmdc_hub.condense.check import Check
     from hmdc_hub.schema import ModelSpec
 
@@ -41,7 +42,8 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
     from hmdc_hub.cli.device import pick
 
     if bool(names) == everything:
-        raise UsageError("Name models to check, or give --all.", hint="hmdc-hub pool ls lists them.")
+        rule = "Name models to check, or give --all, not both." if names else "Name models to check, or give --all."
+        raise UsageError(rule, hint="hmdc-hub pool ls lists them.")
     if as_json and markdown:
         raise UsageError("--json and --markdown are two forms of the same output.", hint="Leave one out.")
     specs = [load_model(name) for name in (names or [entry.name for entry in list_models()])]
@@ -64,15 +66,36 @@ Row = tuple["ModelSpec", "Check | str"]
 
 
 def _checked(specs: Sequence[ModelSpec], device: str) -> Iterator[Row]:
-    spawn = multiprocessing.get_context("spawn")
     for number, spec in enumerate(specs, 1):
         output.talk(f"{spec.name} ({number} of {len(specs)})")
-        # One process for each: its memory is measured, and one that dies takes no other with it.
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            try:
-                yield spec, pool.submit(check_one, spec, device).result()
-            except BrokenProcessPool:
-                yield spec, "the process that built it died; was there too little memory?"
+        yield spec, _in_process(spec, device)
+
+
+def _in_process(spec: ModelSpec, device: str) -> Check | str:
+    """Check one model in a process of its own: its memory is measured, and one that dies takes no other with it."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=_check_and_send, args=(theirs, spec, device), daemon=True)
+    try:
+        with interrupts_held_back():
+            child.start()
+        theirs.close()
+        found: Check | str = ours.recv()
+        return found
+    except EOFError:
+        child.join()
+        if child.exitcode == 1:
+            raise RuntimeError(f"checking {spec.name} failed in its own process; the traceback is above") from None
+        return "the process that built it died; was there too little memory?"
+    finally:
+        if child.pid is not None:
+            child.kill()  # nobody waits for what it is at
+            child.join()
+
+
+def _check_and_send(end: Connection, spec: ModelSpec, device: str) -> None:
+    begin_worker()
+    end.send(check_one(spec, device))
 
 
 def check_one(spec: ModelSpec, device: str) -> Check | str:

@@ -46,3 +46,16 @@ def newest_run(root: Path) -> RunDir:
             hint="`hmdc-hub condense` makes one, `hmdc-hub runs ls` lists what there is; or name the run.",
         )
     return max(finished, key=lambda run: (run.scores.stat().st_mtime, run.path.name))
+
+
+def require_hub_id(target: str, root: Path) -> None:
+    """Refuse a name that is nothing here and can be no dataset on the Hub either, before anything is asked for it.
+
+    Raises:
+        NotFoundError: It has no owner: `nope` in place of `someone/nope`.
+    """
+    if "/" not in target:
+        raise NotFoundError(
+            f"there is no run {target!r} in {root} and no folder {target!r}; a dataset on the Hub is owner/name",
+            hint=f"`hmdc-hub runs ls --root {root}` lists the runs.",
+        )

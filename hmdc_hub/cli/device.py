@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from hmdc_hub.errors import DeviceError
+
+if TYPE_CHECKING:
+    from hmdc_hub.evaluate import Share
 
 
 def available() -> list[str]:
@@ -15,20 +20,22 @@ def available() -> list[str]:
     return [*names, "cpu"]
 
 
-def pick(name: str) -> torch.device:
+def pick(name: str, share: Share | None = None) -> torch.device:
     """Find the device that a name means.
 
     Args:
         name: `auto` (the first GPU that CUDA or ROCm shows, otherwise the CPU; MPS only when asked for, since no score
             has been compared there), `cpu`, `cuda`, `cuda:1`, `mps`.
+        share: Of several processes on this machine; each takes a GPU of its own for `auto` and `cuda`.
 
     Raises:
         DeviceError: There is no such device here; the message lists those that are.
     """
     here = available()
+    own = f"cuda:{0 if share is None else share.local}"
     if name == "auto":
-        return torch.device(here[0] if here[0].startswith("cuda") else "cpu")
-    wanted = "cuda:0" if name == "cuda" else name
+        return torch.device(own if here[0].startswith("cuda") else "cpu")
+    wanted = own if name == "cuda" else name
     if wanted not in here:
         raise DeviceError(
             f"device {name!r} is not here; this machine has {', '.join(here)}",

@@ -1,40 +1,88 @@
-"""`hmdc-hub evaluate`: score a run, a package or a published set by the protocol of its recipe."""
+"""`hmdc-hub evaluate`: score a run, a package, a published set or anybody's images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from hmdc_hub.cli import output
 from hmdc_hub.cli.choose import ROOT
-from hmdc_hub.cli.progress import progress
-from hmdc_hub.cli.signals import stop_on_signals
-from hmdc_hub.errors import NotFoundError, UsageError
-from hmdc_hub.events import StopFlag
+from hmdc_hub.errors import UsageError
+from hmdc_hub.events import Listener
 
 if TYPE_CHECKING:
-    from hmdc_hub.cli.result import Result
-    from hmdc_hub.schema import Scores
+    import torch
+
+    from hmdc_hub.evaluate import Subject
+    from hmdc_hub.schema import EvaluateSpec
+    from hmdc_hub.sources import Source
     from hmdc_hub.store import RunDir
 
+    Prepare = Callable[[Listener, torch.device], tuple[Subject, EvaluateSpec, Source, RunDir]]
+
 EPILOG = """\b
-hmdc-hub evaluate digits_ipc1                   a run without scores
-hmdc-hub evaluate someone/cifar10-hmdc          does the published table hold?
-hmdc-hub evaluate cifar10-hmdc --config ipc10   a folder of `hmdc-hub pull`"""
+hmdc-hub evaluate digits_ipc1                      a run without scores
+hmdc-hub evaluate digits_ipc1 --protocol quick     by another protocol
+hmdc-hub evaluate someone/cifar10-hmdc             does the published table hold?
+hmdc-hub evaluate theirs.safetensors --recipe cifar10_ipc10
+                                                   a set of another program"""
 
 
-@click.command(short_help="Score a run, a package or a published set.", epilog=EPILOG)
+@click.command(short_help="Score a run, a published set, or anybody's images.", epilog=EPILOG)
 @click.argument("target")
 @ROOT
-@click.option("--config", metavar="NAME", help="Configuration of a package or published set.  [default: its default]")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a published set.")
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    help="TARGET is a set of another program: score it on this recipe's source, by its protocol.",
+)
+@click.option(
+    "--protocol",
+    "file",
+    metavar="NAME",
+    help="quick, paper, or a file: some keys of a recipe's evaluate section, a recipe, or a scores.json.",
+)
+@click.option("--models", metavar="A,B", help="Architectures to train, as `hmdc-hub pool ls` lists them.")
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Trainings of each.")
+@click.option(
+    "--against",
+    metavar="A,B",
+    help="exact, random, random-encoded, start, k-means, herding, full; or '' for none.",
+)
+@click.option(
+    "--tune-split",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Score on this share of the train split: for choosing settings without the test split.",
+)
+@click.option(
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one key of the protocol, such as evaluate.schedule=cosine; may stand several times.",
+)
+@click.option("--config", metavar="NAME", help="Configuration of a package or dataset.  [default: its default]")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a dataset on the Hub.")
+@click.option(
+    "--normalised", is_flag=True, help="The floats of TARGET are source-normalised, not pixels (with --recipe)."
+)
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where to score a package or published set.  [default: runs/<name>-<config>]",
+    help="Where to score what is no run.  [default: runs/<name>]",
+)
+@click.option(
+    "--resume/--fresh", default=True, help="Go on with trainings that are done, the default, or train all again."
+)
+@click.option(
+    "--share",
+    metavar="K/N",
+    help="Do this share of the trainings only; the same command without it puts the scores together.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes.")
@@ -42,86 +90,46 @@ hmdc-hub evaluate cifar10-hmdc --config ipc10   a folder of `hmdc-hub pull`"""
 def evaluate(
     target: str,
     root: Path,
+    recipe: str | None,
+    file: str | None,
+    models: str | None,
+    seeds: int | None,
+    against: str | None,
+    tune_split: float | None,
+    overrides: tuple[str, ...],
     config: str | None,
     revision: str | None,
+    normalised: bool,
     run_dir: Path | None,
+    resume: bool,
+    share: str | None,
     device: str,
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Score TARGET by the protocol of its recipe: a run, a package folder, or a dataset on the Hub.
+    """Train architectures on TARGET and on what it must beat, and score them on the test split.
 
-    A published set becomes a run of its own, is scored against the same baselines, and its scores are compared with
-    the published ones. An interrupted evaluation goes on when the same command is given again.
+    TARGET is a run, a package folder, or a dataset on the Hub of ours; with --recipe also a parquet file, a folder of
+    images, a safetensors file, or any dataset on the Hub. Without further options the protocol is the one of the set's
+    recipe, and a published set's scores are compared with the published ones. Scores by another protocol get a
+    directory of their own below `evaluations` in the run's. An interrupted evaluation goes on when the same command is
+    given again. Several devices or machines can share it: `torchrun --nproc-per-node 4 -m hmdc_hub evaluate ...`, or
+    --share.
     """
-    from hmdc_hub.cli.adopt import agreement_text, compare
+    from hmdc_hub.cli.evaluating import Work, score_foreign, score_otherwise, score_run, share_of
+    from hmdc_hub.cli.scoring import Protocol
+    from hmdc_hub.cli.target import run_of
 
-    run, published = _run_of(target, root, config, revision, run_dir)
-    result = _carry_out(run, device, workers)
-    agreement = compare(published, result.scores) if published is not None and result.scores is not None else None
-    if as_json:
-        from hmdc_hub.cli.result import result_document
-
-        document: dict[str, Any] = result_document(result)
-        document["agreement"] = agreement and {
-            "identical": agreement.identical,
-            "trainings": agreement.trainings,
-            "means": {name: {"published": a, "here": b} for name, a, b in agreement.rows},
-        }
-        output.document(document)
+    wishes = Protocol(file, models, against, seeds, tune_split, overrides)
+    work = Work(device, workers, resume, as_json, share_of(share, resume=resume))
+    if recipe is not None:
+        score_foreign(target, recipe, wishes, root, run_dir, work, config, revision, normalised)
         return
-    from hmdc_hub.cli.result import result_text
-
-    output.data(result_text(result))
-    if agreement is not None:
-        output.data("\n" + agreement_text(agreement))
-
-
-def _run_of(
-    target: str, root: Path, config: str | None, revision: str | None, run_dir: Path | None
-) -> tuple[RunDir, Scores | None]:
-    """Find the run that is meant, or make one of a package or published set; with the scores that came with it."""
-    from hmdc_hub.store import RunDir
-
-    for path in (Path(target), root / target):
-        if (path / "info.json").is_file() and (path / "train.parquet").is_file():
-            _refuse("a run", config=config, revision=revision, run_dir=run_dir)
-            return RunDir(path), None
-        if (path / "recipe.yaml").is_file() and (path / ".lock").is_file():
-            raise NotFoundError(f"{path} is not completely condensed.", hint="`hmdc-hub condense` goes on with it.")
-    from hmdc_hub.cli.adopt import adopt, chosen_config
-    from hmdc_hub.publish import read_config
-
-    package = Path(target)
-    if package.is_dir():
-        _refuse("a folder", revision=revision)
-        name, facts = package.resolve().name, chosen_config(package, config)
+    if normalised:
+        raise UsageError("--normalised is about sets of other programs.", hint="Name a recipe with --recipe.")
+    wishes.as_overrides()  # a mistake in it is found before anything is downloaded
+    run, published = run_of(target, root, config, revision, run_dir)
+    if wishes == Protocol():
+        score_run(run, published, work)
     else:
-        from hmdc_hub.store.download import download_package
-
-        found = download_package(target, config=config, revision=revision)
-        package, name = found.folder, target.rpartition("/")[2]
-        facts = read_config(package / found.configs[0])
-    run = RunDir(run_dir or root / f"{name}-{facts.name}")
-    adopt(package, facts, run)
-    return run, facts.scores
-
-
-def _refuse(what: str, **options: object) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise UsageError(f"--{name.replace('_', '-')} does not apply to {what}.", hint="Leave it out.")
-
-
-def _carry_out(run: RunDir, device: str, workers: int | None) -> Result:
-    from hmdc_hub.catalog import read_recipe_file
-    from hmdc_hub.cli.device import pick
-    from hmdc_hub.cli.flow import Wishes, carry_out
-
-    recipe, wishes = read_recipe_file(run.recipe), Wishes(pick(device), workers=workers)
-    show, stop = progress(), StopFlag()
-    try:
-        with stop_on_signals(stop, show.urgent):
-            return carry_out(recipe, run, wishes, listener=show, stop=stop)
-    finally:
-        show.close()
+        score_otherwise(run, wishes, work)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -31,6 +32,9 @@ from hmdc_hub.store import (
     write_text_atomic,
 )
 
+if TYPE_CHECKING:
+    from hmdc_hub.evaluate import Share
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -42,6 +46,7 @@ class Wishes:
         force: Remove what is there and start again.
         evaluate: False: condense only, without scores and package.
         workers: Processes of the evaluation on a CPU; None: one per core.
+        share: Which part of the trainings is this process's; the others assist.
     """
 
     device: torch.device
@@ -49,6 +54,7 @@ class Wishes:
     force: bool = False
     evaluate: bool = True
     workers: int | None = None
+    share: Share | None = None
 
 
 def carry_out(
@@ -86,6 +92,10 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
     if {"condense", "evaluate"} & set(parts):
         listener(Stage("source", recipe.source.id))
         source = load_source(recipe.source)
+        if "condense" in parts:
+            from hmdc_hub.condense import check_size
+
+            check_size(recipe, source)
         for spec in (*recipe.pool, *recipe.evaluate.models):
             build_for(spec, source)  # one that cannot be built is found before any time is spent
         stop.raise_if_set("stopped before anything was written")
@@ -155,14 +165,21 @@ def _do(
 
         condense(recipe, source, run, device=wishes.device, listener=listener, stop=stop)
     elif part == "evaluate" and source is not None:
-        from hmdc_hub.evaluate import evaluate, of_run
+        from hmdc_hub.cli.scoring import score
+        from hmdc_hub.evaluate import of_run
 
-        _complete(recipe, source, run, wishes, listener)
-        names = ", ".join(model.name for model in recipe.evaluate.models)
-        listener(Stage("evaluate", f"{names}, {recipe.evaluate.length} each"))
-        subject, device = of_run(recipe, run), wishes.device
-        evaluate(
-            subject, recipe.evaluate, source, run, device=device, workers=wishes.workers, listener=listener, stop=stop
+        complete(recipe, source, run, wishes.device, listener)
+        score(
+            of_run(recipe, run),
+            recipe.evaluate,
+            source,
+            run,
+            device=wishes.device,
+            workers=wishes.workers,
+            listener=listener,
+            stop=stop,
+            share=wishes.share,
+            preview=_preview(run),
         )
     elif part == "package":
         from hmdc_hub.publish import package
@@ -173,7 +190,17 @@ def _do(
         write_bytes_atomic(run.preview, picture.read_bytes())  # where a person looks first
 
 
-def _complete(recipe: Recipe, source: Source, run: RunDir, wishes: Wishes, listener: Listener) -> None:
+def _preview(run: RunDir) -> bytes:
+    """Draw the condensed images; the package shows the same picture."""
+    from hmdc_hub.report.preview import preview
+    from hmdc_hub.store import read_parquet
+
+    names = read_info(run.info).source.class_names
+    images, _ = read_parquet(run.parquet)
+    return preview(images.reshape(len(names), -1, *images.shape[1:]), names)
+
+
+def complete(recipe: Recipe, source: Source, run: RunDir, device: torch.device, listener: Listener) -> None:
     """Make what a set that came from elsewhere lacks for its scores, and say if its source is another one here."""
     there, here = read_info(run.info).source.fingerprint, source.info.fingerprint
     if there != here:
@@ -187,7 +214,7 @@ def _complete(recipe: Recipe, source: Source, run: RunDir, wishes: Wishes, liste
         from hmdc_hub.condense import make_start
 
         listener(Stage("start", "made again from the recipe"))
-        make_start(recipe, source, run, device=wishes.device)
+        make_start(recipe, source, run, device=device)
 
 
 def _store_recipe(recipe: Recipe, run: RunDir) -> None:

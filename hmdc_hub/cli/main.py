@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -115,4 +116,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if bars_off := os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", bars_off)
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if status > 128:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C must not break the ending
+    sys.exit(status)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hmdc_hub.cli import output
-from hmdc_hub.cli.choose import ROOT
+from hmdc_hub.cli.choose import ROOT, require_hub_id
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
             )
         findings = _verified(folder, _configs(folder, config))
     else:
+        require_hub_id(target, root)
         from hmdc_hub.store.download import download_package
 
         # A cache of its own: what counts is what the Hub serves now, not what was right once.

@@ -1,6 +1,6 @@
 """The condenser: HMDC (Moon, Kim and Park, ECCV 2024) from a loaded source to a condensed set."""
 
-from hmdc_hub.condense.plan import Plan, plan
+from hmdc_hub.condense.plan import Plan, check_size, plan
 from hmdc_hub.condense.run import condense, make_start
 
-__all__ = ["Plan", "condense", "make_start", "plan"]
+__all__ = ["Plan", "check_size", "condense", "make_start", "plan"]

@@ -16,6 +16,7 @@ from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.memory import PROBE, choose_memory, probe
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
+from hmdc_hub.errors import UsageError
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
@@ -47,6 +48,21 @@ class Plan:
     memory_bytes: int
 
 
+def check_size(recipe: Recipe, source: Source) -> None:
+    """Refuse to make more images than there are: that would be no condensing.
+
+    Raises:
+        UsageError: ipc is larger than the source's largest class.
+    """
+    largest = max(source.train.counts)
+    if recipe.condense.ipc > largest:
+        raise UsageError(
+            f"condense.ipc = {recipe.condense.ipc} is more than the largest class of {recipe.source.id} has: {largest} "
+            "train images.",
+            hint="Lower it: -o condense.ipc=10",
+        )
+
+
 def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
     """Estimate time and memory of condensing; runs each part on a few images, writes nothing.
 
@@ -54,7 +70,11 @@ def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
         recipe: Resolved.
         source: Loaded.
         device: Where it would run.
+
+    Raises:
+        UsageError: ipc is larger than the source's largest class.
     """
+    check_size(recipe, source)
     spec, bank = recipe.condense, source.train
     networks = [build_for(model, source).to(device) for model in recipe.pool]
     small = spec.model_copy(

@@ -87,7 +87,7 @@ def _baseline(
 ) -> TrainingSet:
     stored = sum(subject.stored)
     if name == "exact":
-        return TrainingSet(name, 0, _wanted(subject.exact, name, subject), subject.labels, stored)
+        return TrainingSet(name, 0, _wanted(subject.exact, name, subject), subject.labels.clone(), stored)
     if name == "start":
         start = _wanted(subject.start, name, subject)
         return TrainingSet(name, 0, *_decoded(pack.decode(start, subject.factor)), stored)

@@ -58,10 +58,10 @@ class Entry:
 
 
 class Ledger:
-    """cells.jsonl: finished trainings, one line each.
+    """cells.jsonl: finished trainings, one line each; and what other processes write into `cells-*.jsonl` beside it.
 
     Args:
-        path: The file.
+        path: The file that this process writes.
         stamp: What a training depends on beside its name; lines with another stamp are kept and not used.
         images: Images that are scored on.
     """
@@ -69,10 +69,18 @@ class Ledger:
     def __init__(self, path: Path, stamp: Mapping[str, Any], images: int) -> None:
         self.path, self.stamp, self.images = path, dict(stamp), images
         self.entries: dict[CellName, Entry] = {}
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        text = _text(path)
         kept = "".join(line + "\n" for line in text.splitlines() if self._take(line))
         if kept != text:  # a kill cut a line in two
             write_text_atomic(path, kept)
+        self.look()
+
+    def look(self) -> None:
+        """Take over what other processes have finished since; a line half written is left for the next look."""
+        for path in ledgers(self.path.parent):
+            if path != self.path:
+                for line in _text(path).splitlines():
+                    self._take(line)
 
     def add(self, entry: Entry) -> None:
         """Remember a training, in the file before anything else happens."""
@@ -91,6 +99,15 @@ class Ledger:
         except (ValueError, KeyError, AttributeError, FormatError):
             return False
         return True
+
+
+def ledgers(folder: Path) -> list[Path]:
+    """List the files of finished trainings in a directory."""
+    return sorted(folder.glob("cells*.jsonl"))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 class FullSets:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from hmdc_hub.evaluate.baselines import TrainingSet
 from hmdc_hub.evaluate.train import steps_of
-from hmdc_hub.evaluate.workers import one_thread, usable_cores
+from hmdc_hub.evaluate.workers import Job, one_thread, usable_cores
 from hmdc_hub.measures import CONDENSED, FULL
-from hmdc_hub.models import PoolModel, build_for
-from hmdc_hub.schema import Recipe
+from hmdc_hub.models import PoolModel, build_for, forward_flops
+from hmdc_hub.schema import EvaluateSpec, Recipe
 from hmdc_hub.sources import Source
 
 PROBE = 16
 """Images that a probe trains on; costs grow linearly from there."""
+
+
+STEP_SECONDS = 0.001
+"""Least time of a training step; with the next, for guessing which trainings are long, and whether all are short."""
+
+FLOPS_PER_SECOND = 1e10
+"""Of one core, roughly."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +86,18 @@ def _step_seconds(model: PoolModel, images: torch.Tensor) -> float:
                 torch.cuda.synchronize(images.device)
             times.append(time.perf_counter() - began)
     return min(times[1:])
+
+
+def guess_seconds(protocol: EvaluateSpec, source: Source, sets: Sequence[TrainingSet]) -> dict[Job, float]:
+    """List every training with a rough guess of its time on one core."""
+    flops = [forward_flops(build_for(spec, source)) for spec in protocol.models]
+    guess = {}
+    for place, training_set in enumerate(sets):
+        images = len(training_set.labels)
+        steps = steps_of(protocol, images, full=training_set.name == FULL)
+        for model, forward in enumerate(flops):
+            # Backward costs twice as much as forward.
+            step = STEP_SECONDS + 3 * min(protocol.batch, images) * forward / FLOPS_PER_SECOND
+            for seed in range(protocol.seeds):
+                guess[Job(model, place, seed)] = steps * step
+    return guess

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save
 
 from hmdc_hub import __version__, measures
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
 from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
 from hmdc_hub.evaluate.holdout import hold_out
 from hmdc_hub.evaluate.ledger import CellName, Entry, FullSets, Ledger
+from hmdc_hub.evaluate.plan import guess_seconds
+from hmdc_hub.evaluate.share import Share
 from hmdc_hub.evaluate.subject import Subject
-from hmdc_hub.evaluate.train import steps_of
-from hmdc_hub.evaluate.workers import Job, Result, bench_tensors, one_thread, processes, run_jobs
+from hmdc_hub.evaluate.workers import POLL_SECONDS, Job, Result, bench_tensors, one_thread, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.measures import FULL, Labels
-from hmdc_hub.models import build_for, forward_flops
 from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import Cell, EvaluateSpec, Scores
 from hmdc_hub.sources import Source
-from hmdc_hub.store import RunDir, read_scores, write_bytes_atomic, write_json_atomic
+from hmdc_hub.store import RunDir, read_scores, write_json_atomic
+from hmdc_hub.store.confusion import write_confusion
 from hmdc_hub.store.files import cache_folder
+
+Confused = Mapping[tuple[str, str], Labels]
+"""Confusion matrix of each training set and model, over all its trainings."""
 
 
 def evaluate(
@@ -38,6 +42,7 @@ def evaluate(
     listener: Listener = silent,
     stop: StopFlag | None = None,
     cache: Path | None = None,
+    share: Share | None = None,
 ) -> Scores:
     """Score a condensed set by a protocol; trainings that an earlier call finished are not repeated.
 
@@ -45,7 +50,7 @@ def evaluate(
     `if __name__ == "__main__":`.
 
     Args:
-        subject: The set, such as `of_run` reads.
+        subject: Such as `of_run` reads.
         protocol: Resolved.
         source: Where real images and the test split come from.
         where: Directory that gets cells.jsonl, confusion.safetensors and scores.json.
@@ -55,6 +60,7 @@ def evaluate(
         listener: Told about every finished training.
         stop: Looked at between trainings, and in this process after every epoch.
         cache: Folder of trainings on full sets; None: the user's.
+        share: The part of the trainings that is done here; those of others, which `assist`, are waited for.
 
     Raises:
         FormatError: The set does not fit the source, or scores.json is of a newer format version.
@@ -63,52 +69,162 @@ def evaluate(
         OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
-    stamp = _stamp(subject, protocol, source)
-    known = _known_scores(stamp, where)
+    known = _known_scores(_stamp(subject, protocol, source), where)
     if known is not None:
         return known
-    fingerprint = source.info.fingerprint
-    if protocol.holdout is not None:
-        source = hold_out(source, protocol.holdout, protocol.seed)
-    ledger = Ledger(where.cells, stamp, len(source.test_labels))
-    with one_thread(device):
-        sets = training_sets(protocol, source, subject, device)
-    seconds = _seconds(protocol, source, sets)
-    jobs = sorted(seconds, key=lambda job: -seconds[job])  # so that no worker is left with a long one at the end
-    if ledger.entries:
-        listener(Note(f"{len(ledger.entries)} of {len(jobs)} trainings were done before"))
-    folder = cache_folder("full-sets") if cache is None else cache
-    paid = FullSets(folder, protocol, fingerprint, len(source.test_labels), device_name(device))
-    _take_paid(jobs, protocol, sets, ledger, paid, listener)
-    missing = [job for job in jobs if _name(protocol, sets, job) not in ledger.entries]
-    if workers is None and sum(seconds[job] for job in missing) < WORTH_PROCESSES:
-        workers = 1
-    ahead, guessed, taken = set(missing), 0.0, 0.0
-    try:
-        for job, result in run_jobs(
-            protocol, bench_tensors(source, sets), missing, device=device, workers=workers, stop=stop or StopFlag()
-        ):
-            entry = _entry(_name(protocol, sets, job), result)
-            ledger.add(entry)
-            if entry.cell.training_set == FULL:
-                paid.keep(entry)
-            ahead.remove(job)
-            guessed, taken = guessed + seconds[job], taken + result.seconds
-            left = sum(seconds[job] for job in ahead) * taken / guessed / processes(device, workers, len(missing))
-            cell = entry.cell
-            listener(Training(len(ledger.entries), len(jobs), cell.model, cell.training_set, cell.accuracy, left))
-    except Interrupted as error:
-        raise Interrupted(
-            f"stopped after {len(ledger.entries)} of {len(jobs)} trainings; they are kept",
-            signal_number=error.signal_number,
-            hint="The same call goes on with the others.",
-        ) from error
-    entries = [ledger.entries[_name(protocol, sets, job)] for job in _in_order(jobs)]
-    confused = _confused(entries, source)
-    write_bytes_atomic(where.confusion, save({f"{name}/{model}": m for (name, model), m in confused.items()}))
-    scores = _scores(subject, protocol, source, sets, [entry.cell for entry in entries], confused, device, fingerprint)
+    work = _Evaluation(subject, protocol, source, where.path, where.cells, device, listener, stop or StopFlag(), cache)
+    work.train(work.jobs if share is None else share.of(work.jobs), workers)
+    if share is not None:
+        work.wait()
+    confused, scores = work.result()
+    write_confusion(where.confusion, confused)
     write_json_atomic(where.scores, scores.model_dump(mode="json"))
     return scores
+
+
+def assist(
+    subject: Subject,
+    protocol: EvaluateSpec,
+    source: Source,
+    where: RunDir,
+    share: Share,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    listener: Listener = silent,
+    stop: StopFlag | None = None,
+    cache: Path | None = None,
+) -> None:
+    """Do a share of an evaluation's trainings, which a call of `evaluate` in the same directory puts together.
+
+    Arguments and errors as for `evaluate`; the two may run at the same time, on any machines that see the directory.
+    """
+    if _known_scores(_stamp(subject, protocol, source), where) is None:
+        path = where.path / share.ledger
+        work = _Evaluation(subject, protocol, source, where.path, path, device, listener, stop or StopFlag(), cache)
+        work.train(share.of(work.jobs), workers)
+
+
+class _Evaluation:
+    """The trainings of one evaluation, as far as they are done.
+
+    Args:
+        folder: Where files of finished trainings lie; `path` is the one that this process writes.
+        others: As for `evaluate`.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        protocol: EvaluateSpec,
+        source: Source,
+        folder: Path,
+        path: Path,
+        device: torch.device,
+        listener: Listener,
+        stop: StopFlag,
+        cache: Path | None,
+    ) -> None:
+        self.subject, self.protocol, self.device = subject, protocol, device
+        self.listener, self.stop, self.fingerprint = listener, stop, source.info.fingerprint
+        stamp = _stamp(subject, protocol, source)
+        self.source = source if protocol.holdout is None else hold_out(source, protocol.holdout, protocol.seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        images = len(self.source.test_labels)
+        self.ledger = Ledger(path, stamp, images)
+        with one_thread(device):
+            self.sets = training_sets(protocol, self.source, subject, device)
+        self.seconds = guess_seconds(protocol, self.source, self.sets)
+        # The longest first, so that no worker is left with a long one at the end; every process has this order.
+        self.jobs = sorted(self.seconds, key=lambda job: -self.seconds[job])
+        store = cache_folder("full-sets") if cache is None else cache
+        self.paid = FullSets(store, protocol, self.fingerprint, images, device_name(device))
+
+    def train(self, jobs: Sequence[Job], workers: int | None) -> None:
+        """Do those of some trainings that nobody has done yet."""
+        if self.ledger.entries:
+            self.listener(Note(f"{len(self.ledger.entries)} of {len(self.jobs)} trainings were done before"))
+        self._take_paid(jobs)
+        missing = [job for job in jobs if self._name(job) not in self.ledger.entries]
+        if workers is None and sum(self.seconds[job] for job in missing) < WORTH_PROCESSES:
+            workers = 1
+        parallel = processes(self.device, workers, len(missing))
+        ahead, guessed, taken = set(missing), 0.0, 0.0
+        try:
+            tensors = bench_tensors(self.source, self.sets)
+            for job, result in run_jobs(
+                self.protocol, tensors, missing, device=self.device, workers=workers, stop=self.stop
+            ):
+                cell = self._add(job, result)
+                ahead.remove(job)
+                guessed, taken = guessed + self.seconds[job], taken + result.seconds
+                left = sum(self.seconds[job] for job in ahead) * taken / guessed / parallel
+                done, total = len(self.ledger.entries), len(self.jobs)
+                self.listener(Training(done, total, cell.model, cell.training_set, cell.accuracy, left))
+        except Interrupted as error:
+            raise Interrupted(
+                f"stopped after {len(self.ledger.entries)} of {len(self.jobs)} trainings; they are kept",
+                signal_number=error.signal_number,
+                hint="The same call goes on with the others.",
+            ) from error
+
+    def wait(self) -> None:
+        """Wait until other processes have finished theirs; whoever started them all ends this one if one dies."""
+        self.ledger.look()
+        if self._open():
+            self.listener(Note("waiting for the trainings of the other processes"))
+        while self._open():
+            self.stop.raise_if_set("stopped while other processes were training", hint="The same call goes on.")
+            time.sleep(POLL_SECONDS)
+            self.ledger.look()
+
+    def result(self) -> tuple[Confused, Scores]:
+        """Put confusion matrices and scores together; every training is done."""
+        order = sorted(self.jobs, key=lambda job: (job.training_set, job.model, job.seed))
+        entries = [self.ledger.entries[self._name(job)] for job in order]
+        confused = _confused(entries, self.source)
+        cells = [entry.cell for entry in entries]
+        scores = _scores(
+            self.subject, self.protocol, self.source, self.sets, cells, confused, self.device, self.fingerprint
+        )
+        return confused, scores
+
+    def _open(self) -> bool:
+        return any(self._name(job) not in self.ledger.entries for job in self.jobs)
+
+    def _name(self, job: Job) -> CellName:
+        training_set = self.sets[job.training_set]
+        return self.protocol.models[job.model].name, training_set.name, training_set.draw, job.seed
+
+    def _add(self, job: Job, result: Result) -> Cell:
+        (model, name, draw, seed), outcome = self._name(job), result.outcome
+        cell = Cell(
+            model=model,
+            training_set=name,
+            draw=draw,
+            seed=seed,
+            accuracy=outcome.accuracy,
+            ece=outcome.ece,
+            best=outcome.best,
+        )
+        entry = Entry(cell, outcome.predicted)
+        self.ledger.add(entry)
+        if name == FULL:
+            self.paid.keep(entry)
+        return cell
+
+    def _take_paid(self, jobs: Sequence[Job]) -> None:
+        """Take trainings on the full set that an earlier evaluation has paid for."""
+        count = 0
+        for job in jobs:
+            name = self._name(job)
+            if name[1] == FULL and name not in self.ledger.entries:
+                found = self.paid.find(name[0], job.seed)
+                if found is not None:
+                    self.ledger.add(found)
+                    count += 1
+        if count:
+            self.listener(Note(f"{count} trainings on the full set are known from an earlier evaluation"))
 
 
 def _stamp(subject: Subject, protocol: EvaluateSpec, source: Source) -> dict[str, str | None]:
@@ -118,46 +234,6 @@ def _stamp(subject: Subject, protocol: EvaluateSpec, source: Source) -> dict[str
         "parquet_sha256": subject.sha256,
         "fingerprint": source.info.fingerprint,
     }
-
-
-def _take_paid(
-    jobs: Sequence[Job],
-    protocol: EvaluateSpec,
-    sets: Sequence[TrainingSet],
-    ledger: Ledger,
-    paid: FullSets,
-    listener: Listener,
-) -> None:
-    """Take trainings on the full set that an earlier evaluation has paid for."""
-    count = 0
-    for job in jobs:
-        model, name, draw, seed = _name(protocol, sets, job)
-        if name == FULL and (model, name, draw, seed) not in ledger.entries:
-            found = paid.find(model, seed)
-            if found is not None:
-                ledger.add(found)
-                count += 1
-    if count:
-        listener(Note(f"{count} trainings on the full set are known from an earlier evaluation"))
-
-
-def _entry(name: CellName, result: Result) -> Entry:
-    model, training_set, draw, seed = name
-    outcome = result.outcome
-    cell = Cell(
-        model=model,
-        training_set=training_set,
-        draw=draw,
-        seed=seed,
-        accuracy=outcome.accuracy,
-        ece=outcome.ece,
-        best=outcome.best,
-    )
-    return Entry(cell, outcome.predicted)
-
-
-Confused = Mapping[tuple[str, str], Labels]
-"""Confusion matrix of each training set and model, over all its trainings."""
 
 
 def _confused(entries: Sequence[Entry], source: Source) -> Confused:
@@ -204,38 +280,8 @@ def _scores(
     )
 
 
-def _name(protocol: EvaluateSpec, sets: Sequence[TrainingSet], job: Job) -> CellName:
-    training_set = sets[job.training_set]
-    return protocol.models[job.model].name, training_set.name, training_set.draw, job.seed
-
-
-STEP_SECONDS = 0.001
-"""Least time of a training step; with the next, for guessing which trainings are long, and whether all are short."""
-
-FLOPS_PER_SECOND = 1e10
-"""Of one core, roughly."""
-
 WORTH_PROCESSES = 5.0
 """Seconds of training below which worker processes, which import torch first, gain nothing."""
-
-
-def _seconds(protocol: EvaluateSpec, source: Source, sets: Sequence[TrainingSet]) -> dict[Job, float]:
-    """List every training with a rough guess of its time on one core."""
-    flops = [forward_flops(build_for(spec, source)) for spec in protocol.models]
-    guess = {}
-    for place, training_set in enumerate(sets):
-        images = len(training_set.labels)
-        steps = steps_of(protocol, images, full=training_set.name == FULL)
-        for model, forward in enumerate(flops):
-            # Backward costs twice as much as forward.
-            step = STEP_SECONDS + 3 * min(protocol.batch, images) * forward / FLOPS_PER_SECOND
-            for seed in range(protocol.seeds):
-                guess[Job(model, place, seed)] = steps * step
-    return guess
-
-
-def _in_order(jobs: Sequence[Job]) -> list[Job]:
-    return sorted(jobs, key=lambda job: (job.training_set, job.model, job.seed))
 
 
 def _known_scores(stamp: Mapping[str, str | None], where: RunDir) -> Scores | None:

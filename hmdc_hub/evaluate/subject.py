@@ -29,6 +29,7 @@ class Subject:
         condense_hash: Of its recipe; None like the two next for a set of another program.
         family_hash: Of its recipe without the seed.
         seed: Of its recipe.
+        notes: What reading it changed or found that a person should know, such as a resize; a clause each.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Subject:
     condense_hash: str | None = None
     family_hash: str | None = None
     seed: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def of_run(recipe: Recipe, run: RunDir) -> Subject:

@@ -127,16 +127,22 @@ def train_and_score(
                 group["lr"] = model.spec.lr.evaluate * _share_of_rate(protocol, done / total)
             images, targets = _augmented(normalise(train.pixels[rows]), one_hot[rows], protocol, model, gen)
             optimizer.zero_grad()
-            F.cross_entropy(model.logits(model.prepare(images)), targets).backward()  # type: ignore[no-untyped-call]
+            with _precision(protocol, images.device):
+                logits = model.logits(model.prepare(images))
+            F.cross_entropy(logits.float(), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
         epoch += 1
         if stop is not None:
             stop.raise_if_set("stopped within a training")
         if protocol.best_every and epoch % protocol.best_every == 0 and done < total:
-            looks.append(_share(_predict(model.eval(), test, normalise)[0], test))
+            looks.append(_share(_predict(model.eval(), test, normalise, protocol)[0], test))
             model.train()
-    return _outcome(model.eval(), test, normalise, looks if protocol.best_every else None)
+    return _outcome(_predict(model.eval(), test, normalise, protocol), test, looks if protocol.best_every else None)
+
+
+def _precision(protocol: EvaluateSpec, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16")
 
 
 def _optimizer(model: PoolModel, protocol: EvaluateSpec) -> torch.optim.Optimizer:
@@ -155,8 +161,8 @@ def _share_of_rate(protocol: EvaluateSpec, progress: float) -> float:
     return 0.1 if protocol.schedule == "step" and progress >= 0.5 else 1.0
 
 
-def _outcome(model: PoolModel, test: Images, normalise: Normalisation, looks: list[float] | None) -> Outcome:
-    predicted, confidence = _predict(model, test, normalise)
+def _outcome(answers: tuple[Tensor, Tensor], test: Images, looks: list[float] | None) -> Outcome:
+    predicted, confidence = answers
     accuracy, right = _share(predicted, test), (predicted == test.labels).cpu().numpy()
     return Outcome(
         predicted=predicted.cpu().numpy().astype(np.uint16),
@@ -167,11 +173,12 @@ def _outcome(model: PoolModel, test: Images, normalise: Normalisation, looks: li
 
 
 @torch.no_grad()
-def _predict(model: PoolModel, test: Images, normalise: Normalisation) -> tuple[Tensor, Tensor]:
+def _predict(model: PoolModel, test: Images, normalise: Normalisation, protocol: EvaluateSpec) -> tuple[Tensor, Tensor]:
     """Return the class of the largest logit, int64 N, and its softmax probability, float32 N."""
     parts = []
     for pixels in torch.split(test.pixels, TEST_BATCH):
-        logits = model.logits(model.prepare(normalise(pixels))).float()
+        with _precision(protocol, pixels.device):
+            logits = model.logits(model.prepare(normalise(pixels))).float()
         # A network that gives NaN says nothing of any class.
         parts.append((logits.argmax(1), logits.softmax(1).amax(1).nan_to_num(1 / model.num_classes)))
     predicted, confidence = zip(*parts, strict=True)

@@ -7,18 +7,14 @@ the number of workers decides how long it takes, never what comes out.
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
@@ -31,6 +27,7 @@ from hmdc_hub.evaluate.train import Images, Normalisation, Outcome, train_and_sc
 from hmdc_hub.events import StopFlag
 from hmdc_hub.measures import FULL
 from hmdc_hub.models import PoolModel, build_model
+from hmdc_hub.processes import begin_worker, interrupts_held_back
 from hmdc_hub.schema import EvaluateSpec
 from hmdc_hub.sources import Source
 
@@ -189,7 +186,7 @@ def _in_processes(
     executor = ProcessPoolExecutor(count, context, _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
-        with _interrupts_held_back():
+        with interrupts_held_back():
             futures: dict[Future[Result], Job] = {executor.submit(_work, job): job for job in jobs}
         pending = set(futures)
         while pending:
@@ -212,41 +209,15 @@ def _in_processes(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Start worker processes in here: Ctrl-C then never reaches them, not even while they import torch.
-
-    A process inherits the signals that are blocked where it starts; in this one a Ctrl-C arrives when the block ends.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows; there `_start_worker` is early enough to be of use
-        yield
-        return
-    resource_tracker.ensure_running()  # started by the first worker otherwise, and unblocks the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _bench: Bench | None = None
 """Of a worker process; made once by `_start_worker`."""
 
 
 def _start_worker(protocol_json: str, data: str) -> None:
     global _bench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin_worker()
     torch.set_num_threads(1)
     _bench = Bench(EvaluateSpec.model_validate_json(protocol_json), load_file(data), torch.device("cpu"))
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _work(job: Job) -> Result:

@@ -99,6 +99,11 @@ class EvaluateSpec(Strict):
     pretrained: bool = Field(
         True, description="false: every model starts from scratch, whatever weights its entry names.", examples=[True]
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of forward passes; bfloat16 (autocast) is for GPUs, and rounds enough to change single answers.",
+        examples=["float32"],
+    )
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Score on this share of each class of the train split, which no baseline is then drawn from, in "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from hmdc_hub.errors import HmdcError, NotFoundError, RunError, UsageError
@@ -78,6 +79,12 @@ def is_run(path: Path) -> bool:
     return any((path / name).exists() for name in (".lock", "info.json", "checkpoints", "log.jsonl"))
 
 
+def _is_ours(name: str) -> bool:
+    if name.startswith("."):
+        return name in _OURS or name.endswith(TEMPORARY)
+    return name in _OURS or fnmatch(name, "cells-*of*.jsonl")
+
+
 def remove(run: RunDir) -> None:
     """Delete a run directory with everything in it.
 
@@ -91,11 +98,7 @@ def remove(run: RunDir) -> None:
         raise NotFoundError(f"There is no run directory {run.path}.", hint="`hmdc-hub runs ls` lists the runs.")
     if not is_run(run.path):
         raise UsageError(f"{run.path} is not a run directory; nothing was deleted.")
-    strangers = sorted(
-        entry.name
-        for entry in run.path.iterdir()
-        if entry.name not in _OURS and not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY))
-    )
+    strangers = sorted(entry.name for entry in run.path.iterdir() if not _is_ours(entry.name))
     if strangers:
         raise UsageError(
             f"{run.path} holds files that hmdc-hub did not write: {', '.join(strangers[:5])}; nothing was deleted.",

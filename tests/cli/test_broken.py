@@ -51,6 +51,7 @@ RECIPES: Mapping[str, tuple[str | bytes, tuple[str, ...]]] = {
     "missing section": (without("publish"), ("publish", "missing")),
     "missing key": (swap("  ipc: 1\n", ""), ("condense.ipc", "missing")),
     "text for a number": (swap("  ipc: 1", "  ipc: many"), ("condense.ipc = many", "whole number of at least 1")),
+    "more images than there are": (swap("  ipc: 1", "  ipc: 500"), ("condense.ipc = 500", "largest class", "146")),
     "zero": (swap("  ipc: 1", "  ipc: 0"), ("condense.ipc = 0", "at least 1")),
     "half": (swap("  ipc: 1", "  ipc: 1.5"), ("condense.ipc = 1.5", "whole number")),
     "yes for true": (swap("distill: false", "distill: yes"), ("condense.distill = yes", "true or false")),

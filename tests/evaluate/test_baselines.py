@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hmdc_hub import cluster, pack
-from hmdc_hub.errors import FormatError, NotFoundError
+from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.evaluate import of_run
-from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
+from hmdc_hub.evaluate.baselines import TrainingSet, fresh_model, training_sets
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
 from hmdc_hub.store import RunDir, read_condensed, read_parquet, to_uint8, write_parquet
@@ -146,3 +147,61 @@ def test_k_means_shows_no_image_twice(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(cluster, "kmeans", lambda points, k, gen: points[:1].expand(k, -1))
     chosen = places(sets_of(recipe(), source(), run(tmp_path / "run", recipe()))["k-means", 0].images, source())
     assert len(set(chosen)) == 6
+
+
+def test_exact_is_what_the_published_bytes_were_rounded_from(tmp_path: Path) -> None:
+    of = recipe(against=["exact"])
+    made = sets_of(of, source(), run(tmp_path / "run", of))
+    exact, condensed = made["exact", 0], made["condensed", 0]
+    assert exact.images.dtype == torch.float32 and torch.equal(to_uint8(exact.images), condensed.images)
+    assert not torch.equal(exact.images, condensed.images.float() / 255)
+    assert torch.equal(exact.labels, condensed.labels)
+    assert exact.budget.bytes == 4 * condensed.budget.bytes == 4 * 6 * 64
+
+
+def test_herding_keeps_the_mean(tmp_path: Path) -> None:
+    real, of = source((16, 16, 16)), recipe(against=["herding"])
+    made = sets_of(of, real, run(tmp_path / "run", of))["herding", 0]
+    assert len(set(places(made.images, real))) == 6 and made.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    model = fresh_model(of.evaluate.models[0], real, 0, CPU)
+    for label in range(3):
+        points = model.embed(model.prepare(real.normalise(real.train.of_class(label)))).detach()
+        chosen = [row - 16 * label for row in places(made.images[made.labels == label], real)]
+        centre = points.mean(0)
+        first = (points - centre).norm(dim=1).argmin()
+        second = min(
+            (row for row in range(16) if row != first),
+            key=lambda row: float(((points[first] + points[row]) / 2 - centre).norm()),
+        )
+        assert chosen == [int(first), second]
+
+
+def test_the_full_set_is_all_of_the_source(tmp_path: Path) -> None:
+    real, of = source(), recipe(against=["full"])
+    full = sets_of(of, real, run(tmp_path / "run", of))["full", 0]
+    assert torch.equal(full.images, real.train.images) and torch.equal(full.labels, real.train.labels)
+    assert (full.budget.stored, full.budget.images) == (45, 45)
+
+
+def test_real_images_do_not_depend_on_what_was_condensed(tmp_path: Path) -> None:
+    of = recipe(against=["random", "random-encoded", "k-means", "herding"])
+    one = sets_of(of, source(), run(tmp_path / "one", of))
+    other = of.model_copy(update={"seed": 7, "pool": of.pool[:1]})
+    two = sets_of(other, source(), run(tmp_path / "two", other))
+    for key in one.keys() - {("condensed", 0)}:
+        assert torch.equal(one[key].images, two[key].images), key
+
+
+def test_what_a_set_does_not_have_is_named(tmp_path: Path) -> None:
+    of = recipe(against=["exact", "start"])
+    subject = replace(of_run(of, run(tmp_path / "run", of)), exact=None)
+    with pytest.raises(UsageError, match=r"evaluate.against names exact, which toys does not have"):
+        training_sets(of.evaluate, source(), subject, CPU)
+
+
+def test_classes_may_differ_in_size(tmp_path: Path) -> None:
+    of = recipe(against=["random", "random-encoded", "k-means", "herding"])
+    subject = replace(of_run(of, run(tmp_path / "run", of)), stored=(3, 0, 1), factor=1)
+    made = {one.name: one for one in training_sets(of.evaluate, source(), subject, CPU) if not one.draw}
+    for name in ("random", "random-encoded", "k-means", "herding"):
+        assert made[name].labels.tolist() == [0, 0, 0, 2], name

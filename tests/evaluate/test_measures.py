@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmdc_hub.measures import estimate, gain, mean_by_seed, table
+from hmdc_hub.measures import (
+    calibration_error,
+    class_accuracy,
+    confusion,
+    estimate,
+    gain,
+    gap,
+    mean_by_seed,
+    ranking,
+    summarise,
+    table,
+)
 from hmdc_hub.schema import Cell
 from tests.evaluate.toys import MLP, recipe
 
@@ -93,3 +105,78 @@ def test_gain_is_paired_by_seed() -> None:
 def test_no_model_may_be_called_mean() -> None:
     with pytest.raises(ValueError, match="mean is what scores call the mean over models"):
         recipe(models=[MLP | {"name": "mean"}])
+
+
+def test_gain_on_one_model() -> None:
+    found = gain(cells(), ["random"], ["a", "b"])["random"]
+    assert list(found) == ["a", "b", "mean"]
+    # Seed 0: 0.9 - 0.4; seed 1: 0.8 - 0.5.
+    assert found["a"].mean == pytest.approx(0.4) and found["a"].sd == pytest.approx(0.1 * 2**0.5)
+
+
+def test_gap_is_between_those_that_condensed_and_the_others() -> None:
+    found = gap(cells(), ["condensed", "random"], ["a", "b"], ["a", "elsewhere"])
+    # Seed 0: 0.9 - 0.7 and 0.4 - 0.2; seed 1: 0.8 - 0.4 and 0.5 - 0.2.
+    assert found["condensed"].mean == pytest.approx(0.3) and found["random"].mean == pytest.approx(0.25)
+    assert found["condensed"].sd == pytest.approx(0.1 * 2**0.5)
+    for condensed_by in (["a", "b"], ["elsewhere"], []):
+        assert gap(cells(), ["condensed"], ["a", "b"], condensed_by) == {}
+
+
+def test_ranking_by_hand() -> None:
+    made = [
+        Cell(model="a", training_set=name, draw=0, seed=0, accuracy=accuracy, ece=0)
+        for name, accuracy in (("condensed", 0.6), ("random", 0.4), ("full", 0.9))
+    ]
+    found = ranking(made, ["a"])["a"]
+    assert found.improvement.mean == pytest.approx(0.2)
+    assert found.recovery is not None and found.recovery.mean == pytest.approx(0.3)
+    # a = (0.2 - 0.3) / 2 = -0.05; (exp(-0.05) - exp(-1)) / (e - exp(-1)) = (0.951229 - 0.367879) / 2.350402
+    assert found.score is not None and found.score.mean == pytest.approx(0.248192, abs=1e-6)
+
+
+@pytest.mark.parametrize(("condensed", "random_", "full", "score"), [(1.0, 0.0, 0.0, 1.0), (0.0, 1.0, 1.0, 0.0)])
+def test_ranking_reaches_both_ends(condensed: float, random_: float, full: float, score: float) -> None:
+    levels = {"condensed": condensed, "random": random_, "full": full}
+    made = [Cell(model="a", training_set=n, draw=0, seed=0, accuracy=x, ece=0) for n, x in levels.items()]
+    found = ranking(made, ["a"])["mean"].score
+    assert found is not None and found.mean == pytest.approx(score)
+
+
+def test_ranking_without_the_full_set_or_random_images() -> None:
+    found = ranking(cells(), ["a", "b"])
+    assert list(found) == ["a", "b", "mean"] and found["mean"].recovery is None and found["mean"].score is None
+    assert found["mean"].improvement == gain(cells(), ["random"], ["a", "b"])["random"]["mean"]
+    assert ranking([cell for cell in cells() if cell.training_set == "condensed"], ["a", "b"]) == {}
+
+
+def test_confusion_and_class_accuracy_by_hand() -> None:
+    labels, predicted = np.array([0, 0, 1, 1, 1, 3]), np.array([0, 2, 1, 1, 0, 3], dtype=np.uint16)
+    matrix = confusion(labels, predicted, 4)
+    assert matrix.tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert class_accuracy(matrix) == pytest.approx([0.5, 2 / 3, 0, 1])
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.95, 0.9, 0.55, 0.6], dtype=np.float32)
+    correct = np.array([True, False, True, True])
+    # Ten bins: (0.9, 1] holds 0.95; (0.8, 0.9] holds 0.9; (0.5, 0.6] holds 0.55 and 0.6.
+    gaps = [abs(1 - 0.95), abs(0 - 0.9), abs(2 - 1.15)]
+    assert calibration_error(confidence, correct, bins=10) == pytest.approx(sum(gaps) / 4, abs=1e-6)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
+def test_calibration_error_is_a_share_and_at_least_the_gap_of_the_means(pairs: list[tuple[float, bool]]) -> None:
+    confidence, correct = (np.array(column) for column in zip(*pairs, strict=True))
+    found = calibration_error(confidence, correct)
+    assert abs(confidence.mean() - correct.mean()) - 1e-9 <= found <= 1 + 1e-9
+
+
+def test_a_summary_holds_them_all() -> None:
+    found = summarise(cells(), ["condensed", "random"], ["a", "b"], ["a"])
+    assert found.table == table(cells(), ["condensed", "random"], ["a", "b"])
+    assert found.gain == gain(cells(), ["random"], ["a", "b"])
+    assert found.gap == gap(cells(), ["condensed", "random"], ["a", "b"], ["a"])
+    assert found.ece["condensed"]["a"].mean == pytest.approx(0.425)
+    assert found.ranking == ranking(cells(), ["a", "b"])

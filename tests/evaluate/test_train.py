@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmdc_hub import augment, rng
 from hmdc_hub.errors import Interrupted
-from hmdc_hub.evaluate.train import Images, Normalisation, train_and_score
+from hmdc_hub.evaluate.train import Images, Normalisation, Outcome, steps_of, train_and_score
 from hmdc_hub.events import StopFlag
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import EvaluateSpec
@@ -174,3 +174,106 @@ def test_a_stop_ends_a_training_after_its_epoch() -> None:
     with pytest.raises(Interrupted) as caught:
         train(build(MLP), TEST, protocol(epochs=10**9), stop=StopFlag(15))
     assert caught.value.signal_number == 15
+
+
+def outcome(spec: EvaluateSpec, images: Images | None = None, **keys: Any) -> Outcome:
+    images = images or Images(*toys((4, 4, 2), 2))
+    # What a protocol says of every model is written into its models.
+    return train_and_score(build(spec.models[0].model_dump()), images, TEST, NORMALISE, spec, 0, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "images", "full", "steps"),
+    [
+        ({"epochs": 3, "batch": 4}, 10, False, 9),
+        ({"epochs": 3, "batch": 100}, 10, False, 3),
+        ({"epochs": 3, "batch": 4, "steps": 7}, 10, False, 7),
+        ({"epochs": 3, "batch": 4, "full_epochs": 2}, 10, True, 6),
+        ({"epochs": 3, "batch": 4, "full_epochs": 2, "steps": 7}, 10, True, 6),
+    ],
+)
+def test_steps_are_counted_and_done(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], images: int, full: bool, steps: int
+) -> None:
+    spec, done = protocol(**keys), list[float]()
+    assert steps_of(spec, images, full=full) == steps
+    kept = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, closure: None = None) -> None:
+        done.append(self.param_groups[0]["lr"])
+        kept(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    outcome(spec, Images(*toys((4, 4, 2), 2)), full=full)
+    assert len(done) == steps
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("step", [1, 1, 0.1, 0.1]),
+        ("cosine", [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
+    ],
+)
+def test_the_rate_follows_its_schedule(monkeypatch: pytest.MonkeyPatch, schedule: str, shares: list[float]) -> None:
+    rates = list[float]()
+    kept = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, closure: None = None) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        kept(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    outcome(protocol(epochs=4, schedule=schedule, lr=0.2))
+    assert rates == pytest.approx([0.2 * share for share in shares])
+
+
+def test_adamw_equals_a_step_written_out() -> None:
+    spec = protocol(epochs=1, optimizer="adamw", lr=0.01, weight_decay=0.1)
+    images, model, other = Images(*toys((4, 4, 2), 2)), build(MLP, lr={"evaluate": 0.01}), build(MLP)
+    train_and_score(model, images, TEST, NORMALISE, spec, 0)
+    other.reset(rng.generator(0, "evaluate-weights", "mlp", 0))
+    loss = F.cross_entropy(other.logits(other.prepare(NORMALISE(images.pixels))), images.labels)
+    weights = dict(other.named_parameters())
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    for (name, w), g in zip(weights.items(), gradients, strict=True):
+        # The first step of Adam is the sign of the gradient, short of its epsilon.
+        expected = w * (1 - 0.01 * 0.1) - 0.01 * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(dict(model.named_parameters())[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_answers_are_those_that_the_accuracy_counts() -> None:
+    found = outcome(protocol(epochs=3))
+    assert found.predicted.dtype == "uint16" and found.predicted.shape == (30,)
+    assert found.accuracy == float((found.predicted == TEST.labels.numpy()).mean())
+    assert 0 <= found.ece <= 1 and found.best is None
+
+
+def test_looks_before_the_end_change_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = outcome(protocol(epochs=6))
+    looks = outcome(protocol(epochs=6, best_every=2))
+    assert (looks.predicted == plain.predicted).all() and looks.ece == plain.ece
+    shorter = [outcome(protocol(epochs=epochs)).accuracy for epochs in (2, 4)]
+    assert looks.best == max([*shorter, plain.accuracy])
+
+
+def test_floats_train_as_their_bytes_do() -> None:
+    pixels, labels = toys((4, 4, 2), 2)
+    one = outcome(protocol(epochs=3), Images(pixels, labels))
+    other = outcome(protocol(epochs=3), Images(pixels.float() / 255, labels))
+    assert (one.predicted == other.predicted).all() and one.ece == other.ece
+
+
+def test_a_network_that_diverges_is_scored() -> None:
+    found = outcome(protocol(epochs=6, lr=1e30))
+    assert found.accuracy == pytest.approx(1 / 3) and set(found.predicted) == {0}
+    assert found.ece == pytest.approx(0, abs=1e-6)  # a third of the confidence, a third of the answers
+
+
+def test_half_precision_rounds_and_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(*toys((4, 4, 2), 2))
+    spec = {precision: protocol(epochs=60, precision=precision) for precision in ("float32", "bfloat16")}
+    found = {precision: outcome(of, images) for precision, of in spec.items()}
+    assert found["bfloat16"].ece != found["float32"].ece
+    assert found["bfloat16"].accuracy == pytest.approx(found["float32"].accuracy, abs=0.15)

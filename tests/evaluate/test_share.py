@@ -1,0 +1,112 @@
+"""Several processes that share an evaluation."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmdc_hub.errors import Interrupted, UsageError
+from hmdc_hub.evaluate import assist, evaluate, of_run, parse_share, share_of_torchrun
+from hmdc_hub.evaluate.share import Share
+from hmdc_hub.events import Event, Note, StopFlag, Training
+from hmdc_hub.store import RunDir
+from tests.evaluate.toys import recipe, run, source
+
+CPU = torch.device("cpu")
+OF = recipe(against=["exact", "random"])
+TRAININGS = 2 * 2 * (1 + 1 + 2)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    where = run(tmp_path_factory.mktemp("alone") / "run", OF)
+    evaluate(of_run(OF, where), OF.evaluate, source(), where, device=CPU)
+    return where.scores.read_bytes()
+
+
+def help_out(where: RunDir, share: Share) -> list[Event]:
+    events: list[Event] = []
+    assist(of_run(OF, where), OF.evaluate, source(), where, share, device=CPU, workers=1, listener=events.append)
+    return events
+
+
+def test_worker_processes_train_on_exact_floats_too(tmp_path: Path, alone: bytes) -> None:
+    where = run(tmp_path / "run", OF)
+    evaluate(of_run(OF, where), OF.evaluate, source(), where, device=CPU, workers=2)
+    assert where.scores.read_bytes() == alone
+
+
+def test_shares_that_are_put_together_are_the_whole(tmp_path: Path, alone: bytes) -> None:
+    where, trained = run(tmp_path / "run", OF), 0
+    for index in range(3):
+        trained += sum(isinstance(event, Training) for event in help_out(where, Share(index, 3)))
+        assert not where.scores.exists()
+    assert trained == TRAININGS
+    events: list[Event] = []
+    evaluate(of_run(OF, where), OF.evaluate, source(), where, device=CPU, listener=events.append)
+    assert events == [Note(f"{TRAININGS} of {TRAININGS} trainings were done before")]
+    assert where.scores.read_bytes() == alone
+
+
+def test_the_first_process_waits_for_the_others(tmp_path: Path, alone: bytes) -> None:
+    where, waiting = run(tmp_path / "run", OF), threading.Event()
+
+    def listen(event: Event) -> None:
+        if event == Note("waiting for the trainings of the other processes"):
+            waiting.set()
+
+    subject = of_run(OF, where)
+    work = threading.Thread(
+        target=evaluate,
+        args=(subject, OF.evaluate, source(), where),
+        kwargs={"device": CPU, "workers": 1, "listener": listen, "share": Share(0, 2, waits=True)},
+        daemon=True,
+    )
+    work.start()
+    assert waiting.wait(60) and not where.scores.exists()
+    help_out(where, Share(1, 2))
+    work.join(60)
+    assert where.scores.read_bytes() == alone
+    assert help_out(where, Share(1, 2)) == []  # nothing is left
+
+
+def test_waiting_can_be_stopped(tmp_path: Path) -> None:
+    where, stop = run(tmp_path / "run", OF), StopFlag()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Note):
+            stop.signal_number = 2
+
+    with pytest.raises(Interrupted, match="while other processes were training"):
+        evaluate(
+            of_run(OF, where), OF.evaluate, source(), where, device=CPU, workers=1, listener=listen, stop=stop,
+            share=Share(0, 2, waits=True),
+        )  # fmt: skip
+
+
+def test_every_share_is_dealt_once() -> None:
+    jobs = list(range(10))
+    assert sorted(job for index in range(4) for job in Share(index, 4).of(jobs)) == jobs
+    assert Share(1, 4).of(jobs) == [1, 5, 9]
+
+
+def test_a_share_in_words() -> None:
+    share = parse_share("2/4")
+    assert (share.index, share.count, share.waits, str(share), share.ledger) == (1, 4, False, "2/4", "cells-2of4.jsonl")
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/4 ", "-1/4", ""])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="must be K/N with K from 1 to N, such as 2/4"):
+        parse_share(text)
+
+
+def test_torchrun_is_recognised() -> None:
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert share_of_torchrun(ranks) == Share(5, 8, local=1, waits=False)
+    assert share_of_torchrun(ranks | {"RANK": "0", "LOCAL_RANK": "0"}) == Share(0, 8, waits=True)
+    assert share_of_torchrun(ranks | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert share_of_torchrun({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) is None
