@@ -130,6 +130,11 @@ def score_foreign(
     from hmdc_hub.evaluate.foreign import read_set
     from hmdc_hub.sources import load_source, resolve_source
 
+    if any((path / "info.json").is_file() for path in (Path(target), root / target)):
+        raise UsageError(
+            f"--recipe is for a set of another program; {target} is a run, which is scored on its own source.",
+            hint=f"By that recipe's protocol: --protocol {recipe}",
+        )
     _, wanted = protocol_of(recipe, wishes)
     spec = load_recipe(recipe).source
 

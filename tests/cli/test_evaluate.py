@@ -1,0 +1,217 @@
+"""`hmdc-hub evaluate` by other protocols than the recipe's, and on sets of other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hmdc_hub.sources import load_source
+from hmdc_hub.store import RunDir, read_scores
+from tests.cli import tiny
+from tests.cli.conftest import Call, Done
+
+WORD = "condense"
+
+
+@pytest.fixture
+def tiny_run(call: Call, folder: Path) -> RunDir:
+    tiny.write(folder / "tiny.yaml")
+    done = call("condense", "tiny.yaml", "--workers", "1")
+    assert done.status == 0, done.err
+    return RunDir(folder / "runs" / "tiny")
+
+
+def only(run: RunDir) -> RunDir:
+    (path,) = run.evaluations.iterdir()
+    return RunDir(path)
+
+
+def refused(done: Done, *words: str) -> None:
+    assert done.status == 2 and done.out == "", done
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+
+
+def test_a_run_leaves_a_report(tiny_run: RunDir) -> None:
+    names = {path.name for path in tiny_run.report.iterdir()}
+    assert names >= {"report.html", "scores.png", "scores.svg", "scores.csv", "cells.csv", "scores.md"}
+    assert tiny_run.confusion.is_file()
+
+
+def test_another_protocol_has_a_directory_of_its_own(call: Call, tiny_run: RunDir) -> None:
+    before = {path: path.read_bytes() for path in (tiny_run.scores, tiny_run.recipe, tiny_run.info)}
+    done = call("evaluate", "tiny", "--protocol", "quick", "-o", "evaluate.epochs=3", "--workers", "1")
+    assert done.status == 0, done.err
+    where = only(tiny_run)
+    scores = read_scores(where.scores)
+    assert where.path.name == f"quick-{scores.protocol_hash[:8]}"
+    assert (scores.protocol.schedule, scores.protocol.epochs, scores.protocol.seeds) == ("cosine", 3, 2)
+    assert scores.protocol.augment == read_scores(tiny_run.scores).protocol.augment  # the dataset's, not the protocol's
+    assert f"runs/tiny/evaluations/{where.path.name}/report/report.html" in done.out and "cosine" in done.out
+    assert (where.report / "report.html").is_file()
+    assert {path: path.read_bytes() for path in before} == before
+    again = call("evaluate", "tiny", "--protocol", "quick", "-o", "evaluate.epochs=3", "--workers", "1")
+    assert again.out == done.out and "evaluate 1/" not in again.err  # nothing is trained again
+
+
+def test_models_seeds_and_baselines_of_the_command_line(call: Call, tiny_run: RunDir) -> None:
+    done = call(
+        "evaluate", "tiny", "--models", "mlp, convnet3_narrow", "--seeds", "1", "--against", "herding,exact",
+        "--workers", "1", "--json",
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    document = json.loads(done.out)
+    assert list(document["table"]) == ["condensed", "herding", "exact"]
+    assert list(document["table"]["exact"]) == ["mlp", "convnet3_narrow", "mean"]
+    assert document["table"]["exact"]["mean"]["n"] == 1
+    name = only(tiny_run).path.name
+    assert document["directory"] == f"runs/tiny/evaluations/{name}" and name.startswith("custom-")
+
+
+def test_no_baselines_at_all(call: Call, tiny_run: RunDir) -> None:
+    assert call("evaluate", "tiny", "--against", "", "--workers", "1").status == 0
+    assert list(read_scores(only(tiny_run).scores).table) == ["condensed"]
+
+
+@pytest.mark.parametrize("form", ["keys", "recipe", "scores"])
+def test_a_protocol_is_a_few_keys_a_recipe_or_scores(call: Call, folder: Path, tiny_run: RunDir, form: str) -> None:
+    if form == "keys":
+        (folder / "mine.yaml").write_text("epochs: 3\naugment: {flip: false}\n")
+        name = "mine.yaml"
+    else:
+        tiny.write(folder / "other.yaml", epochs="  epochs: 3")
+        name = "other.yaml"
+        if form == "scores":
+            assert call("condense", "other.yaml", "--workers", "1").status == 0
+            name = "runs/other/scores.json"
+    done = call("evaluate", "tiny", "--protocol", name, "--workers", "1")
+    assert done.status == 0, done.err
+    scores = read_scores(only(tiny_run).scores)
+    assert scores.protocol.epochs == 3 and scores.protocol.seeds == 2
+    assert scores.protocol.augment.flip is (form != "keys")
+    label = {"keys": "mine", "recipe": "other", "scores": "other"}[form]
+    assert only(tiny_run).path.name.startswith(f"{label}-")
+
+
+def test_the_own_protocol_by_another_name_is_the_own(call: Call, tiny_run: RunDir) -> None:
+    done = call("evaluate", "tiny", "--protocol", "tiny.yaml", "--workers", "1")
+    assert done.status == 0 and not tiny_run.evaluations.exists()
+    assert "run        runs/tiny" in done.out
+
+
+def test_settings_are_chosen_on_a_part_of_the_train_split(call: Call, tiny_run: RunDir) -> None:
+    done = call("evaluate", "tiny", "--tune-split", "0.1", "--workers", "1")
+    assert done.status == 0, done.err
+    scores = read_scores(only(tiny_run).scores)
+    info = json.loads(tiny_run.info.read_text())["source"]
+    assert scores.protocol.holdout == 0.1
+    assert scores.test_count == sum(round(0.1 * count) for count in info["train_counts"])
+    assert f"{scores.test_count} held-out train images" in " ".join(done.out.split())
+
+
+def test_held_out_scores_are_not_published(call: Call, folder: Path) -> None:
+    tiny.write(folder / "tiny.yaml", epochs="  epochs: 2\n  holdout: 0.1")
+    done = call("condense", "tiny.yaml", "--workers", "1")
+    refused(done, "held-out images", "evaluate.holdout=null")
+
+
+def test_fresh_trains_again_to_the_same_bytes(call: Call, tiny_run: RunDir) -> None:
+    before = tiny_run.scores.read_bytes()
+    done = call("evaluate", "tiny", "--fresh", "--workers", "1")
+    assert done.status == 0 and "evaluate 6/6" in done.err
+    assert tiny_run.scores.read_bytes() == before
+
+
+def test_shares_are_put_together(call: Call, tiny_run: RunDir) -> None:
+    before = tiny_run.scores.read_bytes()
+    for path in (tiny_run.scores, tiny_run.cells):
+        path.unlink()
+    for share in ("1/2", "2/2"):
+        done = call("evaluate", "tiny", "--share", share, "--workers", "1")
+        assert done.status == 0 and f"share {share} of the trainings is done" in done.err and done.out == ""
+    done = call("evaluate", "tiny", "--workers", "1")
+    assert "6 of 6 trainings were done before" in done.err and tiny_run.scores.read_bytes() == before
+    assert call("runs", "rm", "tiny", "--yes").status == 0
+
+
+def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> None:
+    done = call("evaluate", "tiny", "-o", "evaluate.best_every=1", "--workers", "1")
+    words = " ".join(done.out.split())
+    assert "best of many looks at the test images, not comparable" in words
+    assert all(cell.best is not None for cell in read_scores(only(tiny_run).scores).cells)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--protocol", "quik"], ["no protocol 'quik'", "quick"]),
+        (["--protocol", "bad.yaml"], ["bad.yaml: epoch is no key of a protocol", "epochs"]),
+        (["--protocol", "bad.json"], ["bad.json is no scores.json with a protocol"]),
+        (["-o", "condense.ipc=2"], ["keys of the protocol alone", "hmdc-hub condense"]),
+        (["--models", "mpl"], ["mpl", "mlp"]),
+        (["--against", "rnadom"], ["evaluate.against.0", "random"]),
+        (["--against", "random,random"], ["names a training set twice"]),
+        (["--tune-split", "1"], ["tune-split"]),
+        (["--share", "3/2"], ["must be K/N"]),
+        (["--share", "1/2", "--fresh"], ["--fresh removes what other processes"]),
+        (["--normalised"], ["--normalised", "--recipe"]),
+        (["--config", "ipc1"], ["--config does not apply to a run"]),
+        (["--recipe", "tiny.yaml"], ["--recipe", "set of another program"]),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    call: Call, folder: Path, tiny_run: RunDir, arguments: list[str], words: list[str]
+) -> None:
+    (folder / "bad.yaml").write_text("epoch: 3\n")
+    (folder / "bad.json").write_text("{}")
+    refused(call("evaluate", "tiny", *arguments), *words)
+    assert not tiny_run.evaluations.exists()
+
+
+def test_a_name_that_is_nothing_is_not_asked_of_the_hub(call: Call, folder: Path) -> None:
+    for verb in ("evaluate", "verify"):
+        refused(call(verb, "nope"), "there is no run 'nope'", "owner/name")
+
+
+# sets of other programs
+
+
+@pytest.fixture
+def theirs(folder: Path) -> Path:
+    """Twenty real digits, as another program may leave them: floats."""
+    from hmdc_hub.catalog import load_recipe
+
+    tiny.write(folder / "tiny.yaml")
+    bank = load_source(load_recipe("tiny.yaml").source).train
+    rows = torch.cat([torch.arange(start, start + 2) for start in bank.offsets[:-1]])
+    path = folder / "their set.safetensors"
+    save_file({"images": bank.images[rows].float() / 255 + 1e-5, "labels": bank.labels[rows]}, path)
+    return path
+
+
+def test_a_set_of_another_program(call: Call, folder: Path, theirs: Path) -> None:
+    done = call("evaluate", theirs, "--recipe", "tiny.yaml", "--against", "exact,random", "--workers", "1")
+    assert done.status == 0, done.err
+    (where,) = (folder / "runs").glob("*/evaluations/custom-*")
+    scores = read_scores(where / "scores.json")
+    assert (scores.condense_hash, scores.family_hash, scores.condense_seed) == (None, None, None)
+    assert scores.condensed_by == [] and scores.gap == {}
+    assert {name: budget.stored for name, budget in scores.budgets.items()} == {
+        "condensed": 20, "exact": 20, "random": 20,
+    }  # fmt: skip
+    assert call("runs", "ls").out.count("\n") <= 1  # it is no run
+
+
+def test_what_another_set_does_not_have_is_left_out_unless_asked_for(call: Call, folder: Path, theirs: Path) -> None:
+    done = call("evaluate", theirs, "--recipe", "tiny.yaml", "--workers", "1")
+    assert done.status == 0 and "has no start: left out" in done.err
+    refused(call("evaluate", theirs, "--recipe", "tiny.yaml", "--against", "start"), "evaluate.against names start")
+
+
+def test_a_set_that_is_not_there(call: Call, folder: Path, theirs: Path) -> None:
+    refused(call("evaluate", "nothing.safetensors", "--recipe", "tiny.yaml"), "nothing.safetensors")
