@@ -39,7 +39,7 @@ HUB_ENVIRONMENT = {
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-os.environ |= HUB_ENVIRONMENT | {"HF_HOME": HOME}
+os.environ |= HUB_ENVIRONMENT | {"HF_HOME": HOME, "HMDC_HUB_CACHE": f"{HOME}/hmdc-hub"}
 for _name in (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -64,6 +64,12 @@ def hub() -> Iterator[LocalHub]:
     _hubs[0].reset()
     yield _hubs[0]
     _hubs[0].reset()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier test trained must not save this one the work."""
+    monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path / "hmdc-hub-cache"))
 
 
 @pytest.fixture

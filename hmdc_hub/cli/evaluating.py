@@ -184,6 +184,7 @@ def _score(prepare: Prepare, work: Work, picture: Path | None) -> None:
                     workers=work.workers,
                     listener=show,
                     stop=stop,
+                    reuse=work.resume,
                     share=work.share,
                     preview=picture.read_bytes() if picture is not None and picture.is_file() else None,
                 )
@@ -210,7 +211,7 @@ def _carry_out(run: RunDir, work: Work) -> Result:
 
     recipe, wishes = (
         read_recipe_file(run.recipe),
-        Wishes(pick(work.device, work.share), workers=work.workers, share=work.share),
+        Wishes(pick(work.device, work.share), workers=work.workers, share=work.share, reuse=work.resume),
     )
     show, stop = progress(), StopFlag()
     try:

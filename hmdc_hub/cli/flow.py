@@ -46,6 +46,7 @@ class Wishes:
         force: Remove what is there and start again.
         evaluate: False: condense only, without scores and package.
         workers: Processes of the evaluation on a CPU; None: one per core.
+        reuse: Take trainings on real images from earlier evaluations.
         share: Which part of the trainings is this process's; the others assist.
     """
 
@@ -54,6 +55,7 @@ class Wishes:
     force: bool = False
     evaluate: bool = True
     workers: int | None = None
+    reuse: bool = True
     share: Share | None = None
 
 
@@ -178,6 +180,7 @@ def _do(
             workers=wishes.workers,
             listener=listener,
             stop=stop,
+            reuse=wishes.reuse,
             share=wishes.share,
             preview=_preview(run),
         )

@@ -116,6 +116,7 @@ def score(
     workers: int | None,
     listener: Listener,
     stop: StopFlag,
+    reuse: bool = True,
     share: Share | None = None,
     preview: bytes | None = None,
 ) -> Scores:
@@ -130,6 +131,7 @@ def score(
         workers: CPU processes.
         listener: Told about everything.
         stop: Looked at between trainings.
+        reuse: Take trainings on real images from earlier evaluations.
         share: Which part of the trainings is this process's; the others assist.
         preview: Picture of the set for the report, PNG.
     """
@@ -148,6 +150,7 @@ def score(
         workers=workers,
         listener=listener,
         stop=stop,
+        reuse=reuse,
         share=share,
     )
     write_report(where.report, scores, read_confusion(where.confusion), preview)

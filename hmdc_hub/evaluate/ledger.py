@@ -1,13 +1,14 @@
-"""Finished trainings on disk: of one evaluation, to go on where it was, and of full sets, to be paid once."""
+"""Finished trainings on disk: of one evaluation, to go on where it was; on real images, to be paid once."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from hmdc_hub import __version__
 from hmdc_hub.errors import FormatError, RunError
+from hmdc_hub.evaluate.baselines import TrainingSet
+from hmdc_hub.evaluate.train import steps_of
+from hmdc_hub.measures import FULL
 from hmdc_hub.provenance import versions
 from hmdc_hub.schema import Cell, EvaluateSpec, sha256_of
 from hmdc_hub.schema.model import plain_models
@@ -110,8 +114,11 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-class FullSets:
-    """Trainings on full sets, kept for every later evaluation that would do exactly the same.
+class Paid:
+    """Trainings on real images, kept for every later evaluation that would do exactly the same.
+
+    Real images, the full set above all, depend on the source and the budget alone: whoever scores ten condensed sets of
+    one source pays for what they are compared with once.
 
     Args:
         folder: Where; made when the first one is kept.
@@ -122,29 +129,43 @@ class FullSets:
     """
 
     def __init__(self, folder: Path, protocol: EvaluateSpec, fingerprint: str, images: int, device: str) -> None:
-        self.folder, self.images = folder, images
+        self.folder, self.images, self.protocol = folder, images, protocol
         plain = protocol.model_dump(mode="json")
-        self.models = dict(zip((spec.name for spec in protocol.models), plain_models(plain.pop("models")), strict=True))
-        for key in ("seeds", "random_draws", "against", "epochs", "steps"):  # which the full set does not depend on
-            del plain[key]
+        names = [spec.name for spec in protocol.models]
+        self.models = dict(zip(names, plain_models(plain.pop("models")), strict=True))
+        for key in ("seeds", "random_draws", "against", "epochs", "steps", "full_epochs"):
+            del plain[key]  # they say which trainings there are, and the number of steps is in each one's key
         self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": __version__}
+        self.digests: dict[tuple[str, int], str] = {}
 
-    def find(self, model: str, seed: int) -> Entry | None:
+    def find(self, made: TrainingSet, model: str, seed: int) -> Entry | None:
         """Look a training up; one that cannot be read counts as absent."""
         try:
-            return Entry.read(json.loads(self._path(model, seed).read_text(encoding="utf-8")), self.images)
+            found = Entry.read(json.loads(self._path(made, model, seed).read_text(encoding="utf-8")), self.images)
         except (OSError, ValueError, FormatError):
             return None
+        # The same images may have had another name: one of several draws, or the only choice of a small class.
+        return replace(found, cell=found.cell.model_copy(update={"training_set": made.name, "draw": made.draw}))
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, made: TrainingSet, entry: Entry) -> None:
         """Keep a training; a folder that cannot be written is no reason to lose it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(self._path(entry.cell.model, entry.cell.seed), json.dumps(entry.plain()) + "\n")
+            path = self._path(made, entry.cell.model, entry.cell.seed)
+            write_text_atomic(path, json.dumps(entry.plain()) + "\n")
         except (OSError, RunError):
             pass
 
-    def _path(self, model: str, seed: int) -> Path:
-        spec = self.models[model]
-        key = self.common | {"model": spec, "seed": seed, "versions": versions([spec["source"]])}
-        return self.folder / f"{sha256_of(key)}.json"
+    def _path(self, made: TrainingSet, model: str, seed: int) -> Path:
+        spec, key = self.models[model], (made.name, made.draw)
+        if key not in self.digests:
+            parts = (made.images.contiguous().numpy().data, made.labels.numpy().astype("<i8").data)
+            self.digests[key] = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+        whole = self.common | {
+            "images": self.digests[key],
+            "steps": steps_of(self.protocol, len(made.labels), full=made.name == FULL),
+            "model": spec,
+            "seed": seed,
+            "versions": versions([spec["source"]]),
+        }
+        return self.folder / f"{sha256_of(whole)}.json"

@@ -11,15 +11,15 @@ import torch
 
 from hmdc_hub import __version__, measures
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
-from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
+from hmdc_hub.evaluate.baselines import REAL, TrainingSet, training_sets
 from hmdc_hub.evaluate.holdout import hold_out
-from hmdc_hub.evaluate.ledger import CellName, Entry, FullSets, Ledger
+from hmdc_hub.evaluate.ledger import CellName, Entry, Ledger, Paid
 from hmdc_hub.evaluate.plan import guess_seconds
 from hmdc_hub.evaluate.share import Share
 from hmdc_hub.evaluate.subject import Subject
 from hmdc_hub.evaluate.workers import POLL_SECONDS, Job, Result, bench_tensors, one_thread, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
-from hmdc_hub.measures import FULL, Labels
+from hmdc_hub.measures import Labels
 from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import Cell, EvaluateSpec, Scores
 from hmdc_hub.sources import Source
@@ -42,6 +42,7 @@ def evaluate(
     listener: Listener = silent,
     stop: StopFlag | None = None,
     cache: Path | None = None,
+    reuse: bool = True,
     share: Share | None = None,
 ) -> Scores:
     """Score a condensed set by a protocol; trainings that an earlier call finished are not repeated.
@@ -59,7 +60,8 @@ def evaluate(
             as quick as starting others. It changes the time, not the result.
         listener: Told about every finished training.
         stop: Looked at between trainings, and in this process after every epoch.
-        cache: Folder of trainings on full sets; None: the user's.
+        cache: Folder of trainings on real images, which are done once for all sets; None: the user's.
+        reuse: Take trainings from there; otherwise all are done, and kept there.
         share: The part of the trainings that is done here; those of others, which `assist`, are waited for.
 
     Raises:
@@ -73,7 +75,7 @@ def evaluate(
     if known is not None:
         return known
     work = _Evaluation(subject, protocol, source, where.path, where.cells, device, listener, stop or StopFlag(), cache)
-    work.train(work.jobs if share is None else share.of(work.jobs), workers)
+    work.train(work.jobs if share is None else share.of(work.jobs), workers, reuse=reuse)
     if share is not None:
         work.wait()
     confused, scores = work.result()
@@ -137,14 +139,15 @@ class _Evaluation:
         self.seconds = guess_seconds(protocol, self.source, self.sets)
         # The longest first, so that no worker is left with a long one at the end; every process has this order.
         self.jobs = sorted(self.seconds, key=lambda job: -self.seconds[job])
-        store = cache_folder("full-sets") if cache is None else cache
-        self.paid = FullSets(store, protocol, self.fingerprint, images, device_name(device))
+        store = cache_folder("trainings") if cache is None else cache
+        self.paid = Paid(store, protocol, self.fingerprint, images, device_name(device))
 
-    def train(self, jobs: Sequence[Job], workers: int | None) -> None:
+    def train(self, jobs: Sequence[Job], workers: int | None, *, reuse: bool = True) -> None:
         """Do those of some trainings that nobody has done yet."""
         if self.ledger.entries:
             self.listener(Note(f"{len(self.ledger.entries)} of {len(self.jobs)} trainings were done before"))
-        self._take_paid(jobs)
+        if reuse:
+            self._take_paid(jobs)
         missing = [job for job in jobs if self._name(job) not in self.ledger.entries]
         if workers is None and sum(self.seconds[job] for job in missing) < WORTH_PROCESSES:
             workers = 1
@@ -209,22 +212,21 @@ class _Evaluation:
         )
         entry = Entry(cell, outcome.predicted)
         self.ledger.add(entry)
-        if name == FULL:
-            self.paid.keep(entry)
+        if name in REAL:
+            self.paid.keep(self.sets[job.training_set], entry)
         return cell
 
     def _take_paid(self, jobs: Sequence[Job]) -> None:
-        """Take trainings on the full set that an earlier evaluation has paid for."""
+        """Take trainings on real images that an earlier evaluation has paid for."""
         count = 0
         for job in jobs:
-            name = self._name(job)
-            if name[1] == FULL and name not in self.ledger.entries:
-                found = self.paid.find(name[0], job.seed)
-                if found is not None:
-                    self.ledger.add(found)
-                    count += 1
+            (model, name, _, seed), made = self._name(job), self.sets[job.training_set]
+            found = self.paid.find(made, model, seed) if name in REAL else None
+            if found is not None and self._name(job) not in self.ledger.entries:
+                self.ledger.add(found)
+                count += 1
         if count:
-            self.listener(Note(f"{count} trainings on the full set are known from an earlier evaluation"))
+            self.listener(Note(f"{count} trainings on real images are known from an earlier evaluation"))
 
 
 def _stamp(subject: Subject, protocol: EvaluateSpec, source: Source) -> dict[str, str | None]:

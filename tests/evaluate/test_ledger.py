@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import torch
 
 from hmdc_hub.errors import FormatError
 from hmdc_hub.evaluate import evaluate, of_run
-from hmdc_hub.evaluate.ledger import Entry, FullSets, Ledger, name_of
+from hmdc_hub.evaluate.baselines import TrainingSet
+from hmdc_hub.evaluate.ledger import Entry, Ledger, Paid, name_of
 from hmdc_hub.events import Event, Note, Training
-from hmdc_hub.schema import Cell
-from hmdc_hub.store import read_scores
+from hmdc_hub.schema import Cell, Scores
 from tests.evaluate.toys import recipe, run, source
 
 CPU = torch.device("cpu")
@@ -62,51 +63,65 @@ def test_a_ledger_gives_back_what_its_stamp_wrote(tmp_path: Path) -> None:
     assert list(Ledger(path, {"hash": "a"}, 3).entries) == [name_of(CELL)]
 
 
-def full(folder: Path, *, fingerprint: str = "f", device: str = "cpu", **keys: Any) -> FullSets:
-    return FullSets(folder, recipe(**keys).evaluate, fingerprint, 3, device)
+SET = TrainingSet("random", 1, torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), 4)
 
 
-def test_a_full_set_is_found_by_whatever_would_train_alike(tmp_path: Path) -> None:
-    full(tmp_path).keep(ENTRY)
-    found = full(tmp_path, epochs=9, steps=4, seeds=7, against=["full"]).find("mlp", 1)
-    assert found is not None and found.cell == CELL
-    assert full(tmp_path).find("mlp", 0) is None and full(tmp_path).find("conv", 1) is None
+def paid(folder: Path, *, fingerprint: str = "f", device: str = "cpu", **keys: Any) -> Paid:
+    return Paid(folder, recipe(**keys).evaluate, fingerprint, 3, device)
+
+
+def test_a_training_is_found_by_whatever_would_train_alike(tmp_path: Path) -> None:
+    paid(tmp_path).keep(SET, ENTRY)
+    other = paid(
+        tmp_path, seeds=7, against=["k-means"], full_epochs=3, epochs=9, steps=3
+    )
+    found = other.find(replace(SET, name="k-means", draw=0), "mlp", 1)
+    assert found is not None and (found.predicted == ENTRY.predicted).all()
+    assert found.cell == CELL.model_copy(update={"training_set": "k-means", "draw": 0})
+    assert paid(tmp_path).find(SET, "mlp", 0) is None and paid(tmp_path).find(SET, "conv", 1) is None
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"fingerprint": "g"}, {"device": "H100"}, {"full_epochs": 3}, {"batch": 8}, {"seed": 1}, {"holdout": 0.5}],
+    [{"fingerprint": "g"}, {"device": "H100"}, {"epochs": 4}, {"steps": 4}, {"seed": 1}, {"holdout": 0.5}, {"lr": 0.5}],
 )
-def test_another_training_of_a_full_set_is_not(tmp_path: Path, change: dict[str, Any]) -> None:
-    full(tmp_path).keep(ENTRY)
-    assert full(tmp_path, **change).find("mlp", 1) is None
+def test_another_training_is_not(tmp_path: Path, change: dict[str, Any]) -> None:
+    paid(tmp_path).keep(SET, ENTRY)
+    assert paid(tmp_path, **change).find(SET, "mlp", 1) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"images": SET.images + 1}, {"labels": SET.labels.flip(0)}, {"name": "full"}], ids=str
+)
+def test_other_images_are_other_trainings(tmp_path: Path, change: dict[str, Any]) -> None:
+    paid(tmp_path).keep(SET, ENTRY)
+    assert paid(tmp_path).find(replace(SET, **change), "mlp", 1) is None
 
 
 def test_a_damaged_or_unwritable_store_is_no_error(tmp_path: Path) -> None:
-    full(tmp_path / "store").keep(ENTRY)
+    paid(tmp_path / "store").keep(SET, ENTRY)
     (file,) = (tmp_path / "store").iterdir()
     file.write_text("{")
-    assert full(tmp_path / "store").find("mlp", 1) is None
+    assert paid(tmp_path / "store").find(SET, "mlp", 1) is None
     (tmp_path / "file").write_text("")
-    full(tmp_path / "file").keep(ENTRY)
+    paid(tmp_path / "file").keep(SET, ENTRY)
 
 
-def test_the_full_set_is_paid_once(tmp_path: Path) -> None:
-    events: list[Event] = []
-    of = recipe(against=["full"], full_epochs=2)
-    first = evaluate(
-        of_run(of, run(tmp_path / "a", of)), of.evaluate, source(), run(tmp_path / "b", of), device=CPU,
-        cache=tmp_path / "cache",
-    )  # fmt: skip
+def test_real_images_are_paid_once(tmp_path: Path) -> None:
+    of, told = recipe(against=["start", "random", "full"], full_epochs=2), list[list[Event]]()
+
+    def scored(name: str, **keys: Any) -> Scores:
+        events: list[Event] = []
+        told.append(events)
+        where = run(tmp_path / name, of)
+        return evaluate(
+            of_run(of, where), of.evaluate, source(), where, device=CPU, listener=events.append, **keys
+        )  # fmt: skip
+
+    first, second, third = scored("a"), scored("b"), scored("c", reuse=False)
+    trained = [[event.training_set for event in events if isinstance(event, Training)] for events in told]
+    assert [len(names) for names in trained] == [20, 8, 20] and set(trained[1]) == {"condensed", "start"}
+    assert Note("12 trainings on real images are known from an earlier evaluation") in told[1]
+    for name in ("random", "full"):
+        assert first.table[name] == second.table[name] == third.table[name]
     assert first.budgets["full"].images == 45
-    longer = recipe(against=["full"], full_epochs=2, epochs=4)
-    where = run(tmp_path / "c", longer)
-    second = evaluate(
-        of_run(longer, where), longer.evaluate, source(), where, device=CPU, cache=tmp_path / "cache",
-        listener=events.append,
-    )  # fmt: skip
-    assert Note("4 trainings on the full set are known from an earlier evaluation") in events
-    trained = {event.training_set for event in events if isinstance(event, Training)}
-    assert trained == {"condensed"}
-    assert second.table["full"] == first.table["full"]
-    assert read_scores(where.scores) == second
