@@ -82,14 +82,19 @@ def _for_its_new_place(original: Path, target: Path, kind: Kind) -> str:
     """Return the text of a copy.
 
     Its first line points at the schema beside it, its name is the new file's, and the commands of its runbook name the
-    copy: `recipes/x.yaml` would go on meaning the original.
+    copy: `recipes/x.yaml` would go on meaning the original, `runs/x` its run.
     """
-    old, new = f"{kind.folder}/{original.stem}.yaml", target.name
     named = re.compile(rf"name:\s+[\"']?{re.escape(original.stem)}[\"']?\s*(#.*)?")
     lines = []
     for line in decode(original.read_bytes(), str(original)).splitlines():
         if named.fullmatch(line):
             line = f"name: {show(target.stem)}"
         if not line.startswith(_EDITOR_LINE):
-            lines.append(line.replace(old, new) if line.startswith("#") else line)
+            lines.append(_moved(line, original.stem, target, kind) if line.startswith("#") else line)
     return "\n".join([_EDITOR_LINE + kind.schema, *lines]) + "\n"
+
+
+def _moved(line: str, stem: str, target: Path, kind: Kind) -> str:
+    line = line.replace(f"{kind.folder}/{stem}.yaml", target.name).replace(f"runs/{stem}/", f"runs/{target.stem}/")
+    # What else ships is found by its name, wherever the copy lies.
+    return re.sub(rf"{kind.folder}/([\w-]+)\.yaml", r"\1", line)

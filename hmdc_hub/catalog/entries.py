@@ -114,13 +114,23 @@ def _not_found(
     for path in (folder / f"{name_or_path}{suffix}" for folder in folders for suffix in _YAML):
         if name_or_path and _is(path.is_file):
             return NotFoundError(f"there is no {kind.word} {name_or_path!r}; did you mean the file {path}?")
-    message = f"there is no {kind.word} {name_or_path!r}"
+    named = given_as_file(name_or_path)
+    message = (
+        f"there is no file {name_or_path}, and no {kind.word} of that name"
+        if named
+        else (f"there is no {kind.word} {name_or_path!r}")
+    )
     if near := close(stem, names):
         message += f"; {did_you_mean(near)}"
     known = ", ".join(names) or "none"
     return NotFoundError(
         f"{message}\n{kind.folder}/ that ships with hmdc-hub holds: {known}", hint=f"See {kind.listing}"
     )
+
+
+def given_as_file(name: str) -> bool:
+    """Tell whether a name is written like a path: with a folder, or an ending."""
+    return "/" in name or Path(name).suffix in _YAML
 
 
 def _is(question: Any) -> bool:

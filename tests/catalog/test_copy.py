@@ -92,3 +92,9 @@ def test_pool_entries_are_copied_in_the_same_way(pool: Path, tmp_path: Path) -> 
     assert written == [tmp_path / "mine.yaml", tmp_path / "hmdc-model.schema.json"]
     assert written[0].read_text().startswith("# yaml-language-server: $schema=hmdc-model.schema.json\n# What it is.\n")
     assert load_model(str(written[0])).args == load_model("net_a").args
+
+
+def test_the_runbook_of_a_copy_is_about_the_copy(tmp_path: Path) -> None:
+    text = copy_recipe("digits_ipc1", tmp_path / "good.yaml")[0].read_text()
+    assert "hmdc-hub condense good.yaml" in text and 'load_dataset("runs/good/package")' in text
+    assert "hmdc-hub condense digits_ipc10" in text and "recipes/" not in text
