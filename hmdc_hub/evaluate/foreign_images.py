@@ -1,0 +1,153 @@
+"""Images with labels as files hold them: through the readers of source datasets, worded for who scores a set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmdc_hub.errors import NetworkError, SourceError, UsageError
+from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, refuse_pickle
+from hmdc_hub.sources import Source, open_reader
+from hmdc_hub.sources.convert import fill, open_image
+from hmdc_hub.sources.reader import Encoded, Part, Reader
+from hmdc_hub.store import sha256_file
+
+_WORDS = (
+    (r"^source\.\w+: ", ""),
+    (r" cannot be read: Instruction .* corresponds to no data!", " has no rows"),
+    (r"or copy  revision: .*", "or name a full commit with --revision."),
+    (r"full commit as revision\b", "full commit as --revision"),
+    (r"\b(config|revision): (?=\S)", r"--\1 "),
+    (r"\bLeave (config|revision) out", r"Leave --\1 out"),
+    (r"\bid: (?=\S)", ""),
+)
+"""From keys of a recipe, which those who score a file have not written, to options."""
+
+
+def read_images(
+    target: str,
+    path: Path,
+    source: Source,
+    config: str | None,
+    revision: str | None,
+    fit: Literal["crop", "stretch"],
+) -> Contents:
+    """Read the train split, or the only one, of what can be a source; arguments and errors as `read_set`.
+
+    Args:
+        target: As the user wrote it.
+        path: The same as a path, which need not exist.
+        source: Says what side and channels images become of.
+        config: Configuration.
+        revision: Of a dataset on the Hub.
+        fit: For images that are not square.
+    """
+    try:
+        reader = _open(target, path, config, revision)
+        part = _only_part(target, reader)
+        image, label = _columns(reader, part.split)
+        names, labels = _labels(target, reader, part, label)
+        images, notes = _pixels(reader, part, image, source, fit)
+    except SourceError as error:
+        raise UsageError(_reworded(error.message), hint=_reworded(error.hint)) from error
+    except NetworkError as error:
+        raise NetworkError(_reworded(error.message), hint=_reworded(error.hint)) from error
+    return Contents(images, labels, names, sha256_file(path) if path.is_file() else None, notes=notes)
+
+
+def _open(target: str, path: Path, config: str | None, revision: str | None) -> Reader:
+    try:
+        return open_reader(target, revision, config)
+    except SourceError:
+        for file in sorted(path.iterdir()) if path.is_dir() else ():
+            if file.suffix == SUFFIX:
+                raise UsageError(f"{path} is a folder that holds no images.", hint=f"Name the file: {file}") from None
+            refuse_pickle(file)
+        raise
+
+
+def _only_part(target: str, reader: Reader) -> Part:
+    if "train" not in reader.splits and len(reader.splits) > 1:
+        raise UsageError(
+            f"{target} has the splits {', '.join(reader.splits)}; of several, the one named train is scored.",
+            hint="Give the file or folder of the one you mean, or name it train.",
+        )
+    split = "train" if "train" in reader.splits else reader.splits[0]
+    rows = reader.rows(split)
+    if rows == 0:
+        raise UsageError(f"{target} has no images: its split {split} has no rows.")
+    return Part(split, 0, rows)
+
+
+def _columns(reader: Reader, split: str) -> tuple[str, str]:
+    try:
+        return reader.columns(split, None, None)
+    except SourceError as error:
+        raise SourceError(
+            error.message,
+            hint="A set has one column of images and one of classes; Dataset.select_columns and cast_column of "
+            "datasets make it so. An image folder has a folder of images per class.",
+        ) from error
+
+
+def _labels(target: str, reader: Reader, part: Part, column: str) -> tuple[list[str], Tensor]:
+    """Read labels as numbers of names; whole numbers that stand for nothing are names too."""
+    names, values = reader.class_names(part.split, column), reader.labels(part, column)
+    limit = len(names) if names else np.inf
+    for row, value in enumerate(values):
+        if not (isinstance(value, int) and 0 <= value < limit or isinstance(value, str)):
+            rule = f"0 to {len(names) - 1}" if names else "text or whole numbers from 0"
+            raise UsageError(
+                f"{target}: column {column!r}, row {row} (counted from 0): the label is {value!r}; labels are {rule}.",
+                hint="Correct or remove the row.",
+            )
+    if names is not None:
+        return names, torch.tensor(values, dtype=torch.int64)
+    places = {value: place for place, value in enumerate(dict.fromkeys(values))}
+    return [str(value) for value in places], torch.tensor([places[value] for value in values])
+
+
+def _pixels(
+    reader: Reader, part: Part, column: str, source: Source, fit: Literal["crop", "stretch"]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Read images as the source's are, with what that changed."""
+    side, channels = source.train.side, source.train.channels
+    sizes: Counter[tuple[int, int]] = Counter()
+    colour = 0
+
+    def opened() -> Iterator[Encoded]:
+        nonlocal colour
+        for encoded in reader.images(part, column):
+            try:
+                image = open_image(encoded)
+            except SourceError:
+                yield encoded  # `fill` fails at it too, and says in which row
+                continue
+            sizes[image.size] += 1
+            colour += image.mode not in ("1", "L", "LA") and not image.mode.startswith("I")
+            yield image
+
+    out = np.empty((len(part), channels, side, side), dtype=np.uint8)
+    fill(out, opened(), np.arange(len(part)), (part,), column, fit)
+    notes = []
+    others = [size for size, _ in sizes.most_common() if size != (side, side)]
+    if others:
+        width, height = others[0]
+        more = " and other sizes" if len(others) > 1 else ""
+        notes.append(f"resized from {width}x{height}{more} to {side}x{side}")
+    if channels == 1 and colour:
+        notes.append(f"{colour} of {len(part)} images were in colour and became grey")
+    return torch.from_numpy(out), tuple(notes)
+
+
+def _reworded(text: str) -> str:
+    for pattern, words in _WORDS:
+        text = re.sub(pattern, words, text)
+    return text
