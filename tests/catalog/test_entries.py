@@ -35,8 +35,8 @@ def test_a_file_that_is_there_comes_before_a_shipped_one(
     ("name", "words"),
     [
         ("frist", "there is no recipe 'frist'; did you mean first?"),
-        ("elsewhere/first.yaml", "there is no file elsewhere/first.yaml, and no recipe of that name; did you mean first?"),
-        ("model_pool/first.yaml", "there is no file model_pool/first.yaml, and no recipe of that name; did you mean first?"),
+        ("elsewhere/first.yaml", "no file elsewhere/first.yaml, and no recipe of that name; did you mean first?"),
+        ("model_pool/first.yaml", "no file model_pool/first.yaml, and no recipe of that name; did you mean first?"),
         ("zzz", "there is no recipe 'zzz'\nrecipes/ that ships with hmdc-hub holds: first, second"),
         ("", "there is no recipe ''"),
         ("mine", "there is no recipe 'mine'; did you mean the file mine.yaml?"),
