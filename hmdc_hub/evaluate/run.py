@@ -12,12 +12,13 @@ import torch
 from hmdc_hub import __version__, measures
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
 from hmdc_hub.evaluate.baselines import REAL, TrainingSet, training_sets
+from hmdc_hub.evaluate.bench import Job, Result, bench_tensors, one_thread
 from hmdc_hub.evaluate.holdout import hold_out
 from hmdc_hub.evaluate.ledger import CellName, Entry, Ledger, Paid
 from hmdc_hub.evaluate.plan import guess_seconds
 from hmdc_hub.evaluate.share import Share
 from hmdc_hub.evaluate.subject import Subject
-from hmdc_hub.evaluate.workers import POLL_SECONDS, Job, Result, bench_tensors, one_thread, processes, run_jobs
+from hmdc_hub.evaluate.workers import POLL_SECONDS, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.measures import Labels
 from hmdc_hub.provenance import device_name, versions

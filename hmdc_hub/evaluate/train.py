@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,10 +113,8 @@ def train_and_score(
     """
     name, total = model.spec.name, steps_of(protocol, len(train.labels), full=full)
     model.reset(rng.generator(protocol.seed, "evaluate-weights", name, seed))
-    if model.spec.batch_norm == "frozen":
-        parts = (part for part in torch.split(train.pixels, protocol.batch) if len(part) > 1)
-        model.calibrate(model.prepare(normalise(part)) for part in parts)
-    optimizer = _optimizer(model, protocol)
+    calibrated(model, train, normalise, protocol)
+    optimizer = make_optimizer(list(model.trained().values()), model.spec.lr.evaluate, protocol)
     gen = rng.generator(protocol.seed, "evaluate-batches", name, seed)
     one_hot = F.one_hot(train.labels, model.num_classes).float()
     model.train()
@@ -124,10 +123,10 @@ def train_and_score(
         order = torch.randperm(len(train.labels), generator=gen).to(train.labels.device)
         for rows in torch.split(order, protocol.batch)[: total - done]:
             for group in optimizer.param_groups:
-                group["lr"] = model.spec.lr.evaluate * _share_of_rate(protocol, done / total)
-            images, targets = _augmented(normalise(train.pixels[rows]), one_hot[rows], protocol, model, gen)
+                group["lr"] = model.spec.lr.evaluate * share_of_rate(protocol, done / total)
+            images, targets = augmented(normalise(train.pixels[rows]), one_hot[rows], protocol, model, gen)
             optimizer.zero_grad()
-            with _precision(protocol, images.device):
+            with precision_of(protocol, images.device):
                 logits = model.logits(model.prepare(images))
             F.cross_entropy(logits.float(), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -136,17 +135,25 @@ def train_and_score(
         if stop is not None:
             stop.raise_if_set("stopped within a training")
         if protocol.best_every and epoch % protocol.best_every == 0 and done < total:
-            looks.append(_share(_predict(model.eval(), test, normalise, protocol)[0], test))
+            looks.append(outcome_of(_logits(model.eval(), test, normalise, protocol), test, None).accuracy)
             model.train()
-    return _outcome(_predict(model.eval(), test, normalise, protocol), test, looks if protocol.best_every else None)
+    return outcome_of(_logits(model.eval(), test, normalise, protocol), test, looks if protocol.best_every else None)
 
 
-def _precision(protocol: EvaluateSpec, device: torch.device) -> torch.autocast:
+def calibrated(model: PoolModel, train: Images, normalise: Normalisation, protocol: EvaluateSpec) -> None:
+    """Set frozen running statistics to those of the fresh network on the training images."""
+    if model.spec.batch_norm == "frozen":
+        parts = (part for part in torch.split(train.pixels, protocol.batch) if len(part) > 1)
+        model.calibrate(model.prepare(normalise(part)) for part in parts)
+
+
+def precision_of(protocol: EvaluateSpec, device: torch.device) -> torch.autocast:
+    """Give the context of forward passes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bfloat16")
 
 
-def _optimizer(model: PoolModel, protocol: EvaluateSpec) -> torch.optim.Optimizer:
-    parameters, rate = list(model.trained().values()), model.spec.lr.evaluate
+def make_optimizer(parameters: Sequence[Tensor], rate: float, protocol: EvaluateSpec) -> torch.optim.Optimizer:
+    """Make the protocol's optimiser at the full learning rate."""
     if protocol.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=protocol.weight_decay, fused=True)
     return torch.optim.SGD(
@@ -154,44 +161,49 @@ def _optimizer(model: PoolModel, protocol: EvaluateSpec) -> torch.optim.Optimize
     )
 
 
-def _share_of_rate(protocol: EvaluateSpec, progress: float) -> float:
+def share_of_rate(protocol: EvaluateSpec, progress: float) -> float:
     """Give the share of the learning rate after a share of the steps, both in [0, 1]."""
     if protocol.schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 0.1 if protocol.schedule == "step" and progress >= 0.5 else 1.0
 
 
-def _outcome(answers: tuple[Tensor, Tensor], test: Images, looks: list[float] | None) -> Outcome:
-    predicted, confidence = answers
-    accuracy, right = _share(predicted, test), (predicted == test.labels).cpu().numpy()
+def test_parts(test: Images) -> Sequence[Tensor]:
+    """Split the pixels that are scored on into batches."""
+    return torch.split(test.pixels, TEST_BATCH)
+
+
+@torch.no_grad()
+def _logits(model: PoolModel, test: Images, normalise: Normalisation, protocol: EvaluateSpec) -> Tensor:
+    with precision_of(protocol, test.pixels.device):
+        return torch.cat([model.logits(model.prepare(normalise(pixels))).float() for pixels in test_parts(test)])
+
+
+def outcome_of(logits: Tensor, test: Images, looks: list[float] | None) -> Outcome:
+    """Score the answers of a trained network.
+
+    Args:
+        logits: float32 N x C.
+        test: The N images with their labels.
+        looks: Accuracies before the end; None: nobody asked.
+    """
+    predicted = logits.argmax(1)
+    right = predicted == test.labels
+    # A network that gives NaN says nothing of any class.
+    confidence = logits.softmax(1).amax(1).nan_to_num(1 / logits.shape[1])
+    accuracy = int(right.sum()) / len(test.labels)
     return Outcome(
         predicted=predicted.cpu().numpy().astype(np.uint16),
         accuracy=accuracy,
-        ece=calibration_error(confidence.cpu().numpy(), right),
+        ece=calibration_error(confidence.cpu().numpy(), right.cpu().numpy()),
         best=None if looks is None else max([*looks, accuracy]),
     )
 
 
-@torch.no_grad()
-def _predict(model: PoolModel, test: Images, normalise: Normalisation, protocol: EvaluateSpec) -> tuple[Tensor, Tensor]:
-    """Return the class of the largest logit, int64 N, and its softmax probability, float32 N."""
-    parts = []
-    for pixels in torch.split(test.pixels, TEST_BATCH):
-        with _precision(protocol, pixels.device):
-            logits = model.logits(model.prepare(normalise(pixels))).float()
-        # A network that gives NaN says nothing of any class.
-        parts.append((logits.argmax(1), logits.softmax(1).amax(1).nan_to_num(1 / model.num_classes)))
-    predicted, confidence = zip(*parts, strict=True)
-    return torch.cat(predicted), torch.cat(confidence)
-
-
-def _share(predicted: Tensor, test: Images) -> float:
-    return int((predicted == test.labels).sum()) / len(test.labels)
-
-
-def _augmented(
+def augmented(
     images: Tensor, targets: Tensor, protocol: EvaluateSpec, model: PoolModel, gen: torch.Generator
 ) -> tuple[Tensor, Tensor]:
+    """Augment one minibatch, and mix it where the protocol and the model want CutMix; all draws from `gen`."""
     side = images.shape[-1]
     images = augment.apply(augment.draw(protocol.augment, gen, side, len(images)), images)
     if protocol.cutmix.evaluate and model.spec.cutmix:

@@ -14,7 +14,7 @@ from hmdc_hub.errors import Interrupted, NewerFormatError, OutOfMemoryError, Run
 from hmdc_hub.evaluate import evaluate, of_run
 from hmdc_hub.evaluate import run as run_module
 from hmdc_hub.evaluate.baselines import training_sets
-from hmdc_hub.evaluate.workers import Bench, Job, bench_tensors
+from hmdc_hub.evaluate.bench import Bench, Job, bench_tensors
 from hmdc_hub.events import Event, Note, StopFlag, Training
 from hmdc_hub.schema import Recipe, Scores
 from hmdc_hub.store import RunDir, read_scores, sha256_file, write_parquet
@@ -175,7 +175,7 @@ def test_too_little_memory_is_an_error_of_ours(tmp_path: Path, monkeypatch: pyte
     def full(*_: object, **__: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
-    monkeypatch.setattr("hmdc_hub.evaluate.workers.train_and_score", full)
+    monkeypatch.setattr("hmdc_hub.evaluate.bench.train_and_score", full)
     with pytest.raises(OutOfMemoryError, match=r"too little memory for this evaluation: CUDA out of memory\.\n"):
         scored(recipe(), run(tmp_path / "run", recipe()))
 

@@ -1,0 +1,108 @@
+"""Seeds trained as one against seeds trained one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hmdc_hub.errors import Interrupted
+from hmdc_hub.evaluate.baselines import TrainingSet
+from hmdc_hub.evaluate.bench import Bench, Job, bench_tensors
+from hmdc_hub.evaluate.stacked import train_and_score_stacked
+from hmdc_hub.evaluate.train import Images, train_and_score
+from hmdc_hub.events import StopFlag
+from tests.evaluate.test_train import NORMALISE, TEST, build, protocol
+from tests.evaluate.toys import CONVNET, MLP, RESNET, source, toys
+
+VIT: dict[str, Any] = {
+    "name": "vit",
+    "source": "transformers",
+    "id": "vit",
+    "args": {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 4},
+}
+TRAIN = Images(*toys((4, 4, 2), 2))
+
+
+@pytest.mark.parametrize("batch", [4, 100], ids=["partial", "whole"])
+@pytest.mark.parametrize("plain", [MLP, CONVNET, RESNET, VIT], ids=lambda plain: str(plain["name"]))
+def test_equals_the_seeds_one_by_one(plain: dict[str, Any], batch: int) -> None:
+    spec = protocol(epochs=4, batch=batch, schedule="cosine", augment={}, cutmix={"evaluate": True})
+    model = build(plain)
+    together = train_and_score_stacked(model, TRAIN, TEST, NORMALISE, spec, [0, 2])
+    alone = [train_and_score(model, TRAIN, TEST, NORMALISE, spec, seed) for seed in (0, 2)]
+    assert abs(alone[0].ece - alone[1].ece) > 1e-2  # the seeds are not alike
+    for one, other in zip(together, alone, strict=True):
+        assert one.ece == pytest.approx(other.ece, abs=2e-3)
+        assert (one.predicted == other.predicted).mean() >= 0.95
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("batch_norm", ["train", "frozen"])
+def test_batch_norm_keeps_statistics_of_its_own(batch_norm: str, optimizer: str) -> None:
+    spec = protocol(epochs=3, batch=4, optimizer=optimizer, weight_decay=0.05)
+    model = build(RESNET, batch_norm=batch_norm)
+    alone = train_and_score(model, TRAIN, TEST, NORMALISE, spec, 1)
+    together = train_and_score_stacked(model, TRAIN, TEST, NORMALISE, spec, [0, 1])[1]
+    assert together.ece == pytest.approx(alone.ece, abs=2e-3)
+
+
+def test_only_what_is_trained_is() -> None:
+    spec = protocol(epochs=3)
+    model = build(CONVNET, train="head")
+    alone = train_and_score(model, TRAIN, TEST, NORMALISE, spec, 0)
+    together = train_and_score_stacked(model, TRAIN, TEST, NORMALISE, spec, [0])[0]
+    assert together.ece == pytest.approx(alone.ece, abs=1e-4)
+
+
+def test_it_can_be_stopped() -> None:
+    with pytest.raises(Interrupted, match="stopped within a training"):
+        train_and_score_stacked(build(MLP), TRAIN, TEST, NORMALISE, protocol(), [0], stop=StopFlag(2))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    pixels, labels = toys((4, 4, 2), 2)
+    sets = [TrainingSet("condensed", 0, pixels, labels, 10)]
+    return Bench(protocol(epochs=3), bench_tensors(source(), sets), torch.device("cpu"))
+
+
+def jobs(*seeds: int) -> list[Job]:
+    return [Job(1, 0, seed) for seed in seeds]
+
+
+@pytest.mark.parametrize(("alone", "together", "stacked"), [(2.0, 5.0, True), (2.0, 7.0, False)])
+def test_seeds_are_stacked_where_that_is_measured_faster(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, alone: float, together: float, stacked: bool
+) -> None:
+    times = iter([1.0, 1.0 + alone, 1.0, 1.0 + together])
+    monkeypatch.setattr("hmdc_hub.evaluate.bench._elapsed", lambda work: [work(), next(times)][1])
+    done: list[int] = []
+
+    def counted(*arguments: Any, **keys: Any) -> Any:
+        done.append(len(arguments[5]))
+        return train_and_score_stacked(*arguments, **keys)
+
+    monkeypatch.setattr("hmdc_hub.evaluate.bench.train_and_score_stacked", counted)
+    results = bench.run_together(jobs(0, 1, 2))
+    assert done == [3, 3] + [3] * stacked  # two probes; then the work
+    for job, result in zip(jobs(0, 1, 2), results, strict=True):
+        assert result.outcome.ece == pytest.approx(bench.run(job).outcome.ece, abs=1e-3)
+    assert bench.run_together(jobs(3, 4)) and len(done) == 2 + 2 * stacked  # found out once
+
+
+def test_too_little_memory_for_all_seeds_trains_them_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("hmdc_hub.evaluate.bench.train_and_score_stacked", full)
+    results = bench.run_together(jobs(0, 1))
+    assert [r.outcome.accuracy for r in results] == [bench.run(job).outcome.accuracy for job in jobs(0, 1)]
+
+
+def test_looks_before_the_end_are_made_one_by_one() -> None:
+    pixels, labels = toys((4, 4, 2), 2)
+    tensors = bench_tensors(source(), [TrainingSet("condensed", 0, pixels, labels, 10)])
+    bench = Bench(protocol(epochs=3, best_every=1), tensors, torch.device("cpu"))
+    assert all(result.outcome.best is not None for result in bench.run_together(jobs(0, 1)))
