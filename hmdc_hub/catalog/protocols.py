@@ -52,12 +52,18 @@ def _find(name: str) -> Path:
 
 def _scored(path: Path, where: str) -> dict[str, Any]:
     try:
-        protocol = json.loads(path.read_text(encoding="utf-8"))["protocol"]
-        return EvaluateSpec.model_validate(protocol).model_dump(mode="json")
+        protocol = EvaluateSpec.model_validate(json.loads(path.read_text(encoding="utf-8"))["protocol"])
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{where} is no scores.json with a protocol: {error}") from error
+    local = [name for model in protocol.models for name in model.local_names().values()]
+    if local:  # scores may be a stranger's, and are data
+        raise UsageError(
+            f"{where} names {local[0]}, a file of whoever made the scores.",
+            hint="If it is yours: --protocol takes the run's recipe.yaml, too.",
+        )
+    return protocol.model_dump(mode="json")
 
 
 def _written(path: Path, where: str) -> dict[str, Any]:

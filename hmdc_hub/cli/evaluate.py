@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     Prepare = Callable[[Listener, torch.device], tuple[Subject, EvaluateSpec, Source, RunDir]]
 
 EPILOG = """\b
-hmdc-hub evaluate digits_ipc1                      a run without scores
-hmdc-hub evaluate digits_ipc1 --protocol quick     by another protocol
-hmdc-hub evaluate someone/cifar10-hmdc             does the published table hold?
-hmdc-hub evaluate theirs.safetensors --recipe cifar10_ipc10
-                                                   a set of another program"""
+hmdc-hub evaluate digits_ipc1                    a run without scores
+hmdc-hub evaluate digits_ipc1 --protocol quick   by another protocol
+hmdc-hub evaluate someone/cifar10-hmdc           does its table hold?
+hmdc-hub evaluate theirs.parquet --recipe cifar10_ipc10"""
 
 
 @click.command(short_help="Score a run, a published set, or anybody's images.", epilog=EPILOG)

@@ -27,7 +27,8 @@ class Verb(NamedTuple):
 
 VERBS = {
     "condense": Verb("hmdc_hub.cli.condense:condense", "Condense a dataset, score the result and package it."),
-    "evaluate": Verb("hmdc_hub.cli.evaluate:evaluate", "Score a run, a package or a published set."),
+    "evaluate": Verb("hmdc_hub.cli.evaluate:evaluate", "Score a run, a published set, or anybody's images."),
+    "compare": Verb("hmdc_hub.cli.compare:compare", "Put scored sets side by side."),
     "package": Verb("hmdc_hub.cli.package:package", "Build what a Hub dataset will hold from a run."),
     "push": Verb("hmdc_hub.cli.push:push", "Publish a run as a dataset on the Hugging Face Hub."),
     "pull": Verb("hmdc_hub.cli.pull:pull", "Get a verified copy of a published set as a folder."),

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 import click
 
+from hmdc_hub.report.text import amount as amount
+
 
 def colour_wanted(stream: TextIO) -> bool:
     """Tell whether to colour text on this stream: a terminal, and no NO_COLOR (https://no-color.org) set."""
@@ -83,12 +85,3 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days} d {hour:02d}:{minute:02d}"
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def amount(size: float) -> str:
-    """Write a number of bytes for people, such as `1.5 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

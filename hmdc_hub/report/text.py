@@ -1,4 +1,4 @@
-"""Text of strangers (class names, descriptions) inside Markdown."""
+"""Text of strangers (class names, descriptions) inside Markdown; numbers of bytes for people."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def escape_markdown(text: str) -> str:
     """
     inline = _INLINE.sub(r"\\\g<0>", one_line(text))
     return _AT_START.sub(r"\1\\\2", "".join(_ENTITIES.get(c, c) for c in inline))
+
+
+def amount(size: float) -> str:
+    """Write a number of bytes for people, such as `1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

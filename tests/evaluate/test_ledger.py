@@ -72,9 +72,7 @@ def paid(folder: Path, *, fingerprint: str = "f", device: str = "cpu", **keys: A
 
 def test_a_training_is_found_by_whatever_would_train_alike(tmp_path: Path) -> None:
     paid(tmp_path).keep(SET, ENTRY)
-    other = paid(
-        tmp_path, seeds=7, against=["k-means"], full_epochs=3, epochs=9, steps=3
-    )
+    other = paid(tmp_path, seeds=7, against=["k-means"], full_epochs=3, epochs=9, steps=3)
     found = other.find(replace(SET, name="k-means", draw=0), "mlp", 1)
     assert found is not None and (found.predicted == ENTRY.predicted).all()
     assert found.cell == CELL.model_copy(update={"training_set": "k-means", "draw": 0})

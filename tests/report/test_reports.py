@@ -1,20 +1,26 @@
-"""Tables, plots and contact sheets are pure functions of facts."""
+"""Tables, plots, pages and contact sheets are pure functions of facts."""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hmdc_hub.report import plots, tables
+from hmdc_hub.report import canvas, plots, tables
+from hmdc_hub.report.page import Section, html_table, page, picture
 from hmdc_hub.report.preview import before_after, preview
 from hmdc_hub.schema import Scores
 from hmdc_hub.store import read_scores
 from tests.builders import make_run
+
+PNG = b"\x89PNG\r\n\x1a\nrest"
 
 
 @pytest.fixture
@@ -38,19 +44,83 @@ def test_terminal_table_fits_eighty_columns(scores: Scores) -> None:
     assert max(len(line) for line in tables.table_text(scores).splitlines()) <= 80
 
 
-def test_pictures_are_deterministic_and_readable(scores: Scores) -> None:
+def noise() -> torch.Tensor:
     gen = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (3, 4, 3, 16, 16), generator=gen, dtype=torch.uint8)
-    makers: list[Callable[[], bytes]] = [
-        lambda: preview(images, ["a", "b", "c"]),
-        lambda: before_after(images, images, ["a", "b", "c"]),
-        lambda: plots.plot_scores(scores),
-    ]
-    for make in makers:
-        data = make()
-        assert data == make()
-        width, height = Image.open(io.BytesIO(data)).size
-        assert width >= 200 and height >= 100
+    return torch.randint(0, 256, (3, 4, 3, 16, 16), generator=gen, dtype=torch.uint8)
+
+
+PLOTS: dict[str, Callable[[Scores, canvas.Kind], bytes]] = {
+    "scores": plots.plot_scores,
+    "classes": plots.plot_classes,
+    "confusion": lambda _, kind: plots.plot_confusion(np.eye(3, dtype=np.int64), ["a", "b", "c"], kind),
+}
+PICTURES: dict[str, Callable[[Scores], bytes]] = {
+    "preview": lambda _: preview(noise(), ["a", "b", "c"]),
+    "before and after": lambda _: before_after(noise(), noise(), ["a", "b", "c"]),
+    **{name: lambda scores, plot=plot: plot(scores, "png") for name, plot in PLOTS.items()},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_deterministic_and_readable(name: str, scores: Scores) -> None:
+    data = PICTURES[name](scores)
+    assert data == PICTURES[name](scores)
+    width, height = Image.open(io.BytesIO(data)).size
+    assert width >= 200 and height >= 100
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_svgs_are_deterministic_pictures_of_nothing_but_the_scores(name: str, scores: Scores) -> None:
+    data = PLOTS[name](scores, "svg")
+    assert data == PLOTS[name](scores, "svg") and data.startswith(b"<?xml")
+    assert ElementTree.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"
+    assert b"<dc:date>" not in data and b"matplotlib.org" not in data and b"<text" not in data
+
+
+def test_confusions_are_shares_of_their_row() -> None:
+    counts = np.array([[1, 3], [0, 0]])
+    assert plots.row_shares(counts).tolist() == [[0.25, 0.75], [0, 0]]
+    assert plots.plot_confusion(counts, ["a", "b"]) == plots.plot_confusion(10 * counts, ["a", "b"])
+    assert plots.plot_confusion(counts, ["a", "b"]) != plots.plot_confusion(counts[:, ::-1], ["a", "b"])
+
+
+def test_few_classes_have_numbers_and_many_few_names() -> None:
+    def words(classes: int) -> tuple[int, int]:
+        figure = plots._confusion(np.eye(classes, dtype=np.int64), [f"n{label}" for label in range(classes)])
+        axes = figure.axes[0]
+        return len(axes.texts), len(axes.get_yticklabels())
+
+    assert words(12) == (144, 12)
+    assert words(13) == (0, 13)
+    assert words(100) == (0, 25)
+
+
+def test_names_in_plots_are_written_as_they_are_or_numbered() -> None:
+    counts = np.eye(2, dtype=np.int64)
+    # A formula that TeX would choke on is a name like any other; the font has no Chinese.
+    assert plots.plot_confusion(counts, [r"$\frac{$", "\u4e2d"]) == plots.plot_confusion(
+        counts, [" $\\frac{$\u202e", "class 1"]
+    )
+    assert plots._label("a" * 30, 0) == "a" * 17 + "…" and plots._label("", 7) == "class 7"
+
+
+def test_of_many_classes_the_best_and_the_worst_are_shown(scores: Scores) -> None:
+    names = [rf"$\frac{{{label}$" for label in range(30)]
+    rows = {"a": [label / 40 for label in range(30)], "b": [label / 20 for label in range(30)]}
+    many = scores.model_copy(update={"class_names": names, "per_class": {"condensed": rows}})
+    axes = plots._classes(many).axes[0]
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [*names[:-11:-1], *names[9::-1]]
+    axes.figure.canvas.draw()  # names that look like formulas are not read as such
+    assert [text.get_text() for text in axes.texts] == ["… 10 more …"]
+    assert plots.class_means(many, "condensed")[20] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_plots_say_which_images_were_scored_on(scores: Scores) -> None:
+    held_out = scores.model_copy(update={"protocol": scores.protocol.model_copy(update={"holdout": 0.2})})
+    for draw in (plots._scores, plots._classes):
+        assert draw(scores).axes[0].get_xlabel().startswith("test accuracy")
+        assert draw(held_out).axes[0].get_xlabel().startswith("held-out accuracy")
 
 
 def test_names_that_the_font_lacks_become_numbers() -> None:
@@ -66,3 +136,27 @@ def test_preview_shows_the_pixels() -> None:
     shown = Image.open(io.BytesIO(preview(images, ["red", "black"]))).convert("RGB")
     colours = {colour for _, colour in shown.getcolors(1 << 20) or []}
     assert (255, 0, 0) in colours and (0, 0, 0) in colours
+
+
+def test_every_link_of_a_page_leads_somewhere() -> None:
+    document = page("a", [Section("b", "<p>c</p>"), Section("d & e", "<p>f</p>")])
+    assert re.findall(r'href="#(\w+)"', document) == re.findall(r'id="(\w+)"', document) == ["s1", "s2"]
+    assert "d &amp; e" in document
+
+
+def test_tables_align_scroll_and_stand_out() -> None:
+    text = html_table(["a", "b", "c"], [["x", "1", "w"], ["y", "2", "v"]], strong="y", words=[2], caption="d<e")
+    assert '<tr><th scope="row">x</th><td>1</td><td class="words"><div>w</div></td></tr>' in text
+    assert '<tr class="strong"><th scope="row">y</th>' in text and "<figcaption>d&lt;e</figcaption>" in text
+    assert '<div class="scroll" role="region" tabindex="0"' in text
+    with pytest.raises(ValueError, match="2 cells under a header of 3"):
+        html_table(["a", "b", "c"], [["x", "1"]])
+
+
+def test_pictures_need_words_and_a_known_kind() -> None:
+    assert picture(b"<svg/>", 'a "b"') == '<img src="data:image/svg+xml;base64,PHN2Zy8+" alt="a &quot;b&quot;">'
+    assert picture(PNG, "a").startswith('<img src="data:image/png;base64,')
+    with pytest.raises(ValueError, match="words"):
+        picture(PNG, " ")
+    with pytest.raises(ValueError, match="neither PNG nor SVG"):
+        picture(b"GIF89a", "a")

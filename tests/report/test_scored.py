@@ -1,0 +1,297 @@
+"""The report of an evaluation: one page that stands alone, says what the intervals allow, and holds every number."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hmdc_hub import measures
+from hmdc_hub.report import canvas
+from hmdc_hub.report.classes import Confusion
+from hmdc_hub.report.csv_tables import cells_csv, table_csv
+from hmdc_hub.report.page import POLICY
+from hmdc_hub.report.scored import answer, report_html, write_report
+from hmdc_hub.report.tables import table_markdown
+from hmdc_hub.schema import Cell, ModelSpec, Scores
+from hmdc_hub.store import read_scores
+from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+EVERYTHING = ["exact", "random", "random-encoded", "start", "k-means", "herding", "full"]
+PIXEL = b"\x89PNG\r\n\x1a\nrest"
+Make = Callable[..., Scores]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def scores(classes: list[str] | None = None, **protocol: Any) -> Scores:
+        plain = {"models": [CONVNET, MLP, RESNET], "seeds": 3, "random_draws": 2, "epochs": 30}
+        recipe = make_recipe(evaluate=plain | protocol)
+        source = make_source_info(recipe, class_names=classes or ("cat", "dog", "ship"))
+        return read_scores(make_run(tmp_path / "run", recipe=recipe, source=source).scores)
+
+    return scores
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are the slow part, and other tests look at them."""
+    monkeypatch.setattr(canvas, "rendered", lambda draw, kind: b"<svg/>" if kind == "svg" else PIXEL)
+
+
+def confusion(scores: Scores) -> Confusion:
+    classes = len(scores.class_names)
+    counts = np.arange(classes**2).reshape(classes, classes) + 50 * np.eye(classes, dtype=np.int64)
+    return {(name, m.name): (n + 1) * counts for n, m in enumerate(scores.protocol.models) for name in scores.table}
+
+
+class Reader(HTMLParser):
+    """Checks that every tag is closed in its turn, and collects what a reader sees and what the page loads."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.alternatives: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(document)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.alternatives += [value or "" for name, value in attrs if name == "alt"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def seen(document: str) -> str:
+    return " ".join(" ".join(Reader(document).text).split())
+
+
+def flat(cells: list[Cell], change: Callable[[Cell], float]) -> list[Cell]:
+    return [cell.model_copy(update={"accuracy": change(cell)}) for cell in cells]
+
+
+def summed_up(scores: Scores, cells: list[Cell]) -> Scores:
+    models = [model.name for model in scores.protocol.models]
+    summary = measures.summarise(cells, list(scores.table), models, scores.condensed_by)
+    return scores.model_copy(update={"cells": cells, **summary._asdict()})
+
+
+def test_a_page_stands_alone_and_is_the_same_twice(make: Make) -> None:
+    scores = make(models=[CONVNET], against=["random"])
+    document = report_html(scores, confusion(scores), PIXEL)
+    assert document == report_html(scores, confusion(scores), PIXEL)
+    reader = Reader(document)
+    assert not re.search(r"https?://|<script|javascript:|url\(|@import|\son\w+=", document, re.IGNORECASE)
+    assert all(address.startswith(("data:image/", "#")) for address in reader.addresses)
+    assert reader.tags.count("img") == len(reader.alternatives) == 4  # preview, accuracy, classes, confusions
+    assert all(reader.alternatives)
+    assert POLICY.startswith("default-src 'none'; ") and f'"Content-Security-Policy" content="{POLICY}"' in document
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_every_number_is_on_the_page(make: Make) -> None:
+    scores = make(against=EVERYTHING, best_every=10, weight_decay=0.00125, batch=77)
+    scores = scores.model_copy(
+        update={"cells": [cell.model_copy(update={"best": 0.987}) for cell in scores.cells], "device": "a fast one"}
+    )
+    text = seen(report_html(scores, confusion(scores)))
+    for table in (scores.table, scores.ece):
+        for row in table.values():
+            for e in row.values():
+                assert f"{100 * e.mean:.1f} ± {100 * (e.sd or 0):.1f}" in text
+    for e in (*scores.gap.values(), *(e for row in scores.gain.values() for e in row.values())):
+        assert f"({100 * (e.low or 0):+.1f} to {100 * (e.high or 0):+.1f})".replace("-0.0", "+0.0") in text
+    for found in scores.ranking.values():
+        assert found.score is not None and f"{found.score.mean:.3f}" in text
+    for name, budget in scores.budgets.items():
+        assert re.search(rf"{name} \D+.* {budget.stored} {budget.images} ", text)
+    assert "cat 50.0 50.0 50.0" in text
+    assert "98.7" in text and "not comparable with anything else" in text
+    assert "weight_decay 0.00125" in text and "batch 77" in text and "augment.flip true" in text
+    assert "depth 2, width 4" in text and "a fast one" in text and scores.protocol_hash in text
+    assert "hmdc-hub evaluate tiny_ipc2 --protocol scores.json" in text
+    assert "937.5 KiB" not in text and "281.2 KiB" in text  # 1500 images of 3 x 8 x 8 bytes
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_sections_stand_in_order(make: Make) -> None:
+    scores = make(against=EVERYTHING)
+    titles = re.findall(r"<h2>(.*?)</h2>", report_html(scores, confusion(scores)))
+    assert titles == [
+        "What was scored",
+        "The answer",
+        "Accuracy",
+        "Differences, seed by seed",
+        "Models that condensed, and others",
+        "DD-Ranking",
+        "Classes",
+        "Confusions",
+        "Calibration",
+        "Protocol",
+        "Versions and device",
+        "Do it again",
+    ]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_names_of_strangers_stay_text(make: Make) -> None:
+    hostile = ["<script>alert(1)</script>", "\"'><img src=x onerror=y>", "\u202ereversed\u200f", "a\x00\nb", " "]
+    scores = make(hostile, models=[CONVNET], against=["random"])
+    scores = scores.model_copy(update={"name": "a; rm -rf <b>&'\"", "device": "\u202e</td>\u2066<td>"})
+    document = report_html(scores, confusion(scores))
+    reader = Reader(document)
+    assert "script" not in reader.tags and "b" not in reader.tags and reader.tags.count("img") == 3
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00]", document)
+    assert html.escape(hostile[0]) in document and html.escape(hostile[1]) in document
+    assert {"reversed", "a b", "class 4"} <= set(reader.text)
+    assert """evaluate 'a; rm -rf <b>&'"'"'"' --protocol""" in "".join(reader.text)
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_paths_of_models_stay_here(make: Make) -> None:
+    scores = make(models=[CONVNET], against=[])
+    spec = ModelSpec.model_validate(
+        {"name": "mine", "source": "timm", "id": "./secret/code", "weights": "/home/me/w.safetensors"}
+    )
+    mine = scores.protocol.model_copy(update={"models": [*scores.protocol.models, spec]})
+    document = report_html(scores.model_copy(update={"protocol": mine}), {})
+    assert "secret" not in document and "/home/me" not in document
+    assert "local:w.safetensors" in document and "The weights or code of mine" in document
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"), [(0.0, "not distinguishable from"), (0.2, "better than"), (-0.2, "worse than")]
+)
+def test_the_answer_is_no_bolder_than_the_interval(make: Make, shift: float, words: str) -> None:
+    scores = make(against=["random", "start"])
+    noise = {0: 0.01, 1: -0.01, 2: 0.0}
+    cells = flat(
+        scores.cells, lambda c: 0.5 + (shift + noise[c.seed] if c.training_set == "condensed" else -noise[c.seed])
+    )
+    text = answer(summed_up(scores, cells))
+    assert f"It is {words} 6 random real images" in text
+    assert f"It is {words} the images that condensing started from" in text
+    assert f"{100 * (0.5 + shift):.1f} %" in text and text.count("n = 3") >= 3
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_one_training_says_nothing_about_chance(make: Make) -> None:
+    scores = make(models=[CONVNET], seeds=1, random_draws=1, against=["random"])
+    text = seen(report_html(scores, {}))
+    assert "one training cannot tell" in text and "how far trainings vary is not known" in text
+    assert "better than" not in answer(scores) and "None" not in text and "nan" not in text
+    assert "All models here took part in condensing" in text and "Confusions" not in text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_without_random_images_the_answer_is_open(make: Make) -> None:
+    scores = make(models=[RESNET], against=["k-means"])
+    text = seen(report_html(scores, confusion(scores)))
+    assert "whether condensing is worth it stays open" in text and "DD-Ranking" not in text
+    assert "None of the models here took part" in text
+    alone = scores.model_copy(update={"condensed_by": []})
+    assert "Which models condensed the set is not known" in seen(report_html(alone, {}))
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_other_splits_and_other_programs_are_named(make: Make) -> None:
+    scores = make(models=[CONVNET], against=["random"], holdout=0.25)
+    scores = scores.model_copy(update={"condense_hash": None, "condense_seed": None, "condensed_by": []})
+    text = seen(report_html(scores, {}))
+    assert "images held out of the train split" in text and "% of the test images" not in text
+    assert "evaluate TARGET --recipe RECIPE --protocol scores.json" in text and "a set of another program" in text
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_confusions_are_of_the_condensed_set_and_the_worst_come_first(make: Make) -> None:
+    scores = make(against=["random"])
+    counts = np.array([[8, 2, 0], [1, 9, 0], [0, 5, 5]])
+    other = np.array([[0, 0, 9], [0, 0, 9], [9, 0, 0]])
+    found = {("condensed", m.name): counts for m in scores.protocol.models} | {("random", "mlp_tiny"): other}
+    text = seen(report_html(scores, found))
+    assert "ship dog 50.0 cat dog 20.0 dog cat 10.0 The most" in text
+    assert "3 evaluation seeds and 3 models" in text and text.count("Each model alone") == 1
+
+
+def test_a_hundred_classes(make: Make) -> None:
+    scores = make([f"kind {n}" for n in range(100)], models=[CONVNET], seeds=2, against=["random"])
+    document = report_html(scores, confusion(scores))
+    assert len(document) < 1_500_000
+    assert {f"kind {n}" for n in range(100)} <= set(Reader(document).text)
+
+
+def test_cells_as_csv_read_back_exactly(make: Make) -> None:
+    scores = make()
+    text = cells_csv(scores)
+    assert text.endswith("\n") and "\r" not in text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == [
+        "training_set", "stored_images", "training_images", "model", "condensed_by", "draw", "seed", "accuracy", "ece"
+    ]  # fmt: skip
+    assert [
+        (r["training_set"], r["model"], int(r["draw"]), int(r["seed"]), float(r["accuracy"]), float(r["ece"]))
+        for r in rows
+    ] == [(c.training_set, c.model, c.draw, c.seed, c.accuracy, c.ece) for c in scores.cells]
+    assert {(r["model"], r["condensed_by"]) for r in rows} == {
+        ("convnet_tiny", "true"), ("mlp_tiny", "true"), ("resnet_tiny", "false")
+    }  # fmt: skip
+    assert {(r["training_set"], r["stored_images"], r["training_images"]) for r in rows} == {
+        (name, str(budget.stored), str(budget.images)) for name, budget in scores.budgets.items()
+    }
+
+
+def test_means_as_csv(make: Make) -> None:
+    scores = make(seeds=1)
+    rows = {(r["measure"], r["training_set"], r["model"]): r for r in csv.DictReader(io.StringIO(table_csv(scores)))}
+    for measure, table in (("accuracy", scores.table), ("ece", scores.ece), ("gain", scores.gain)):
+        for name, row in table.items():
+            for model, e in row.items():
+                found = rows.pop((measure, name, model))
+                assert float(found["mean"]) == e.mean and found["n"] == "1"
+                assert found["sd"] == found["low"] == found["high"] == ""
+    assert not rows
+
+
+def test_spread_as_csv(make: Make) -> None:
+    scores = make()
+    rows = {(r["measure"], r["training_set"], r["model"]): r for r in csv.DictReader(io.StringIO(table_csv(scores)))}
+    e, row = scores.gain["random"]["mean"], rows["gain", "random", "mean"]
+    assert [float(row[key]) for key in ("sd", "low", "high")] == [e.sd, e.low, e.high]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_the_report_is_a_folder_of_files(make: Make, tmp_path: Path) -> None:
+    scores = make(models=[CONVNET], against=["random"])
+    folder = tmp_path / "report"
+    write_report(folder, scores, confusion(scores), PIXEL)
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html", "scores.png", "scores.svg", "scores.csv", "scores.md", "cells.csv", "confusion.png"
+    }  # fmt: skip
+    assert (folder / "report.html").read_text("utf-8") == report_html(scores, confusion(scores), PIXEL)
+    assert (folder / "scores.md").read_text("utf-8") == table_markdown(scores)
+    assert (folder / "scores.csv").read_text("utf-8") == table_csv(scores)
+    assert (folder / "cells.csv").read_text("utf-8") == cells_csv(scores)
+    assert (folder / "scores.png").read_bytes() == (folder / "confusion.png").read_bytes() == PIXEL
+    assert (folder / "scores.svg").read_bytes() == b"<svg/>"
+    write_report(tmp_path / "bare", scores, {}, None)
+    assert not (tmp_path / "bare" / "confusion.png").exists() and (tmp_path / "bare" / "report.html").is_file()
