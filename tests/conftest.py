@@ -67,9 +67,11 @@ def hub() -> Iterator[LocalHub]:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(tmp_path: Path) -> Iterator[None]:
     """What an earlier test trained must not save this one the work."""
-    monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path / "hmdc-hub-cache"))
+    with pytest.MonkeyPatch.context() as patch:  # not the test's own, which may undo everything
+        patch.setenv("HMDC_HUB_CACHE", str(tmp_path / "hmdc-hub-cache"))
+        yield
 
 
 @pytest.fixture
