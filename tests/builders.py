@@ -173,13 +173,14 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
     sets = ["condensed", *recipe.evaluate.against]
     level = {"condensed": 0.55, "exact": 0.551, "start": 0.5, "random-encoded": 0.46, "k-means": 0.42}
     level |= {"herding": 0.4, "random": 0.36, "full": 0.8}
+    count = info.source.test_count
     cells = [
         Cell(
             model=model,
             training_set=name,
             draw=draw,
             seed=number,
-            accuracy=level[name] + 0.05 * place + 0.02 * float(torch.rand((), generator=gen)),
+            accuracy=round((level[name] + 0.05 * place + 0.02 * float(torch.rand((), generator=gen))) * count) / count,
             ece=0.1 + 0.02 * float(torch.rand((), generator=gen)),
         )
         for place, model in enumerate(models)
@@ -187,7 +188,8 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         for draw in range(recipe.evaluate.random_draws if name.startswith("random") else 1)
         for number in range(recipe.evaluate.seeds)
     ]
-    condensed_by = [model.name for model in recipe.pool]
+    condensed_by, classes = [model.name for model in recipe.pool], len(info.source.class_names)
+    summary = measures.summarise(cells, sets, models, condensed_by)
     pixels = info.source.channels * info.source.size**2
     return Scores(
         hmdc_hub_version="0.1.0",
@@ -206,8 +208,8 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         test_count=info.source.test_count,
         budgets={name: _budget(name, info, pixels) for name in sets},
         cells=cells,
-        per_class={name: {model: [0.5] * len(info.source.class_names) for model in models} for name in sets},
-        **measures.summarise(cells, sets, models, condensed_by)._asdict(),
+        per_class={name: {model: [summary.table[name][model].mean] * classes for model in models} for name in sets},
+        **summary._asdict(),
     )
 
 

@@ -100,6 +100,22 @@ def _model_names(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield (*path, str(index))
 
 
+def expand_models(document: Document, place: tuple[str, ...], folder: Path) -> None:
+    """Replace the names in a list of models by the mappings they stand for.
+
+    Args:
+        document: With the list; what is wrong is added to its problems.
+        place: Of the list.
+        folder: Where relative paths begin.
+    """
+    models: Any = document.data
+    for part in place:
+        models = models.get(part) if isinstance(models, dict) else None
+    for index, model in enumerate(models if isinstance(models, list) else []):
+        if isinstance(model, str):
+            _expand(document, (*place, str(index)), folder)
+
+
 def _expand(document: Document, place: tuple[str, ...], folder: Path) -> None:
     """Replace the name at a place by the mapping it stands for; if that fails, note why in the document."""
     models: Any = document.data

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hmdc_hub.catalog.entries import PROTOCOLS, RECIPES, find, read_document, shipped
-from hmdc_hub.catalog.keys import close, did_you_mean, key_at
-from hmdc_hub.catalog.load import load_recipe
-from hmdc_hub.errors import NotFoundError, UsageError
-from hmdc_hub.schema import EvaluateSpec, Recipe
+from hmdc_hub.catalog.load import expand_models, load_recipe
+from hmdc_hub.catalog.problems import check
+from hmdc_hub.errors import NotFoundError, RecipeError, UsageError
+from hmdc_hub.schema import EvaluateSpec
 
 
 def protocol_overrides(name_or_path: str) -> list[str]:
@@ -23,22 +24,18 @@ def protocol_overrides(name_or_path: str) -> list[str]:
 
     Raises:
         NotFoundError: There is no such protocol.
-        UsageError: The file holds no protocol, or a key that protocols do not have.
+        UsageError: The file holds no protocol, or something in it is wrong.
     """
     path = _find(name_or_path)
     section = _scored(path, name_or_path) if path.suffix == ".json" else _written(path, name_or_path)
-    unknown = [key for key in section if key_at(Recipe, ("evaluate", key)) is None]
-    if unknown:
-        near = close(unknown[0], list(EvaluateSpec.model_fields))
-        known = did_you_mean(near) if near else f"it has {', '.join(EvaluateSpec.model_fields)}"
-        raise UsageError(f"{name_or_path}: {unknown[0]} is no key of a protocol; {known}")
     return [f"evaluate.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _flat(section)]
 
 
 def protocol_name(name_or_path: str) -> str:
     """Give a short name of a protocol, for directories."""
     path = Path(name_or_path)
-    return path.parent.name if path.name in ("scores.json", "recipe.yaml") else path.stem
+    name = path.resolve().parent.name if path.name in ("scores.json", "recipe.yaml") else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "custom"
 
 
 def _find(name: str) -> Path:
@@ -56,7 +53,10 @@ def _scored(path: Path, where: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{where} is no scores.json with a protocol: {error}") from error
+        raise UsageError(
+            f"{where} is no scores.json of this version of hmdc-hub: it holds no protocol.",
+            hint="A protocol is also a recipe, or a YAML file with some keys of a recipe's evaluate section.",
+        ) from error
     local = [name for model in protocol.models for name in model.local_names().values()]
     if local:  # scores may be a stranger's, and are data
         raise UsageError(
@@ -70,7 +70,25 @@ def _written(path: Path, where: str) -> dict[str, Any]:
     document = read_document(path, where)
     if "evaluate" in document.data:
         return load_recipe(path).evaluate.model_dump(mode="json")
-    return {key: value for key, value in document.data.items() if key not in ("name", "description")}
+    data = document.data
+    given = [key for key in data if key not in ("name", "description")]
+    for key in ("name", "description"):
+        data.pop(key, None)
+    # Models may stay as a recipe has them; whether the rest is right is found with any.
+    data.setdefault("models", [{"name": "any", "source": "builtin", "id": "mlp"}])
+    expand_models(document, ("models",), path.parent)
+    protocol, problems = check(EvaluateSpec, document)
+    if protocol is None:
+        raise RecipeError(where, problems)
+    plain = protocol.model_dump(mode="json")
+    return {key: _chosen(data[key], plain[key]) for key in given}
+
+
+def _chosen(given: Any, plain: Any) -> Any:
+    """Take of a section what was given of it, so that a recipe keeps the rest."""
+    if isinstance(given, dict) and isinstance(plain, dict):
+        return {key: _chosen(given[key], plain[key]) for key in given}
+    return plain
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

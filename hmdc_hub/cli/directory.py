@@ -83,7 +83,7 @@ def missing(recipe: Recipe, run: RunDir, wishes: Wishes) -> list[Part]:
             )
         return wanted
     scored = state != "condensed" and read_scores(run.scores).protocol_hash == recipe.protocol_hash()
-    if wishes.evaluate and not scored:
+    if wishes.evaluate and not (scored and wishes.reuse):
         return ["evaluate", "package"]
     return [] if package_is_current(recipe, run) else ["package"]
 

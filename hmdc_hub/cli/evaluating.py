@@ -13,6 +13,7 @@ from hmdc_hub.cli.progress import progress
 from hmdc_hub.cli.signals import stop_on_signals
 from hmdc_hub.errors import UsageError
 from hmdc_hub.events import Listener, Note, Stage, StopFlag
+from hmdc_hub.schema import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +69,6 @@ def score_run(run: RunDir, published: Scores | None, work: Work) -> None:
     if work.assists:
         score_otherwise(run, Protocol(), work)
         return
-    if not work.resume:
-        _forget(run)
     result = _carry_out(run, work)
     agreement = compare(published, result.scores) if published is not None and result.scores is not None else None
     if work.as_json:
@@ -145,7 +144,10 @@ def score_foreign(
         for note in subject.notes:
             listener(Note(note))
         protocol = possible(wanted, subject, asked=wishes.against is not None, listener=listener)
-        return subject, protocol, source, directory(run_dir or root / subject.name, protocol, wishes.label)
+        # Two files of one name, or one file on two sources, are two sets.
+        digest = sha256_of([subject.sha256, source.info.fingerprint])[:8]
+        base = run_dir or root / f"{subject.name}-{digest}"
+        return subject, protocol, source, directory(base, protocol, wishes.label)
 
     _score(prepare, work, None)
 
@@ -153,13 +155,16 @@ def score_foreign(
 def _score(prepare: Prepare, work: Work, picture: Path | None) -> None:
     """Score what `prepare` reads, with progress on stderr and signals watched."""
     from hmdc_hub.cli.device import pick
-    from hmdc_hub.cli.scoring import score, scores_document, scores_text
+    from hmdc_hub.cli.scoring import forget, score, scores_document, scores_text
     from hmdc_hub.evaluate import assist
+    from hmdc_hub.models import build_for
 
     device, show, stop = pick(work.device, work.share), progress(), StopFlag()
     try:
         with stop_on_signals(stop, show.urgent):
             subject, protocol, source, where = prepare(show, device)
+            for spec in protocol.settled().models:
+                build_for(spec, source)  # one that cannot be built is found before anything is written
             if work.share is not None and work.assists:
                 assist(
                     subject,
@@ -173,10 +178,12 @@ def _score(prepare: Prepare, work: Work, picture: Path | None) -> None:
                     stop=stop,
                 )
                 show(Note(f"share {work.share} of the trainings is done"))
+                if work.as_json:
+                    output.document({"directory": str(where.path), "share": str(work.share)})
                 return
             with where.lock():
                 if not work.resume:
-                    _forget(where)
+                    forget(where)
                 scores = score(
                     subject,
                     protocol,
@@ -196,14 +203,6 @@ def _score(prepare: Prepare, work: Work, picture: Path | None) -> None:
         output.document(scores_document(scores, where))
     else:
         output.data(scores_text(scores, where))
-
-
-def _forget(where: RunDir) -> None:
-    """Remove finished trainings and scores."""
-    from hmdc_hub.evaluate.ledger import ledgers
-
-    for path in (*ledgers(where.path), where.scores, where.confusion):
-        path.unlink(missing_ok=True)
 
 
 def _carry_out(run: RunDir, work: Work) -> Result:

@@ -46,7 +46,7 @@ class Wishes:
         force: Remove what is there and start again.
         evaluate: False: condense only, without scores and package.
         workers: Processes of the evaluation on a CPU; None: one per core.
-        reuse: Take trainings on real images from earlier evaluations.
+        reuse: Take trainings that earlier evaluations did, this run's own among them.
         share: Which part of the trainings is this process's; the others assist.
     """
 
@@ -98,7 +98,7 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
             from hmdc_hub.condense import check_size
 
             check_size(recipe, source)
-        for spec in (*recipe.pool, *recipe.evaluate.models):
+        for spec in (*recipe.pool, *recipe.evaluate.settled().models):
             build_for(spec, source)  # one that cannot be built is found before any time is spent
         stop.raise_if_set("stopped before anything was written")
     if wishes.force and run.path.exists():
@@ -167,8 +167,11 @@ def _do(
 
         condense(recipe, source, run, device=wishes.device, listener=listener, stop=stop)
     elif part == "evaluate" and source is not None:
-        from hmdc_hub.cli.scoring import score
+        from hmdc_hub.cli.scoring import forget, score
         from hmdc_hub.evaluate import of_run
+
+        if not wishes.reuse:
+            forget(run)
 
         complete(recipe, source, run, wishes.device, listener)
         score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,14 @@ def score(
     return scores
 
 
+def forget(where: RunDir) -> None:
+    """Remove finished trainings and scores of an evaluation; whoever calls holds the directory's lock."""
+    from hmdc_hub.evaluate.ledger import ledgers
+
+    for path in (*ledgers(where.path), where.scores, where.confusion):
+        path.unlink(missing_ok=True)
+
+
 def scores_text(scores: Scores, where: RunDir) -> str:
     """Write what an evaluation came to."""
     from hmdc_hub.report.tables import table_text
@@ -164,7 +173,7 @@ def scores_text(scores: Scores, where: RunDir) -> str:
     return "\n".join(
         [
             f"set        {scores.name}",
-            f"protocol   {protocol_text(scores.protocol)}",
+            textwrap.fill(f"protocol   {protocol_text(scores.protocol)}", 80, subsequent_indent=" " * 11),
             f"scores     {where.scores}",
             f"report     {where.report / 'report.html'}",
             "",

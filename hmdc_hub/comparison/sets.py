@@ -155,7 +155,7 @@ def differences(one: EvaluateSpec, other: EvaluateSpec) -> list[tuple[str, str, 
 
 
 def _settings(protocol: EvaluateSpec, shared: Container[str]) -> dict[str, str]:
-    whole = protocol.model_dump(mode="json")
+    whole = protocol.settled().model_dump(mode="json")
     models = {model["name"]: model for model in plain_models(whole["models"])}
     found = _flat(whole | {"models": list(models)}, "evaluate")
     for name, model in models.items():

@@ -53,7 +53,7 @@ def plan(recipe: Recipe, source: Source, device: torch.device, workers: int | No
         device: Where it would run.
         workers: As for `evaluate`.
     """
-    protocol, bank = recipe.evaluate, source.train
+    protocol, bank = recipe.evaluate.settled(), source.train
     stored = bank.num_classes * recipe.condense.ipc
     decoded = stored * recipe.condense.factor**2
     sizes = {"random": stored, "k-means": stored, "herding": stored, FULL: len(bank.images)}

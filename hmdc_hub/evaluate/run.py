@@ -6,30 +6,26 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from hmdc_hub import __version__, measures
-from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError
-from hmdc_hub.evaluate.baselines import REAL, TrainingSet, training_sets
+from hmdc_hub import __version__
+from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError
+from hmdc_hub.evaluate.baselines import REAL, training_sets
 from hmdc_hub.evaluate.bench import Job, Result, bench_tensors, one_thread
 from hmdc_hub.evaluate.holdout import hold_out
 from hmdc_hub.evaluate.ledger import CellName, Entry, Ledger, Paid
 from hmdc_hub.evaluate.plan import guess_seconds
 from hmdc_hub.evaluate.share import Share
 from hmdc_hub.evaluate.subject import Subject
+from hmdc_hub.evaluate.summary import Confused, confusions, scores_of
 from hmdc_hub.evaluate.workers import POLL_SECONDS, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
-from hmdc_hub.measures import Labels
 from hmdc_hub.provenance import device_name, versions
-from hmdc_hub.schema import Cell, EvaluateSpec, Scores
+from hmdc_hub.schema import Cell, EvaluateSpec, Scores, canonical_json
 from hmdc_hub.sources import Source
 from hmdc_hub.store import RunDir, read_scores, write_json_atomic
-from hmdc_hub.store.confusion import write_confusion
+from hmdc_hub.store.confusion import read_confusion, write_confusion
 from hmdc_hub.store.files import cache_folder
-
-Confused = Mapping[tuple[str, str], Labels]
-"""Confusion matrix of each training set and model, over all its trainings."""
 
 
 def evaluate(
@@ -72,6 +68,7 @@ def evaluate(
         OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
+    protocol = protocol.settled()
     known = _known_scores(_stamp(subject, protocol, source), where)
     if known is not None:
         return known
@@ -102,6 +99,7 @@ def assist(
 
     Arguments and errors as for `evaluate`; the two may run at the same time, on any machines that see the directory.
     """
+    protocol = protocol.settled()
     if _known_scores(_stamp(subject, protocol, source), where) is None:
         path = where.path / share.ledger
         work = _Evaluation(subject, protocol, source, where.path, path, device, listener, stop or StopFlag(), cache)
@@ -130,7 +128,12 @@ class _Evaluation:
     ) -> None:
         self.subject, self.protocol, self.device = subject, protocol, device
         self.listener, self.stop, self.fingerprint = listener, stop, source.info.fingerprint
-        stamp = _stamp(subject, protocol, source)
+        # A training that another device, library or program did has no place among those that this one does.
+        stamp = _stamp(subject, protocol, source) | {
+            "device": device_name(device),
+            "program": __version__,
+            "versions": canonical_json(versions({spec.source for spec in protocol.models})),
+        }
         self.source = source if protocol.holdout is None else hold_out(source, protocol.holdout, protocol.seed)
         folder.mkdir(parents=True, exist_ok=True)
         images = len(self.source.test_labels)
@@ -186,9 +189,9 @@ class _Evaluation:
         """Put confusion matrices and scores together; every training is done."""
         order = sorted(self.jobs, key=lambda job: (job.training_set, job.model, job.seed))
         entries = [self.ledger.entries[self._name(job)] for job in order]
-        confused = _confused(entries, self.source)
+        confused = confusions(entries, self.source)
         cells = [entry.cell for entry in entries]
-        scores = _scores(
+        scores = scores_of(
             self.subject, self.protocol, self.source, self.sets, cells, confused, self.device, self.fingerprint
         )
         return confused, scores
@@ -239,51 +242,7 @@ def _stamp(subject: Subject, protocol: EvaluateSpec, source: Source) -> dict[str
     }
 
 
-def _confused(entries: Sequence[Entry], source: Source) -> Confused:
-    labels, classes = source.test_labels.numpy(), source.train.num_classes
-    found: dict[tuple[str, str], Labels] = {}
-    for entry in entries:
-        key = entry.cell.training_set, entry.cell.model
-        found[key] = found.get(key, np.int64(0)) + measures.confusion(labels, entry.predicted, classes)
-    return found
-
-
-def _scores(
-    subject: Subject,
-    protocol: EvaluateSpec,
-    source: Source,
-    sets: Sequence[TrainingSet],
-    cells: list[Cell],
-    confused: Confused,
-    device: torch.device,
-    fingerprint: str,
-) -> Scores:
-    models = [spec.name for spec in protocol.models]
-    names = list(dict.fromkeys(training_set.name for training_set in sets))
-    per_class = {n: {m: measures.class_accuracy(confused[n, m]) for m in models} for n in names}
-    return Scores(
-        hmdc_hub_version=__version__,
-        versions=versions({spec.source for spec in protocol.models}),
-        device=device_name(device),
-        name=subject.name,
-        condense_hash=subject.condense_hash,
-        family_hash=subject.family_hash,
-        condense_seed=subject.seed,
-        protocol_hash=protocol.protocol_hash(),
-        protocol=protocol,
-        fingerprint=fingerprint,
-        parquet_sha256=subject.sha256,
-        condensed_by=list(subject.condensed_by),
-        test_count=len(source.test_labels),
-        class_names=source.info.class_names,
-        budgets={made.name: made.budget for made in sets},
-        cells=cells,
-        per_class=per_class,
-        **measures.summarise(cells, names, models, subject.condensed_by)._asdict(),
-    )
-
-
-WORTH_PROCESSES = 5.0
+WORTH_PROCESSES = 15.0
 """Seconds of training below which worker processes, which import torch first, gain nothing."""
 
 
@@ -292,8 +251,9 @@ def _known_scores(stamp: Mapping[str, str | None], where: RunDir) -> Scores | No
         return None
     try:
         scores = read_scores(where.scores)
+        read_confusion(where.confusion)
     except NewerFormatError:
         raise  # not ours to overwrite
-    except FormatError:
+    except (FormatError, NotFoundError):
         return None  # damaged: made again
     return scores if all(getattr(scores, key) == value for key, value in stamp.items()) else None

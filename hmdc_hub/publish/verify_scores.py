@@ -9,7 +9,7 @@ from typing import Any
 from hmdc_hub import measures
 from hmdc_hub.catalog import read_published_recipe
 from hmdc_hub.errors import FormatError
-from hmdc_hub.schema import Estimate, Scores
+from hmdc_hub.schema import ArtifactInfo, Budget, Estimate, Scores
 from hmdc_hub.store.files import read_info, read_scores
 
 
@@ -34,26 +34,73 @@ def check_scores(folder: Path, name: str) -> str:
     equal("the images that were scored", scores.parquet_sha256, info.parquet_sha256)
     equal("the condense hash of scores.json", scores.condense_hash, info.condense_hash)
     equal("the protocol hash of scores.json", scores.protocol_hash, recipe.protocol_hash())
-    equal("the protocol of scores.json", scores.protocol, recipe.evaluate)
+    equal("the protocol of scores.json", scores.protocol, recipe.evaluate.settled())
     equal("the number of test images", scores.test_count, info.source.test_count)
     equal("the source of scores.json", scores.fingerprint, info.source.fingerprint)
     equal("the class names of scores.json", scores.class_names, info.source.class_names)
     equal("the models that condensed", scores.condensed_by, [model.name for model in info.models])
-    classes = len(info.source.class_names)
-    shape = {name: {model: classes for model in row if model != measures.MEAN} for name, row in scores.table.items()}
-    found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
-    equal("the accuracies of single classes", found, shape)
+    equal("the name of scores.json", scores.name, recipe.name)
+    equal("the seed of scores.json", scores.condense_seed, recipe.seed)
+    equal("the family hash of scores.json", scores.family_hash, recipe.family_hash())
+    _complete(scores)
+    _budgets(scores, info)
+    _classes(scores, info)
     _recomputed(scores)
     _parquet_of_scores(folder / "scores" / f"{name}.parquet", scores, name)
     return f"{len(scores.cells)} trainings, every mean and interval computed again"
 
 
+def _complete(scores: Scores) -> None:
+    """Every training of the protocol is there once, none is left out, and each number is one that can be."""
+    protocol = scores.protocol
+    draws = {name: protocol.random_draws if name.startswith("random") else 1 for name in protocol.against}
+    due = [
+        (name, model.name, draw, seed)
+        for name, count in [(measures.CONDENSED, 1), *draws.items()]
+        for model in protocol.models
+        for draw in range(count)
+        for seed in range(protocol.seeds)
+    ]
+    there = [(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells]
+    equal("the trainings", sorted(there), sorted(due))
+    for cell in scores.cells:
+        right = cell.accuracy * scores.test_count
+        if abs(right - round(right)) > 1e-6 * scores.test_count:
+            raise FormatError(f"an accuracy of {cell.accuracy} is no share of {scores.test_count} images")
+        if (cell.best is not None) != (protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
+            raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
+
+
+def _budgets(scores: Scores, info: ArtifactInfo) -> None:
+    """Budgets follow from what is in the package: images as many as it has, or as the source has."""
+    pixels = info.source.channels * info.source.size**2
+    counts = info.source.train_counts
+    chosen = sum(min(info.ipc, count) for count in counts)
+    decoded = Budget(stored=info.stored_images, images=info.training_images, bytes=info.stored_images * pixels)
+    real = Budget(stored=chosen, images=chosen, bytes=chosen * pixels)
+    whole = Budget(stored=sum(counts), images=sum(counts), bytes=sum(counts) * pixels)
+    kinds = {"random": real, "k-means": real, "herding": real, "full": whole}
+    kinds["exact"] = decoded.model_copy(update={"bytes": 4 * decoded.bytes})
+    due = {name: kinds.get(name, decoded) for name in (measures.CONDENSED, *scores.protocol.against)}
+    equal("the budgets", scores.budgets, due)
+
+
+def _classes(scores: Scores, info: ArtifactInfo) -> None:
+    """Accuracies of single classes are there for every table cell, and no better or worse than their mean allows."""
+    classes = len(info.source.class_names)
+    shape = {name: {model: classes for model in row if model != measures.MEAN} for name, row in scores.table.items()}
+    found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
+    equal("the accuracies of single classes", found, shape)
+    for name, row in scores.per_class.items():
+        for model, values in row.items():
+            mean = scores.table[name][model].mean
+            if not 0 <= min(values) <= mean + 1e-9 or not mean - 1e-9 <= max(values) <= 1:
+                raise FormatError(f"the accuracies of single classes of {model} on {name} do not have the mean {mean}")
+
+
 def _recomputed(scores: Scores) -> None:
     models, sets = [model.name for model in scores.protocol.models], list(scores.table)
-    cells = {(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells}
-    equal("the number of distinct trainings", len(cells), len(scores.cells))
     equal("the training sets", sorted({cell.training_set for cell in scores.cells}), sorted(sets))
-    equal("the models", sorted({cell.model for cell in scores.cells}), sorted(models))
     wanted = measures.summarise(scores.cells, sets, models, scores.condensed_by)._asdict()
     for what, summary in wanted.items():
         _follows(what, getattr(scores, what), summary)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import NotNegative, Positive, Rate, Share, Strict, sha256_of
-from hmdc_hub.schema.model import ModelSpec, plain_models
+from hmdc_hub.schema.model import ModelSpec, is_local_path, plain_models
 
 ColorOperation = Literal["brightness", "saturation", "contrast"]
 
@@ -41,7 +41,7 @@ class EvaluateCutmix(Strict):
 
 
 class EvaluateSpec(Strict):
-    """The evaluation protocol: all of it, as data. What it says of every model is written into `models`."""
+    """The evaluation protocol: all of it, as data."""
 
     models: list[ModelSpec] = Field(
         min_length=1,
@@ -87,7 +87,7 @@ class EvaluateSpec(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.", examples=[0.0005])
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
     cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
-    resolution: Positive | None = Field(
+    resolution: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="Side in pixels that every model sees; null: as its entry says.", examples=[32]
     )
     batch_norm: Literal["train", "frozen"] | None = Field(
@@ -106,8 +106,8 @@ class EvaluateSpec(Strict):
     )
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="Score on this share of each class of the train split, which no baseline is then drawn from, in "
-        "place of the test split; for choosing settings.",
+        description="Score on this share of each class of the train split, which no real images are then drawn from, "
+        "in place of the test split; for choosing settings.",
         examples=[0.2],
     )
     best_every: Positive | None = Field(
@@ -126,22 +126,26 @@ class EvaluateSpec(Strict):
             raise ValueError("evaluate.against names a training set twice")
         return self
 
-    @model_validator(mode="after")
-    def _settle_models(self) -> EvaluateSpec:
-        # What is stored and hashed is what every model will do, wherever it was said.
+    def settled(self) -> EvaluateSpec:
+        """Return the protocol with what it says of every model written into the models: what is done, and scored.
+
+        A recipe keeps its models as they were written, so that the next protocol may say something else of them.
+        """
+        return self.model_copy(update={"models": [self._settled(model) for model in self.models]})
+
+    def _settled(self, model: ModelSpec) -> ModelSpec:
         changes: dict[str, Any] = {}
         if self.resolution is not None:
             changes["input_size"] = self.resolution
         if self.batch_norm is not None:
             changes["batch_norm"] = self.batch_norm
-        for place, model in enumerate(self.models):
-            own = dict(changes)
-            if self.lr is not None:
-                own["lr"] = model.lr.model_copy(update={"evaluate": self.lr})
-            if not self.pretrained and model.weights != "none":
-                own |= {"weights": "none", "revision": model.revision if "/" in model.id else None}
-            self.models[place] = model.model_copy(update=own)
-        return self
+        if self.lr is not None:
+            changes["lr"] = model.lr.model_copy(update={"evaluate": self.lr})
+        if not self.pretrained and model.weights != "none":
+            # A revision may stay if it is about a configuration on the Hub; otherwise it was about the weights.
+            hub = "/" in model.id and not is_local_path(model.id) and model.weights == model.id
+            changes |= {"weights": "none", "revision": model.revision if hub else None}
+        return model.model_copy(update=changes)
 
     @property
     def length(self) -> str:
@@ -149,8 +153,10 @@ class EvaluateSpec(Strict):
         return f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
 
     def protocol_hash(self) -> str:
-        """SHA-256 (hex) of everything that decides scores of given images."""
-        plain = self.model_dump(mode="json")
+        """SHA-256 (hex) of everything that decides scores of given images, however it was written."""
+        plain = self.settled().model_dump(mode="json")
+        for key in ("lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
+            del plain[key]
         return sha256_of({"evaluate": plain | {"models": plain_models(plain["models"])}})
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Strict
+from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Share, Strict
 from hmdc_hub.schema.evaluate import EvaluateSpec
 from hmdc_hub.schema.model import ModelSpec
 
@@ -121,9 +121,9 @@ class Cell(Strict):
     training_set: Name
     draw: int
     seed: int
-    accuracy: float
-    ece: float
-    best: float | None = None
+    accuracy: Share
+    ece: Share
+    best: Share | None = None
 
 
 class Budget(Strict):

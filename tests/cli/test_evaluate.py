@@ -120,6 +120,42 @@ def test_held_out_scores_are_not_published(call: Call, folder: Path) -> None:
     refused(done, "held-out images", "evaluate.holdout=null")
 
 
+def test_fresh_removes_nothing_before_it_can_work(call: Call, tiny_run: RunDir) -> None:
+    before = tiny_run.scores.read_bytes(), tiny_run.cells.read_bytes()
+    assert call("evaluate", "tiny", "--fresh", "--device", "cuda:7").status == 2
+    assert (tiny_run.scores.read_bytes(), tiny_run.cells.read_bytes()) == before
+
+
+def test_lost_confusions_are_counted_again(call: Call, tiny_run: RunDir) -> None:
+    assert call("evaluate", "tiny", "--seeds", "1", "--workers", "1").status == 0
+    where = only(tiny_run)
+    before = where.confusion.read_bytes()
+    where.confusion.unlink()
+    done = call("evaluate", "tiny", "--seeds", "1", "--workers", "1")
+    assert done.status == 0 and "3 of 3 trainings were done before" in done.err
+    assert where.confusion.read_bytes() == before
+
+
+def test_a_protocol_file_names_models_beside_it(call: Call, folder: Path, tiny_run: RunDir) -> None:
+    (folder / "there").mkdir()
+    (folder / "there/mine.yaml").write_text("{source: builtin, id: mlp, args: {depth: 1, width: 4}}")
+    (folder / "there/p.yaml").write_text("models: [./mine.yaml]\n")
+    assert call("evaluate", "tiny", "--protocol", "there/p.yaml", "--workers", "1").status == 0
+    assert [model.name for model in read_scores(only(tiny_run).scores).protocol.models] == ["mine"]
+
+
+def test_what_a_protocol_says_of_all_models_is_stored_with_each_and_can_be_taken_back(call: Call, folder: Path) -> None:
+    tiny.write(folder / "tiny.yaml", epochs="  epochs: 2\n  lr: 0.5\n  resolution: 16")
+    assert call("condense", "tiny.yaml", "--workers", "1").status == 0
+    run = RunDir(folder / "runs/tiny")
+    model = read_scores(run.scores).protocol.models[0]
+    assert (model.lr.evaluate, model.input_size) == (0.5, 16)
+    keys = ["-o", "evaluate.lr=null", "-o", "evaluate.resolution=null"]
+    assert call("evaluate", "tiny", *keys, "--workers", "1").status == 0
+    model = read_scores(only(run).scores).protocol.models[0]
+    assert (model.lr.evaluate, model.input_size) == (0.01, None)
+
+
 def test_fresh_trains_again_to_the_same_bytes(call: Call, tiny_run: RunDir) -> None:
     before = tiny_run.scores.read_bytes()
     done = call("evaluate", "tiny", "--fresh", "--workers", "1")
@@ -150,8 +186,11 @@ def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> Non
     ("arguments", "words"),
     [
         (["--protocol", "quik"], ["no protocol 'quik'", "quick"]),
-        (["--protocol", "bad.yaml"], ["bad.yaml: epoch is no key of a protocol", "epochs"]),
-        (["--protocol", "bad.json"], ["bad.json is no scores.json with a protocol"]),
+        (["--protocol", "bad.yaml"], ["bad.yaml: 1 problem", "line 1: epoch = 3", "epochs"]),
+        (["--protocol", "bad.json"], ["bad.json is no scores.json", "it holds no protocol"]),
+        (["--protocol", "theirs.json"], ["theirs.json names ./secret.safetensors, a file of whoever made"]),
+        (["-o", "evaluate.resolution=2000"], ["evaluate.resolution = 2000", "1024"]),
+        (["-o", "evaluate.resolution=2", "--models", "convnet3_narrow"], ["convnet3_narrow", "2"]),
         (["-o", "condense.ipc=2"], ["keys of the protocol alone", "hmdc-hub condense"]),
         (["--models", "mpl"], ["mpl", "mlp"]),
         (["--against", "rnadom"], ["evaluate.against.0", "random"]),
@@ -169,6 +208,8 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     (folder / "bad.yaml").write_text("epoch: 3\n")
     (folder / "bad.json").write_text("{}")
+    model = {"name": "m", "source": "builtin", "id": "mlp", "weights": "./secret.safetensors"}
+    (folder / "theirs.json").write_text(json.dumps({"protocol": {"models": [model]}}))
     refused(call("evaluate", "tiny", *arguments), *words)
     assert not tiny_run.evaluations.exists()
 
@@ -205,6 +246,17 @@ def test_a_set_of_another_program(call: Call, folder: Path, theirs: Path) -> Non
         "condensed": 20, "exact": 20, "random": 20,
     }  # fmt: skip
     assert call("runs", "ls").out.count("\n") <= 1  # it is no run
+
+
+def test_two_files_of_one_name_are_two_sets(call: Call, folder: Path, theirs: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(theirs)
+    (folder / "b").mkdir()
+    save_file(tensors | {"labels": tensors["labels"].flip(0)}, folder / "b" / theirs.name)
+    for path in (theirs, folder / "b" / theirs.name):
+        assert call("evaluate", path, "--recipe", "tiny.yaml", "--against", "", "--workers", "1").status == 0
+    assert len(list((folder / "runs").glob("*/evaluations/*/scores.json"))) == 2
 
 
 def test_what_another_set_does_not_have_is_left_out_unless_asked_for(call: Call, folder: Path, theirs: Path) -> None:

@@ -88,6 +88,12 @@ def test_another_training_is_not(tmp_path: Path, change: dict[str, Any]) -> None
     assert paid(tmp_path, **change).find(SET, "mlp", 1) is None
 
 
+def test_another_library_is_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paid(tmp_path).keep(SET, ENTRY)
+    monkeypatch.setattr("hmdc_hub.evaluate.ledger.versions", lambda sources: {"torch": "99"})
+    assert paid(tmp_path).find(SET, "mlp", 1) is None
+
+
 @pytest.mark.parametrize(
     "change", [{"images": SET.images + 1}, {"labels": SET.labels.flip(0)}, {"name": "full"}], ids=str
 )

@@ -158,11 +158,11 @@ def test_confusion_and_class_accuracy_by_hand() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    confidence = np.array([0.95, 0.9, 0.55, 0.6], dtype=np.float32)
+    confidence = np.array([0.9375, 0.75, 0.625, 0.25], dtype=np.float32)
     correct = np.array([True, False, True, True])
-    # Ten bins: (0.9, 1] holds 0.95; (0.8, 0.9] holds 0.9; (0.5, 0.6] holds 0.55 and 0.6.
-    gaps = [abs(1 - 0.95), abs(0 - 0.9), abs(2 - 1.15)]
-    assert calibration_error(confidence, correct, bins=10) == pytest.approx(sum(gaps) / 4, abs=1e-6)
+    # Four bins: (0.75, 1] holds 0.9375; (0.5, 0.75] holds 0.75, wrong, and 0.625, right; (0, 0.25] holds 0.25.
+    gaps = [abs(1 - 0.9375), abs(1 - 1.375), abs(1 - 0.25)]
+    assert calibration_error(confidence, correct, bins=4) == pytest.approx(sum(gaps) / 4, abs=1e-6)
 
 
 @settings(deadline=None)

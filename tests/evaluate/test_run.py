@@ -204,3 +204,28 @@ def test_a_stop_ends_the_workers(tmp_path: Path) -> None:
         scored(of, run(tmp_path / "run", of), workers=2, stop=flag)
     assert caught.value.signal_number == 15
     assert active_children() == []
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("device_name", lambda device: "H100"), ("versions", lambda sources: {"torch": "99"}), ("__version__", "9.9")],
+)
+def test_trainings_of_another_device_library_or_program_are_not_mixed_with_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, value: object
+) -> None:
+    of, flag, events = recipe(), StopFlag(), list[Event]()
+    where = run(tmp_path / "run", of)
+    with pytest.raises(Interrupted):
+        scored(of, where, listener=stopping(flag, 5), stop=flag, workers=1)
+    monkeypatch.setattr(f"hmdc_hub.evaluate.run.{what}", value)
+    scored(of, where, listener=events.append, workers=1, reuse=False)
+    assert sum(isinstance(event, Training) for event in events) == CELLS
+
+
+def test_another_source_is_scored_anew(tmp_path: Path) -> None:
+    of, events = recipe(against=[]), list[Event]()
+    where = run(tmp_path / "run", of)
+    first = scored(of, where)
+    other = source((20, 20, 6))
+    second = evaluate(of_run(of, where), of.evaluate, other, where, device=CPU, listener=events.append)
+    assert sum(isinstance(event, Training) for event in events) == 4 and second.fingerprint != first.fingerprint

@@ -179,7 +179,7 @@ def test_a_stop_ends_a_training_after_its_epoch() -> None:
 def outcome(spec: EvaluateSpec, images: Images | None = None, **keys: Any) -> Outcome:
     images = images or Images(*toys((4, 4, 2), 2))
     # What a protocol says of every model is written into its models.
-    return train_and_score(build(spec.models[0].model_dump()), images, TEST, NORMALISE, spec, 0, **keys)
+    return train_and_score(build(spec.settled().models[0].model_dump()), images, TEST, NORMALISE, spec, 0, **keys)
 
 
 @pytest.mark.parametrize(

@@ -269,3 +269,49 @@ def test_a_manifest_lists_only_its_own_files(folder: Path, path: str) -> None:
     edit_json(folder / "ipc2/manifest.json", stray)
     found = failed(verify(folder))
     assert "no file of the configuration" in found["files"]
+
+
+def drop_a_seed(scores: Any) -> Any:
+    return scores | {"cells": [cell for cell in scores["cells"] if cell["seed"]]}
+
+
+def drop_a_baseline(scores: Any) -> Any:
+    return scores | {"cells": [cell for cell in scores["cells"] if cell["training_set"] != "start"]}
+
+
+def other_seeds(scores: Any) -> Any:
+    return scores | {"cells": [cell | {"seed": cell["seed"] + 7} for cell in scores["cells"]]}
+
+
+def impossible_accuracy(scores: Any) -> Any:
+    first, *others = scores["cells"]
+    return scores | {"cells": [first | {"accuracy": 0.5001}, *others]}
+
+
+def best_of_nothing(scores: Any) -> Any:
+    return scores | {"cells": [cell | {"best": 1.0} for cell in scores["cells"]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop_a_seed, "the trainings"),
+        (drop_a_baseline, "the trainings"),
+        (other_seeds, "the trainings"),
+        (impossible_accuracy, "no share of 300 images"),
+        (best_of_nothing, "a best look of 1.0"),
+        (lambda scores: scores | {"name": "somebody"}, "name of scores.json"),
+        (lambda scores: scores | {"condense_seed": 77}, "seed of scores.json"),
+        (lambda scores: scores | {"family_hash": "0" * 64}, "family hash"),
+        (lambda scores: scores | {"budgets": {}}, "budgets"),
+        (
+            lambda scores: (
+                scores | {"per_class": {n: {m: [1.0] * 3 for m in r} for n, r in scores["per_class"].items()}}
+            ),
+            "single classes",
+        ),
+    ],
+)
+def test_scores_that_cannot_be_of_this_protocol(folder: Path, change: Any, words: str) -> None:
+    edit_json(folder / "ipc2/scores.json", change)
+    assert words in failed(verify(folder))["scores"]
