@@ -346,3 +346,16 @@ def test_damaged_scores_are_named(what: str, words: str) -> None:
     with pytest.raises(FormatError, match="The scores of two are damaged") as caught:
         compare([one, broken])
     assert words in caught.value.message
+
+
+def test_with_which_baselines_a_set_was_scored_is_no_part_of_its_protocol() -> None:
+    one = scored("one", ONE)
+    two = scored("two", TWO, real={"random": 0.4, "herding": 0.45})
+    found = [(row.name, row.sets, row.alone) for row in compare([one, two]).baselines]
+    assert found == [("random", ("one", "two"), True), ("k-means", ("one",), True), ("herding", ("two",), True)]
+    # A member of a group may have been scored without one.
+    three = scored("three", TWO, family="f", seed=0, real={"random": 0.4})
+    four = scored("three", ONE, family="f", seed=1, real={"k-means": 0.5})
+    assert [(row.name, row.sets) for row in compare([three, four, one]).baselines] == [
+        ("random", ("three", "one")), ("k-means", ("three", "one")),
+    ]  # fmt: skip

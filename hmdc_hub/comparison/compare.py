@@ -234,20 +234,23 @@ def _group(label: str, members: Sequence[ScoredSet]) -> Group:
 
 def _baselines(groups: Sequence[Group], models: Sequence[str]) -> tuple[Baseline, ...]:
     found: list[Baseline] = []
-    against = groups[0].members[0].scores.protocol.against
-    for name in (name for name in REAL if name in against):
-        same: dict[tuple[int, int], dict[tuple[tuple[float, ...], ...], list[Group]]] = {}
+    for name in REAL:
+        same: dict[tuple[int, int, int], dict[tuple[tuple[float, ...], ...], list[Group]]] = {}
         for group in groups:
-            budget = group.members[0].scores.budgets[name]
-            columns = [_by_column(member.scores, name, models) for member in group.members]
+            # A protocol may be the same and the list of baselines another: sets of other programs have no start.
+            scored = [member.scores for member in group.members if name in member.scores.protocol.against]
+            if not scored:
+                continue
+            budget = scored[0].budgets[name]
+            columns = [_by_column(scores, name, models) for scores in scored]
             # Each run once where all are the same: a mean of equal numbers need not be equal to them.
             runs = [list(dict.fromkeys(tuple(column[key]) for column in columns)) for key in (*models, MEAN)]
             numbers = tuple(tuple(_averaged(run)) for run in runs)
-            same.setdefault((budget.stored, budget.images), {}).setdefault(numbers, []).append(group)
+            same.setdefault((budget.stored, budget.images, budget.bytes), {}).setdefault(numbers, []).append(group)
         found += [
             Baseline(
                 name=name,
-                budget=owners[0].members[0].scores.budgets[name],
+                budget=Budget(stored=size[0], images=size[1], bytes=size[2]),
                 sets=tuple(group.label for group in owners),
                 alone=len(same[size]) == 1,
                 table={key: estimate(run) for key, run in zip((*models, MEAN), numbers, strict=True)},

@@ -131,7 +131,7 @@ def _difference(first: ScoredSet, other: ScoredSet) -> tuple[str, str] | None:
             "Only sets of one source can be compared; the last of these is the source's fingerprint.",
         )
     # Computed here: a hash that stands in a file is what its author says.
-    if one.protocol.protocol_hash() == two.protocol.protocol_hash():
+    if _rules(one.protocol) == _rules(two.protocol):
         return None
     found = differences(one.protocol, two.protocol)
     keys = [f"  {key}: {a} in {first.label}, {b} in {other.label}" for key, a, b in found[:MAX_KEYS]]
@@ -141,6 +141,11 @@ def _difference(first: ScoredSet, other: ScoredSet) -> tuple[str, str] | None:
         "\n".join([f"{other.label} was scored by another protocol than {first.label}:", *keys, *rest]),
         f"`{command}` scores {other.label} by that of {first.label}; compare with the scores that it writes.",
     )
+
+
+def _rules(protocol: EvaluateSpec) -> str:
+    """Hash what a training depends on: with which baselines a set was compared is none of it."""
+    return protocol.model_copy(update={"against": []}).protocol_hash()
 
 
 def differences(one: EvaluateSpec, other: EvaluateSpec) -> list[tuple[str, str, str]]:
@@ -155,7 +160,7 @@ def differences(one: EvaluateSpec, other: EvaluateSpec) -> list[tuple[str, str, 
 
 
 def _settings(protocol: EvaluateSpec, shared: Container[str]) -> dict[str, str]:
-    whole = protocol.settled().model_dump(mode="json")
+    whole = protocol.settled().model_dump(mode="json", exclude={"against"})
     models = {model["name"]: model for model in plain_models(whole["models"])}
     found = _flat(whole | {"models": list(models)}, "evaluate")
     for name, model in models.items():

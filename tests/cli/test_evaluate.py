@@ -267,3 +267,12 @@ def test_what_another_set_does_not_have_is_left_out_unless_asked_for(call: Call,
 
 def test_a_set_that_is_not_there(call: Call, folder: Path, theirs: Path) -> None:
     refused(call("evaluate", "nothing.safetensors", "--recipe", "tiny.yaml"), "nothing.safetensors")
+
+
+def test_a_set_of_another_program_is_compared_with_ours(call: Call, folder: Path, theirs: Path) -> None:
+    assert call("condense", "tiny.yaml", "--workers", "1").status == 0
+    assert call("evaluate", theirs, "--recipe", "tiny.yaml", "--workers", "1").status == 0  # without a start
+    (where,) = (folder / "runs").glob("their-set-*/evaluations/custom-*")
+    done = call("compare", "tiny", where)
+    assert done.status == 0, done.err
+    assert "tiny" in done.out and "their-set" in done.out and "p = " in done.out
