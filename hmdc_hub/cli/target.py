@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,12 @@ def run_of(
     from hmdc_hub.publish import read_config
 
     package = Path(target)
+    if package.is_file() or (package.is_dir() and not any(package.glob("*/manifest.json"))):
+        raise UsageError(
+            f"{target} is no run and no package of ours: as a set of another program it needs a recipe that names its "
+            "source, the models and the protocol.",
+            hint=f"hmdc-hub evaluate {shlex.quote(target)} --recipe cifar10_ipc10  (`hmdc-hub recipes ls` lists them)",
+        )
     if package.is_dir():
         _refuse("a folder", revision=revision)
         name, facts = package.resolve().name, chosen_config(package, config)

@@ -265,6 +265,12 @@ def test_what_another_set_does_not_have_is_left_out_unless_asked_for(call: Call,
     refused(call("evaluate", theirs, "--recipe", "tiny.yaml", "--against", "start"), "evaluate.against names start")
 
 
+def test_a_set_without_a_recipe(call: Call, folder: Path, theirs: Path) -> None:
+    (folder / "images").mkdir()
+    for target in (theirs, "images"):
+        refused(call("evaluate", target), "needs a recipe that names its source", "--recipe cifar10_ipc10")
+
+
 def test_a_set_that_is_not_there(call: Call, folder: Path, theirs: Path) -> None:
     refused(call("evaluate", "nothing.safetensors", "--recipe", "tiny.yaml"), "nothing.safetensors")
 
