@@ -3,8 +3,8 @@
 A DataLoader over PIL images with torchvision's transforms for each image, torch's SGD as it comes, CutMix by batch, a
 second DataLoader for the test split. Networks and their first weights are the evaluator's. What can be done in several
 ways is done in the quickest: images are decoded before the clock runs, shapes are changed as PIL images (as tensors
-that takes three times as long), colours by one line of tensor code (ColorJitter takes twice as long), and each model is
-built once for all its trainings.
+that takes three times as long), colours by one line of tensor code (ColorJitter takes more than twice as long), and
+each model is built once for all its trainings.
 """
 
 from __future__ import annotations
