@@ -32,7 +32,7 @@ def test_equals_the_seeds_one_by_one(plain: dict[str, Any], batch: int) -> None:
     model = build(plain)
     together = train_and_score_stacked(model, TRAIN, TEST, NORMALISE, spec, [0, 2])
     alone = [train_and_score(model, TRAIN, TEST, NORMALISE, spec, seed) for seed in (0, 2)]
-    assert abs(alone[0].ece - alone[1].ece) > 1e-2  # the seeds are not alike
+    assert abs(alone[0].ece - alone[1].ece) > 5e-3  # the seeds are not alike
     for one, other in zip(together, alone, strict=True):
         assert one.ece == pytest.approx(other.ece, abs=2e-3)
         assert (one.predicted == other.predicted).mean() >= 0.95
