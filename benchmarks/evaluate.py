@@ -16,6 +16,7 @@ differences of accuracy (ours - plain), paired by seed, over `--pairs` seeds of 
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
 import os
 import statistics
 import tempfile
@@ -103,6 +104,8 @@ class Both:
         """Run the evaluator; seconds and accuracies."""
         with tempfile.TemporaryDirectory() as folder:
             run, cache = RunDir(Path(folder)), Path(folder) / "cache"
+            # What imports libraries for all workers begins anew, as it does for who evaluates once.
+            multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
             began = time.perf_counter()
             protocol = protocol_of(self.recipe, self.sets, names, seeds)
             scores = evaluate(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,8 +45,8 @@ def evaluate(
 ) -> Scores:
     """Score a condensed set by a protocol; trainings that an earlier call finished are not repeated.
 
-    On a CPU this starts worker processes by `spawn`: a script that calls it must keep its own start behind
-    `if __name__ == "__main__":`.
+    On a CPU this starts worker processes: a script that calls it must keep its own start behind `if __name__ ==
+    "__main__":`.
 
     Args:
         subject: Such as `of_run` reads.
@@ -153,19 +154,9 @@ class _Evaluation:
         if reuse:
             self._take_paid(jobs)
         missing = [job for job in jobs if self._name(job) not in self.ledger.entries]
-        if workers is None and sum(self.seconds[job] for job in missing) < WORTH_PROCESSES:
-            workers = 1
-        parallel = processes(self.device, workers, len(missing))
-        ahead, guessed, taken = set(missing), 0.0, 0.0
         try:
-            tensors = bench_tensors(self.source, self.sets)
-            for job, result in run_jobs(
-                self.protocol, tensors, missing, device=self.device, workers=workers, stop=self.stop
-            ):
+            for job, result, left in self._results(missing, workers):
                 cell = self._add(job, result)
-                ahead.remove(job)
-                guessed, taken = guessed + self.seconds[job], taken + result.seconds
-                left = sum(self.seconds[job] for job in ahead) * taken / guessed / parallel
                 done, total = len(self.ledger.entries), len(self.jobs)
                 self.listener(Training(done, total, cell.model, cell.training_set, cell.accuracy, left))
         except Interrupted as error:
@@ -174,6 +165,24 @@ class _Evaluation:
                 signal_number=error.signal_number,
                 hint="The same call goes on with the others.",
             ) from error
+
+    def _results(self, missing: Sequence[Job], workers: int | None) -> Iterator[tuple[Job, Result, float]]:
+        """Give each training's result as it is done, with the seconds that are left."""
+        run = partial(
+            run_jobs, self.protocol, bench_tensors(self.source, self.sets), device=self.device, stop=self.stop
+        )
+        ahead, guessed, taken = {job: self.seconds[job] for job in missing}, 0.0, 0.0
+        small = workers is None and self.device.type == "cpu" and sum(ahead.values()) < SURELY_WORTH
+        # What may be too small for processes begins here, with the shortest, and goes on there if it is not.
+        for here in (True, False) if small else (False,):
+            count = 1 if here else workers
+            parallel = processes(self.device, count, len(ahead))
+            for job, result in run(list(reversed(ahead)) if here else list(ahead), workers=count):
+                guessed, taken = guessed + ahead.pop(job), taken + result.seconds
+                left = sum(ahead.values()) * taken / guessed
+                yield job, result, left / parallel
+                if here and left > WORTH_PROCESSES:
+                    break
 
     def wait(self) -> None:
         """Wait until other processes have finished theirs; whoever started them all ends this one if one dies."""
@@ -242,8 +251,11 @@ def _stamp(subject: Subject, protocol: EvaluateSpec, source: Source) -> dict[str
     }
 
 
-WORTH_PROCESSES = 15.0
-"""Seconds of training below which worker processes, which import torch first, gain nothing."""
+WORTH_PROCESSES = 8.0
+"""Seconds of training below which worker processes, which wait for torch to be imported, gain nothing."""
+
+SURELY_WORTH = 20.0
+"""Guessed seconds from which they gain something, however wrong the guess is."""
 
 
 def _known_scores(stamp: Mapping[str, str | None], where: RunDir) -> Scores | None:

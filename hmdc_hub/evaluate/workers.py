@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -57,6 +59,8 @@ def run_jobs(
         OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
+    if not jobs:
+        return
     count = processes(device, workers, len(jobs))
     if count == 1:
         bench = Bench(protocol, tensors, device)
@@ -103,9 +107,8 @@ def usable_cores() -> int:
 def _in_processes(
     protocol: EvaluateSpec, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
 ) -> Iterator[tuple[Job, Result]]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(count, context, _start_worker, (protocol.model_dump_json(), str(data)))
+    executor = ProcessPoolExecutor(count, _context(), _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
         with interrupts_held_back():
@@ -129,6 +132,20 @@ def _in_processes(
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """Say how workers start: forked from a server that imports libraries once for all of them and computes nothing.
+
+    A fork of this process, with torch's threads at work, may hang; a process that imports all for itself takes five
+    seconds. Apple's libraries allow no fork once they are loaded.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    networks = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name]
+    context.set_forkserver_preload([__name__, "torch._dynamo", *networks])  # of no effect on a server that runs
+    return context
 
 
 _bench: Bench | None = None

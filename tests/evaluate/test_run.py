@@ -160,6 +160,21 @@ def test_a_small_evaluation_starts_no_process(tmp_path: Path, monkeypatch: pytes
     scored(recipe(), run(tmp_path / "run", recipe()))
 
 
+def test_what_is_not_small_goes_on_in_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: RunDir
+) -> None:
+    monkeypatch.setattr(run_module, "WORTH_PROCESSES", 0.0)
+    where, workers = run(tmp_path / "run", recipe()), list[int]()
+
+    def look(event: Event) -> None:
+        if isinstance(event, Training):
+            workers.append(len(active_children()))
+
+    scored(recipe(), where, listener=look)
+    assert workers[0] == 0 and workers[-1] >= 1 and len(workers) == CELLS
+    assert where.scores.read_bytes() == reference.scores.read_bytes()
+
+
 def test_threads_change_nothing_and_are_put_back(tmp_path: Path, reference: RunDir) -> None:
     where, before = run(tmp_path / "run", recipe()), torch.get_num_threads()
     torch.set_num_threads(3)

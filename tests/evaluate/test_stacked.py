@@ -11,7 +11,7 @@ from hmdc_hub.errors import Interrupted
 from hmdc_hub.evaluate.baselines import TrainingSet
 from hmdc_hub.evaluate.bench import Bench, Job, bench_tensors
 from hmdc_hub.evaluate.stacked import train_and_score_stacked
-from hmdc_hub.evaluate.train import Images, train_and_score
+from hmdc_hub.evaluate.train import Images, Normalisation, train_and_score
 from hmdc_hub.events import StopFlag
 from tests.evaluate.test_train import NORMALISE, TEST, build, protocol
 from tests.evaluate.toys import CONVNET, MLP, RESNET, source, toys
@@ -36,6 +36,23 @@ def test_equals_the_seeds_one_by_one(plain: dict[str, Any], batch: int) -> None:
     for one, other in zip(together, alone, strict=True):
         assert one.ece == pytest.approx(other.ece, abs=2e-3)
         assert (one.predicted == other.predicted).mean() >= 0.95
+
+
+@pytest.mark.parametrize("plain", [RESNET, CONVNET], ids=["batch norm", "instance norm"])
+def test_the_order_of_memory_that_is_faster_changes_nothing(plain: dict[str, Any]) -> None:
+    spec = protocol(models=[plain], epochs=4, batch=4)
+    real, training_set = source(), TrainingSet("condensed", 0, TRAIN.pixels, TRAIN.labels, 10)
+    bench = Bench(spec, bench_tensors(real, [training_set]), torch.device("cpu"))
+    bench.faster_as_one[0, 0] = True
+    first, second = (result.outcome for result in bench.run_together([Job(0, 0, 0), Job(0, 0, 1)]))
+    weights = [w for w in bench.models[0].parameters() if w.dim() == 4 and w.shape[1] > 1 and w.shape[2] > 1]
+    channels_last = [w.is_contiguous(memory_format=torch.channels_last) for w in weights]
+    assert channels_last and all(channels_last) == any(channels_last) == (plain is RESNET)
+    assert bench.run(Job(0, 0, 0)).outcome.ece == pytest.approx(first.ece, abs=2e-3)
+    normalise = Normalisation(real.mean.view(-1, 1, 1), real.std.view(-1, 1, 1))
+    alone = train_and_score(build(plain), TRAIN, TEST, normalise, spec, 1)
+    assert alone.ece == pytest.approx(second.ece, abs=2e-3)
+    assert (alone.predicted == second.predicted).mean() >= 0.95
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
