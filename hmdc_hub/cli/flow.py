@@ -172,7 +172,6 @@ def _do(
 
         if not wishes.reuse:
             forget(run)
-
         complete(recipe, source, run, wishes.device, listener)
         score(
             of_run(recipe, run),

@@ -111,8 +111,9 @@ class _Evaluation:
     """The trainings of one evaluation, as far as they are done.
 
     Args:
-        folder: Where files of finished trainings lie; `path` is the one that this process writes.
-        others: As for `evaluate`.
+        folder: Where files of finished trainings lie.
+        path: The one of them that this process writes.
+        subject, protocol, source, device, listener, stop, cache: As for `evaluate`.
     """
 
     def __init__(
