@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 from collections.abc import Callable
@@ -175,6 +176,7 @@ def _push(path: str, token: str) -> None:
 @pytest.fixture(scope="session")
 def forks() -> Any:
     """Children with everything imported: a push in one is as quick as in this process, and can be killed."""
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that evaluations started
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.publish.pushing", "hmdc_hub.publish.readback", "datasets", "torch",
                                     "hmdc_hub.report.plots", "matplotlib.backends.backend_agg"])  # fmt: skip
