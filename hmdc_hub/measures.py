@@ -1,9 +1,9 @@
 """Numbers made of numbers: means with their spread, the cross-architecture table, gains over baselines.
 
-Everything is paired by seed: the trainings of one seed start from the same weights and see the same augmentations,
-whatever they train on, so the difference between two training sets is less noisy than either. A random baseline has the
-same draws under every seed, and they are averaged first: n counts seeds, and an interval says how far trainings vary,
-not how far one draw of images is from another.
+Everything is paired by seed: the trainings of one seed start from the same weights, whatever they train on, and on sets
+of one size see the same batches and augmentations, so the difference of two training sets is less noisy than either. A
+random baseline has the same draws under every seed, and they are averaged first: n counts seeds, and an interval says
+how far trainings vary, not how far one draw of images is from another.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ RANDOM = "random"
 FULL = "full"
 MEAN = "mean"
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
+"""Spreads of accuracies below this are none: what is left of sums in another order."""
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Summarise numbers by mean, sample standard deviation and 95 % interval of Student's t.
+
+    Two equal numbers have no interval: accuracies are whole counts of test images, so two trainings agree by chance
+    every so often, and that is no knowledge of how far they vary.
 
     Args:
         values: At least one.
@@ -43,6 +48,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     from scipy.special import stdtrit
 
     sd = statistics.stdev(values)
+    if n == 2 and sd < ROUNDING:
+        return Estimate(mean=mean, sd=sd, n=n, low=None, high=None)
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(n)
     return Estimate(mean=mean, sd=sd, n=n, low=mean - half, high=mean + half)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
+from hmdc_hub.errors import RunError
+
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
@@ -27,6 +29,19 @@ def interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def refuse_within_a_start() -> None:
+    """Raise RunError in a worker process that is only about to start.
+
+    It imports the user's script first; a script that does its work on import would do it in every worker.
+    """
+    # What multiprocessing itself asks before it starts a process.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RunError(
+            "A script started its work again in each of its own worker processes.",
+            hint='Keep what the script does behind `if __name__ == "__main__":`, or pass workers=1.',
+        )
 
 
 def begin_worker() -> None:

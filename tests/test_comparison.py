@@ -50,8 +50,15 @@ def test_welch_does_not_pair(one: list[float], other: list[float]) -> None:
 
 @pytest.mark.parametrize("test", [paired, welch])
 def test_numbers_without_spread(test: Any) -> None:
-    assert test([0.5, 0.5], [0.5, 0.5]).p == 1
-    assert test([0.75, 0.75], [0.5, 0.5]).p == 0
+    assert test([0.5] * 3, [0.5] * 3).p == 1
+    assert test([0.75] * 3, [0.5] * 3).p == 0
+
+
+@pytest.mark.parametrize("test", [paired, welch])
+def test_two_numbers_that_agree_by_chance_are_no_test(test: Any) -> None:
+    found = test([0.1 + 0.2, 0.6], [0.2, 0.5]) if test is paired else test([0.75, 0.75], [0.5, 0.5])
+    assert (found.p, found.estimate.low, found.estimate.high) == (None, None, None)
+    assert found.estimate.mean == pytest.approx(0.1 if test is paired else 0.25)
 
 
 def test_one_number_is_no_test() -> None:

@@ -94,7 +94,8 @@ def package_is_current(recipe: Recipe, run: RunDir) -> bool:
     info, shown = without_paths(read_info(run.info), recipe)
     wanted = {"recipe.yaml": dump_recipe(shown).encode(), "info.json": json_text(info).encode()}
     there = {path: _bytes(folder / path) for path in wanted}
-    return there == wanted and _bytes(folder / "scores.json") == _bytes(run.scores)
+    scores = run.public_scores() if run.scores.is_file() else None
+    return there == wanted and _bytes(folder / "scores.json") == scores
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -155,6 +155,7 @@ def score_foreign(
 def _score(prepare: Prepare, work: Work, picture: Path | None) -> None:
     """Score what `prepare` reads, with progress on stderr and signals watched."""
     from hmdc_hub.cli.device import pick
+    from hmdc_hub.cli.failures import disk_errors
     from hmdc_hub.cli.scoring import forget, score, scores_document, scores_text
     from hmdc_hub.evaluate import assist
     from hmdc_hub.models import build_for
@@ -166,22 +167,23 @@ def _score(prepare: Prepare, work: Work, picture: Path | None) -> None:
             for spec in protocol.settled().models:
                 build_for(spec, source)  # one that cannot be built is found before anything is written
             if work.share is not None and work.assists:
-                assist(
-                    subject,
-                    protocol,
-                    source,
-                    where,
-                    work.share,
-                    device=device,
-                    workers=work.workers,
-                    listener=show,
-                    stop=stop,
-                )
+                with disk_errors(where.path):
+                    assist(
+                        subject,
+                        protocol,
+                        source,
+                        where,
+                        work.share,
+                        device=device,
+                        workers=work.workers,
+                        listener=show,
+                        stop=stop,
+                    )
                 show(Note(f"share {work.share} of the trainings is done"))
                 if work.as_json:
                     output.document({"directory": str(where.path), "share": str(work.share)})
                 return
-            with where.lock():
+            with disk_errors(where.path), where.lock():
                 if not work.resume:
                     forget(where)
                 scores = score(

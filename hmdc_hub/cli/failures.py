@@ -5,10 +5,13 @@ Only our own types and click's are in it. Whatever is not is a bug of ours, keep
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -73,3 +76,24 @@ def present(error: BaseException) -> int:
             return shown.status
     talk("".join(traceback.format_exception(error)) + BUG)
     return 1
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a disk or a file system refuses into an error of ours; other operating system errors are bugs.
+
+    Args:
+        folder: Named where the system does not say which file it was.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HmdcError) or error.errno not in _DISK:
+            raise
+        raise RunError(
+            f"{error.filename or folder}: {error.strerror}; what the run had written before is unchanged.",
+            hint="Once that is mended, the same command with --resume goes on.",
+        ) from error

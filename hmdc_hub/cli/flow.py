@@ -5,10 +5,8 @@ The three libraries know nothing of one another; here is the order, nothing else
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +14,9 @@ import torch
 
 from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
+from hmdc_hub.cli.failures import disk_errors
 from hmdc_hub.cli.result import Part, Result, read_result
-from hmdc_hub.errors import HmdcError, RunError, RunExistsError
+from hmdc_hub.errors import RunExistsError
 from hmdc_hub.events import Listener, Note, Stage, StopFlag, silent
 from hmdc_hub.models import build_for, settle
 from hmdc_hub.schema import ModelSpec, Recipe
@@ -79,7 +78,7 @@ def carry_out(
         RunError: Something failed on the way; what was done before is kept.
         Interrupted: `stop` was set.
     """
-    with _disk_errors(run):
+    with disk_errors(run.path):
         return _carry_out(recipe, run, wishes, listener, stop or StopFlag())
 
 
@@ -234,20 +233,3 @@ def _store_recipe(recipe: Recipe, run: RunDir) -> None:
         run.scores.unlink()  # they are of another protocol
     # Last: as long as it is the old one, the next run does all of this again.
     write_text_atomic(run.recipe, text)
-
-
-@contextmanager
-def _disk_errors(run: RunDir) -> Iterator[None]:
-    """Turn what a disk or a file system refuses into an error of ours; other operating system errors are bugs."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, HmdcError) or error.errno not in _DISK:
-            raise
-        raise RunError(
-            f"{error.filename or run.path}: {error.strerror}; what the run had written before is unchanged.",
-            hint="Once that is mended, the same command with --resume goes on.",
-        ) from error
-
-
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}

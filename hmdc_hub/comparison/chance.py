@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hmdc_hub.measures import CONFIDENCE, estimate
+from hmdc_hub.measures import CONFIDENCE, ROUNDING, estimate
 from hmdc_hub.schema import Estimate
 
 
@@ -34,7 +34,7 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
         other: As many, in the same order.
     """
     found = estimate([a - b for a, b in zip(one, other, strict=True)])
-    if found.sd is None:
+    if found.sd is None or found.low is None:
         return Difference(found, None)
     return Difference(found, _two_sided(found.mean, found.sd / math.sqrt(found.n), found.n - 1))
 
@@ -53,10 +53,13 @@ def welch(one: Sequence[float], other: Sequence[float]) -> Difference:
 
     shares = [statistics.variance(values) / len(values) for values in (one, other)]
     mean, error = statistics.fmean(one) - statistics.fmean(other), math.sqrt(sum(shares))
+    n = len(one) + len(other)
+    if n == 4 and error < ROUNDING:  # as in `estimate`
+        return Difference(Estimate(mean=mean, sd=None, n=n, low=None, high=None), None)
     spread = sum(share**2 / (len(values) - 1) for share, values in zip(shares, (one, other), strict=True))
-    freedom = sum(shares) ** 2 / spread if spread else len(one) + len(other) - 2
+    freedom = sum(shares) ** 2 / spread if spread else n - 2
     half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    found = Estimate(mean=mean, sd=None, n=len(one) + len(other), low=mean - half, high=mean + half)
+    found = Estimate(mean=mean, sd=None, n=n, low=mean - half, high=mean + half)
     return Difference(found, _two_sided(mean, error, freedom))
 
 

@@ -63,23 +63,28 @@ class Bench:
         began = time.monotonic()
         return Result(self._alone(job, self.protocol, self.test, stop), time.monotonic() - began)
 
-    def run_together(self, jobs: Sequence[Job], stop: StopFlag | None = None) -> list[Result]:
+    def run_together(self, jobs: Sequence[Job], stop: StopFlag | None = None) -> Iterator[Result]:
         """Train the seeds of one model on one training set: as one where that is measured faster here.
 
         Args:
             jobs: Differ in their seeds alone.
             stop: Looked at after every epoch.
+
+        Yields:
+            Their results in order, each as soon as it is there.
         """
-        if len(jobs) == 1 or self.protocol.best_every or not self._stack(jobs):
-            return [self.run(job, stop) for job in jobs]
-        began = time.monotonic()
-        try:
-            outcomes = self._stacked(jobs, self.protocol, self.test, stop)
-        except torch.OutOfMemoryError:
-            self.faster_as_one[jobs[0].model, jobs[0].training_set] = False
-            return [self.run(job, stop) for job in jobs]
-        seconds = (time.monotonic() - began) / len(jobs)
-        return [Result(outcome, seconds) for outcome in outcomes]
+        if len(jobs) > 1 and not self.protocol.best_every and self._stack(jobs):
+            began = time.monotonic()
+            try:
+                outcomes = self._stacked(jobs, self.protocol, self.test, stop)
+            except torch.OutOfMemoryError:
+                self.faster_as_one[jobs[0].model, jobs[0].training_set] = False
+            else:
+                seconds = (time.monotonic() - began) / len(jobs)
+                yield from (Result(outcome, seconds) for outcome in outcomes)
+                return
+        for job in jobs:
+            yield self.run(job, stop)
 
     def _stack(self, jobs: Sequence[Job]) -> bool:
         """Tell whether the seeds train faster as one, from a few steps of both; found out once."""
@@ -87,12 +92,12 @@ class Bench:
         if key not in self.faster_as_one:
             few = Images(self.test.pixels[:1], self.test.labels[:1])
             try:
-                # What is no step, such as a reset, is the same at both lengths.
+                # What is no step, such as a reset, is the same at both lengths; the first, of one step, is warm-up.
                 one, many = (
                     [
                         _elapsed(partial(work, self.protocol.model_copy(update={"steps": n}), few))
-                        for n in (PROBE_STEPS, 3 * PROBE_STEPS)
-                    ]
+                        for n in (1, PROBE_STEPS, 3 * PROBE_STEPS)
+                    ][1:]
                     for work in (partial(self._alone, jobs[0]), partial(self._stacked, jobs))
                 )
                 self.faster_as_one[key] = many[1] - many[0] < len(jobs) * (one[1] - one[0])

@@ -54,12 +54,14 @@ def read_images(
         part = _only_part(target, reader)
         image, label = _columns(reader, part.split)
         names, labels = _labels(target, reader, part, label)
-        images, notes = _pixels(reader, part, image, source, fit)
+        images, resized, notes = _pixels(reader, part, image, source, fit)
     except SourceError as error:
         raise UsageError(_reworded(error.message), hint=_reworded(error.hint)) from error
     except NetworkError as error:
         raise NetworkError(_reworded(error.message), hint=_reworded(error.hint)) from error
-    return Contents(images, labels, names, sha256_file(path) if path.is_file() else None, notes=notes)
+    # Pixels that were made here are more than the file says: they depend on `fit`.
+    digest = sha256_file(path) if path.is_file() and not resized else None
+    return Contents(images, labels, names, digest, notes=notes)
 
 
 def _open(target: str, path: Path, config: str | None, revision: str | None) -> Reader:
@@ -116,8 +118,8 @@ def _labels(target: str, reader: Reader, part: Part, column: str) -> tuple[list[
 
 def _pixels(
     reader: Reader, part: Part, column: str, source: Source, fit: Literal["crop", "stretch"]
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Read images as the source's are, with what that changed."""
+) -> tuple[Tensor, bool, tuple[str, ...]]:
+    """Read images as the source's are, with whether any was resized, and notes of what changed."""
     side, channels = source.train.side, source.train.channels
     sizes: Counter[tuple[int, int]] = Counter()
     colour = 0
@@ -144,7 +146,7 @@ def _pixels(
         notes.append(f"resized from {width}x{height}{more} to {side}x{side}")
     if channels == 1 and colour:
         notes.append(f"{colour} of {len(part)} images were in colour and became grey")
-    return torch.from_numpy(out), tuple(notes)
+    return torch.from_numpy(out), bool(others), tuple(notes)
 
 
 def _reworded(text: str) -> str:

@@ -67,12 +67,18 @@ class Ledger:
     Args:
         path: The file that this process writes.
         stamp: What a training depends on beside its name; lines with another stamp are kept and not used.
+        place: Device, program and versions, on which it depends too.
         images: Images that are scored on.
+
+    Attributes:
+        entries: Finished trainings by name.
+        elsewhere: What is only finished in another place, by name: that place.
     """
 
-    def __init__(self, path: Path, stamp: Mapping[str, Any], images: int) -> None:
-        self.path, self.stamp, self.images = path, dict(stamp), images
+    def __init__(self, path: Path, stamp: Mapping[str, Any], place: Mapping[str, str], images: int) -> None:
+        self.path, self.stamp, self.place, self.images = path, dict(stamp), dict(place), images
         self.entries: dict[CellName, Entry] = {}
+        self.elsewhere: dict[CellName, str] = {}
         text = _text(path)
         kept = "".join(line + "\n" for line in text.splitlines() if self._take(line))
         if kept != text:  # a kill cut a line in two
@@ -90,19 +96,28 @@ class Ledger:
         """Remember a training, in the file before anything else happens."""
         self.entries[name_of(entry.cell)] = entry
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.stamp | entry.plain()) + "\n")
+            file.write(json.dumps(self.stamp | self.place | entry.plain()) + "\n")
 
     def _take(self, line: str) -> bool:
         """Take over the training in a line; False if the line is damaged."""
         try:
             plain = json.loads(line)
             parts = {key: plain.pop(key) for key in ("cell", "predicted")}
+            place = {key: plain.pop(key, None) for key in self.place}
             if plain == self.stamp:  # the others are of another protocol, which may come back
                 entry = Entry.read(parts, self.images)
-                self.entries[name_of(entry.cell)] = entry
+                if place == self.place:
+                    self.entries[name_of(entry.cell)] = entry
+                else:
+                    self.elsewhere[name_of(entry.cell)] = differing(place, self.place)
         except (ValueError, KeyError, AttributeError, FormatError):
             return False
         return True
+
+
+def differing(place: Mapping[str, str | None], here: Mapping[str, str]) -> str:
+    """Say what of another place is not as here: `device NVIDIA A100`."""
+    return ", ".join(f"{key} {value}" for key, value in place.items() if value != here[key])
 
 
 def ledgers(folder: Path) -> list[Path]:

@@ -16,11 +16,12 @@ from hmdc_hub.evaluate.bench import Job, Result, bench_tensors, one_thread
 from hmdc_hub.evaluate.holdout import hold_out
 from hmdc_hub.evaluate.ledger import CellName, Entry, Ledger, Paid
 from hmdc_hub.evaluate.plan import guess_seconds
-from hmdc_hub.evaluate.share import Share
+from hmdc_hub.evaluate.share import Share, meet
 from hmdc_hub.evaluate.subject import Subject
 from hmdc_hub.evaluate.summary import Confused, confusions, scores_of
 from hmdc_hub.evaluate.workers import POLL_SECONDS, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
+from hmdc_hub.processes import refuse_within_a_start
 from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import Cell, EvaluateSpec, Scores, canonical_json
 from hmdc_hub.sources import Source
@@ -69,11 +70,14 @@ def evaluate(
         OutOfMemoryError: The device ran out of memory.
         RunError: A worker process died.
     """
+    refuse_within_a_start()
     protocol = protocol.settled()
     known = _known_scores(_stamp(subject, protocol, source), where)
     if known is not None:
         return known
     work = _Evaluation(subject, protocol, source, where.path, where.cells, device, listener, stop or StopFlag(), cache)
+    if share is not None:
+        meet(share, work.where_and_what, work.stop)
     work.train(work.jobs if share is None else share.of(work.jobs), workers, reuse=reuse)
     if share is not None:
         work.wait()
@@ -100,10 +104,12 @@ def assist(
 
     Arguments and errors as for `evaluate`; the two may run at the same time, on any machines that see the directory.
     """
+    refuse_within_a_start()
     protocol = protocol.settled()
     if _known_scores(_stamp(subject, protocol, source), where) is None:
         path = where.path / share.ledger
         work = _Evaluation(subject, protocol, source, where.path, path, device, listener, stop or StopFlag(), cache)
+        meet(share, work.where_and_what, work.stop)
         work.train(share.of(work.jobs), workers)
 
 
@@ -131,7 +137,7 @@ class _Evaluation:
         self.subject, self.protocol, self.device = subject, protocol, device
         self.listener, self.stop, self.fingerprint = listener, stop, source.info.fingerprint
         # A training that another device, library or program did has no place among those that this one does.
-        stamp = _stamp(subject, protocol, source) | {
+        self.where_and_what = {
             "device": device_name(device),
             "program": __version__,
             "versions": canonical_json(versions({spec.source for spec in protocol.models})),
@@ -139,7 +145,7 @@ class _Evaluation:
         self.source = source if protocol.holdout is None else hold_out(source, protocol.holdout, protocol.seed)
         folder.mkdir(parents=True, exist_ok=True)
         images = len(self.source.test_labels)
-        self.ledger = Ledger(path, stamp, images)
+        self.ledger = Ledger(path, _stamp(subject, protocol, source), self.where_and_what, images)
         with one_thread(device):
             self.sets = training_sets(protocol, self.source, subject, device)
         self.seconds = guess_seconds(protocol, self.source, self.sets)
@@ -155,6 +161,9 @@ class _Evaluation:
         if reuse:
             self._take_paid(jobs)
         missing = [job for job in jobs if self._name(job) not in self.ledger.entries]
+        again = {self.ledger.elsewhere[name] for job in missing if (name := self._name(job)) in self.ledger.elsewhere}
+        if again:
+            self.listener(Note(f"trainings of {'; '.join(sorted(again))} are not mixed with these, and done again"))
         try:
             for job, result, left in self._results(missing, workers):
                 cell = self._add(job, result)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from hmdc_hub.errors import UsageError
+from hmdc_hub.evaluate.ledger import differing
+from hmdc_hub.evaluate.workers import POLL_SECONDS
+from hmdc_hub.events import StopFlag
 
 _T = TypeVar("_T")
 
@@ -22,12 +27,14 @@ class Share:
         count: How many there are.
         local: Number of this process on its machine, from 0: its GPU.
         waits: Whether this process waits for the others and puts the scores together.
+        store: Host and port where the processes of torchrun can tell each other something.
     """
 
     index: int
     count: int
     local: int = 0
     waits: bool = False
+    store: tuple[str, int] | None = None
 
     def __str__(self) -> str:
         """Write it as `--share` takes it."""
@@ -60,4 +67,43 @@ def share_of_torchrun(environment: Mapping[str, str] = os.environ) -> Share | No
     if "TORCHELASTIC_RUN_ID" not in environment:
         return None
     rank, count, local = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Share(rank, count, local, waits=rank == 0) if count > 1 else None
+    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])) if hosted else None
+    return Share(rank, count, local, waits=rank == 0, store=store) if count > 1 else None
+
+
+def meet(share: Share, place: Mapping[str, str], stop: StopFlag) -> None:
+    """Make sure that all processes of torchrun train in places of one kind; does nothing without torchrun.
+
+    The first would wait for ever for trainings that another one did on another device.
+
+    Args:
+        share: Which process this is.
+        place: Device, program and versions of this one.
+        stop: Looked at while the first process waits for the others.
+
+    Raises:
+        UsageError: In the first process: another one is in another place.
+        Interrupted: `stop` was set.
+    """
+    if share.store is None:
+        return
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    store = TCPStore(*share.store, is_master=False, wait_for_workers=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    keys = [f"hmdc-hub/{attempt}/{index}" for index in range(share.count)]
+    store.set(keys[share.index], json.dumps(dict(place)))
+    if not share.waits:
+        return
+    while not store.check(keys):
+        stop.raise_if_set("stopped while other processes were starting")
+        time.sleep(POLL_SECONDS)
+    for index, key in enumerate(keys):
+        other = json.loads(store.get(key))
+        if other != place:
+            raise UsageError(
+                f"Process {index} of {share.count} would train with {differing(other, place)}, this one with "
+                f"{differing(place, other)}: such trainings cannot stand in one table.",
+                hint="Start torchrun on devices and environments of one kind.",
+            )

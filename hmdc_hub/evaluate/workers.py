@@ -17,6 +17,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -64,21 +65,26 @@ def run_jobs(
     count = processes(device, workers, len(jobs))
     if count == 1:
         bench = Bench(protocol, tensors, device)
-        for group in _groups(jobs, device):
-            stop.raise_if_set("stopped between two trainings")
-            try:
-                results = bench.run_together(group, stop)
-            except torch.OutOfMemoryError as error:
-                raise OutOfMemoryError(
-                    f"{device} has too little memory for this evaluation: {str(error).splitlines()[0]}",
-                    hint="Lower evaluate.batch (-o evaluate.batch=64) or leave out the largest model.",
-                ) from error
-            yield from zip(group, results, strict=True)
+        try:
+            for group in _groups(jobs, device):
+                stop.raise_if_set("stopped between two trainings")
+                yield from zip(group, bench.run_together(group, stop), strict=True)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"{device} has too little memory for this evaluation: {str(error).splitlines()[0]}",
+                hint="Lower evaluate.batch (-o evaluate.batch=64) or leave out the largest model.",
+            ) from error
         return
     with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
         data = Path(folder) / "data.safetensors"
-        save_file(tensors, data)
+        try:
+            save_file(tensors, data)
+        except SafetensorError as error:
+            raise RunError(
+                f"{folder}: cannot write {sum(tensor.nbytes for tensor in tensors.values()):,} bytes: {error}",
+                hint="TMPDIR names a folder of temporary files elsewhere; --workers 1 needs none.",
+            ) from error
         yield from _in_processes(protocol, data, jobs, count, stop)
 
 
@@ -111,8 +117,7 @@ def _in_processes(
     executor = ProcessPoolExecutor(count, _context(), _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
-        with interrupts_held_back():
-            futures: dict[Future[Result], Job] = {executor.submit(_work, job): job for job in jobs}
+        futures = _submitted(executor, jobs)
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -132,6 +137,15 @@ def _in_processes(
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(executor: ProcessPoolExecutor, jobs: Sequence[Job]) -> dict[Future[Result], Job]:
+    """Start the workers; a server of forks that a signal or the lack of memory ended is a worker that died."""
+    try:
+        with interrupts_held_back():
+            return {executor.submit(_work, job): job for job in jobs}
+    except (EOFError, ConnectionError) as error:
+        raise BrokenProcessPool("the server of forks ended") from error
 
 
 def _context() -> BaseContext:

@@ -15,7 +15,7 @@ from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.scan import refuse_secrets
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview
-from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Manifest, PackagedFile, PublishSpec, Recipe, Scores
+from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     TEMPORARY,
     json_text,
@@ -129,7 +129,7 @@ def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Rec
     recipe = recipe.model_copy(
         update={
             "pool": [model.without_paths() for model in recipe.pool],
-            "evaluate": without_model_paths(recipe.evaluate),
+            "evaluate": recipe.evaluate.without_paths(),
         }
     )
     if info.source.kind != "local":
@@ -144,11 +144,6 @@ def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Rec
     )
 
 
-def without_model_paths(protocol: EvaluateSpec) -> EvaluateSpec:
-    """Replace the paths of weights in a protocol by base names."""
-    return protocol.model_copy(update={"models": [model.without_paths() for model in protocol.models]})
-
-
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
     config = recipe.publish.config
@@ -161,11 +156,7 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     write_text_atomic(data / "info.json", json_text(info))
     write_bytes_atomic(folder / "assets" / config / "preview.png", _contact_sheet(parquet, info))
     if scores is not None:
-        protocol = without_model_paths(scores.protocol)
-        if protocol == scores.protocol:
-            shutil.copyfile(run.scores, data / "scores.json")
-        else:
-            write_text_atomic(data / "scores.json", json_text(scores.model_copy(update={"protocol": protocol})))
+        write_bytes_atomic(data / "scores.json", run.public_scores())
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
         write_bytes_atomic(folder / "assets" / config / "scores.png", plot_scores(scores))
     write_text_atomic(data / "manifest.json", json_text(_manifest(folder, config, parquet, info)))

@@ -107,7 +107,9 @@ def _answer(pair: Pair, comparison: Comparison) -> str:
     found = pair.differences[comparison.main]
     name, over = f"{pair.first} − {pair.other}", _over(comparison)
     if found.p is None or found.holm is None:
-        return f"{name} is {_points(found.estimate.mean)} points {over}; one training of each says nothing of chance."
+        n = found.estimate.n
+        few = "one training of each says" if n == 1 else f"{n} trainings without any spread say"
+        return f"{name} is {_points(found.estimate.mean)} points {over}; {few} nothing of chance."
     corrected = " after Holm's correction" if len(comparison.against_first) > 1 else ""
     chance = "p < 0.001" if found.holm < LEAST else f"p = {_chance(found.holm)}"
     numbers = f"95 % interval {_interval(found.estimate)}, {chance}{corrected}"

@@ -100,7 +100,8 @@ def answer(scores: Scores) -> str:
 
 def _verdict(gain: Estimate, what: str) -> str:
     if gain.low is None or gain.high is None:
-        return f"The difference to {what} is {points(gain)}; whether it is more than chance, one training cannot tell."
+        few = "one training" if gain.n == 1 else f"{gain.n} trainings"
+        return f"The difference to {what} is {points(gain)}; whether it is more than chance, {few} cannot tell."
     if gain.low <= 0 <= gain.high:
         return f"It is not distinguishable from {what} at n = {gain.n}: {points(gain)}."
     return f"It is {'better' if gain.mean > 0 else 'worse'} than {what}: {points(gain)}."

@@ -117,6 +117,11 @@ def caption(scores: Scores) -> str:
         f"mean ± standard deviation, {trainings} per cell" + (f" ({', '.join(others)})" if others else ""),
         '"stored" counts the images that are kept, "images" those that are trained on',
     ]
+    if protocol.random_draws > 1 and any(name.startswith("random") for name in scores.table):
+        parts.append(
+            f"of a random set the {protocol.random_draws} draws of each seed are averaged first, and ± is the spread "
+            "of these averages"
+        )
     if any(model.name in scores.condensed_by for model in protocol.models):
         parts.append(f"{TOOK_PART} took part in condensing")
     return "; ".join(parts) + "."
@@ -164,5 +169,5 @@ def points(gain: Estimate) -> str:
     """Write a difference of accuracies: `+6.5 points (95 % interval +3.8 to +9.2, n = 5)`."""
     text = f"{100 * gain.mean:+.1f} points"
     if gain.low is None or gain.high is None:
-        return f"{text} (one training: no interval)"
+        return f"{text} ({'one training' if gain.n == 1 else f'{gain.n} equal differences'}: no interval)"
     return f"{text} (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, n = {gain.n})"

@@ -135,6 +135,8 @@ class EvaluateSpec(Strict):
 
     def _settled(self, model: ModelSpec) -> ModelSpec:
         changes: dict[str, Any] = {}
+        if model.reset != "all":  # a training that kept a classifier would depend on the one before it
+            changes["reset"] = "all"
         if self.resolution is not None:
             changes["input_size"] = self.resolution
         if self.batch_norm is not None:
@@ -146,6 +148,10 @@ class EvaluateSpec(Strict):
             hub = "/" in model.id and not is_local_path(model.id) and model.weights == model.id
             changes |= {"weights": "none", "revision": model.revision if hub else None}
         return model.model_copy(update=changes)
+
+    def without_paths(self) -> EvaluateSpec:
+        """Return the protocol with base names in place of the paths of local weights."""
+        return self.model_copy(update={"models": [model.without_paths() for model in self.models]})
 
     @property
     def length(self) -> str:

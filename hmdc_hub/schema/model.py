@@ -102,7 +102,8 @@ class ModelSpec(Strict):
     )
     reset: Literal["all", "body"] = Field(
         "all",
-        description="What becomes fresh at a reset; body keeps the classifier, as the method's first program did.",
+        description="What becomes fresh at a reset while condensing; body keeps the classifier, as the method's first "
+        "program did. Evaluating begins every training with fresh weights.",
         examples=["all"],
     )
     lr: LearningRates = Field(default_factory=LearningRates, description="SGD learning rates.")

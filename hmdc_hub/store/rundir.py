@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, RunExistsError
 from hmdc_hub.schema import ArtifactInfo, Scores
-from hmdc_hub.store.files import TEMPORARY, read_info, read_scores, sha256_file
+from hmdc_hub.store.files import TEMPORARY, json_text, read_info, read_scores, sha256_file
 
 try:
     import fcntl
@@ -157,8 +157,14 @@ class RunDir:
 
     def _packaged(self) -> bool:
         """Whether the package holds the present scores (they name the parquet's hash, so the images too)."""
-        wanted = self.scores.read_bytes()
+        wanted = self.public_scores()
         return any(found.read_bytes() == wanted for found in self.package.glob("*/scores.json"))
+
+    def public_scores(self) -> bytes:
+        """Return scores.json as a package has it: the same bytes unless it names paths of this machine."""
+        scores = read_scores(self.scores)
+        public = scores.model_copy(update={"protocol": scores.protocol.without_paths()})
+        return self.scores.read_bytes() if public == scores else json_text(public).encode()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,17 @@ def test_another_protocol_has_a_directory_of_its_own(call: Call, tiny_run: RunDi
     assert {path: path.read_bytes() for path in before} == before
     again = call("evaluate", "tiny", "--protocol", "quick", "-o", "evaluate.epochs=3", "--workers", "1")
     assert again.out == done.out and "evaluate 1/" not in again.err  # nothing is trained again
+
+
+def test_a_full_disk_by_another_protocol(call: Call, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hmdc_hub.evaluate.ledger.Ledger.add", full)
+    for share in ([], ["--share", "1/2"]):
+        done = call("evaluate", "tiny", "-o", "evaluate.epochs=3", "--workers", "1", *share)
+        assert done.status == 1 and "Traceback" not in done.err
+        assert "No space left on device; what the run had written before is unchanged" in done.err
 
 
 def test_models_seeds_and_baselines_of_the_command_line(call: Call, tiny_run: RunDir) -> None:
@@ -276,8 +289,11 @@ def test_a_set_that_is_not_there(call: Call, folder: Path, theirs: Path) -> None
 
 
 def test_a_set_of_another_program_is_compared_with_ours(call: Call, folder: Path, theirs: Path) -> None:
-    assert call("condense", "tiny.yaml", "--workers", "1").status == 0
-    assert call("evaluate", theirs, "--recipe", "tiny.yaml", "--workers", "1").status == 0  # without a start
+    assert (
+        call("condense", "tiny.yaml", "-o", "evaluate.seeds=4", "--run-dir", "runs/tiny", "--workers", "1").status == 0
+    )
+    # Without a start.
+    assert call("evaluate", theirs, "--recipe", "tiny.yaml", "--seeds", "4", "--workers", "1").status == 0
     (where,) = (folder / "runs").glob("their-set-*/evaluations/custom-*")
     done = call("compare", "tiny", where)
     assert done.status == 0, done.err

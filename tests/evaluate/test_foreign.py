@@ -117,6 +117,15 @@ def test_images_become_what_the_source_is(channels: int, fit: Any) -> None:
     assert found.notes[1:] == (() if channels == 3 else ("3 of 3 images were in colour and became grey",))
 
 
+@pytest.mark.parametrize(("side", "resized"), [(16, True), (8, False)])
+def test_a_file_whose_images_are_resized_is_known_by_its_pixels(side: int, resized: bool) -> None:
+    images = noise(5, side=side)
+    parquet("a.parquet", LABELS, Value("int64"), torch.cat([images, images.flip(0)], 3) if resized else images)
+    crop, stretch = (read_set("a.parquet", toys.source(), fit=fit) for fit in ("crop", "stretch"))
+    assert torch.equal(crop.images, stretch.images) != resized
+    assert (crop.sha256 != stretch.sha256) == resized == (crop.sha256 != sha256_file(Path("a.parquet")))
+
+
 def test_grey_files_become_colour() -> None:
     found = read_set(folder("theirs", ROWS), colour())
     assert torch.equal(found.images, noise(3).expand(-1, 3, -1, -1)) and found.notes == ()

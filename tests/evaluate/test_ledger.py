@@ -50,17 +50,30 @@ def test_answers_for_another_number_of_images_are_refused(images: int) -> None:
         Entry.read(ENTRY.plain(), images)
 
 
+def ledger(path: Path, of: str, device: str = "cpu") -> Ledger:
+    return Ledger(path, {"hash": of}, {"device": device, "program": "1"}, 3)
+
+
 def test_a_ledger_gives_back_what_its_stamp_wrote(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
-    first, other = Ledger(path, {"hash": "a"}, 3), Ledger(path, {"hash": "b"}, 3)
+    first, other = ledger(path, "a"), ledger(path, "b")
     first.add(ENTRY)
     other.add(Entry(CELL.model_copy(update={"accuracy": 0.75}), ENTRY.predicted))
     with path.open("a") as file:
         file.write('{"hash": "a", "cell"')
-    assert [e.cell.accuracy for e in Ledger(path, {"hash": "a"}, 3).entries.values()] == [0.5]
-    assert [e.cell.accuracy for e in Ledger(path, {"hash": "b"}, 3).entries.values()] == [0.75]
+    assert [e.cell.accuracy for e in ledger(path, "a").entries.values()] == [0.5]
+    assert [e.cell.accuracy for e in ledger(path, "b").entries.values()] == [0.75]
     assert len(path.read_text().splitlines()) == 2
-    assert list(Ledger(path, {"hash": "a"}, 3).entries) == [name_of(CELL)]
+    assert list(ledger(path, "a").entries) == [name_of(CELL)]
+    assert ledger(path, "a").elsewhere == {}
+
+
+def test_what_another_device_did_is_known_and_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    ledger(path, "a", "H100").add(ENTRY)
+    found = ledger(path, "a")
+    assert found.entries == {} and found.elsewhere == {name_of(CELL): "device H100"}
+    assert list(ledger(path, "a", "H100").entries) == [name_of(CELL)]
 
 
 SET = TrainingSet("random", 1, torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]), 4)

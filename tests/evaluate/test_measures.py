@@ -64,8 +64,14 @@ def test_one_number_has_no_spread() -> None:
     assert (found.mean, found.sd, found.n, found.low, found.high) == (0.25, None, 1, None, None)
 
 
+def test_two_equal_numbers_have_a_spread_and_no_interval() -> None:
+    found = estimate([0.25, 0.25])
+    assert (found.mean, found.sd, found.n, found.low, found.high) == (0.25, 0.0, 2, None, None)
+    assert estimate([0.25] * 3).low == 0.25
+
+
 @settings(deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.floats(-1, 1))
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=12), st.floats(-1, 1))
 def test_a_shift_moves_the_interval_and_keeps_its_width(values: list[float], shift: float) -> None:
     before, after = estimate(values), estimate([value + shift for value in values])
     assert before.low is not None and before.high is not None and after.low is not None and after.high is not None

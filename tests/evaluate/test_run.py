@@ -3,22 +3,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-from multiprocessing import active_children
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children, current_process
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from hmdc_hub.errors import Interrupted, NewerFormatError, OutOfMemoryError, RunError
-from hmdc_hub.evaluate import evaluate, of_run
+from hmdc_hub.evaluate import Subject, evaluate, of_run
 from hmdc_hub.evaluate import run as run_module
 from hmdc_hub.evaluate.baselines import training_sets
 from hmdc_hub.evaluate.bench import Bench, Job, bench_tensors
 from hmdc_hub.events import Event, Note, StopFlag, Training
 from hmdc_hub.schema import Recipe, Scores
 from hmdc_hub.store import RunDir, read_scores, sha256_file, write_parquet
-from tests.evaluate.toys import recipe, run, source
+from tests.evaluate.toys import CONVNET, MLP, recipe, run, source
 
 CPU = torch.device("cpu")
 CELLS = 2 * 2 * (1 + 2 + 2 + 1 + 1)
@@ -210,6 +212,61 @@ def test_a_dead_worker_ends_the_evaluation_and_what_it_left_is_used(tmp_path: Pa
     # Some trainings ran in workers, the others run here.
     scored(recipe(), where, workers=0)
     assert where.scores.read_bytes() == reference.scores.read_bytes()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_server_of_forks_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    flag = StopFlag()
+
+    class Dying(ProcessPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            flag.signal_number = 15 if stopped else 0
+            raise EOFError
+
+    monkeypatch.setattr("hmdc_hub.evaluate.workers.ProcessPoolExecutor", Dying)
+    with pytest.raises(Interrupted if stopped else RunError) as caught:
+        scored(recipe(), run(tmp_path / "run", recipe()), workers=2, stop=flag)
+    assert stopped or "A worker process of the evaluation died" in str(caught.value)
+
+
+def test_a_full_temporary_folder_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("hmdc_hub.evaluate.workers.save_file", full)
+    with pytest.raises(RunError, match="No space left on device") as caught:
+        scored(recipe(), run(tmp_path / "run", recipe()), workers=2)
+    assert "TMPDIR" in caught.value.hint and "--workers 1" in caught.value.hint
+
+
+def test_a_script_that_starts_itself_again_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(current_process(), "_inheriting", True, raising=False)
+    where = run(tmp_path / "run", recipe())
+    with pytest.raises(RunError, match="in each of its own worker processes") as caught:
+        scored(recipe(), where)
+    assert "__main__" in caught.value.hint and not where.cells.exists()
+
+
+def test_seeds_of_a_group_are_kept_as_they_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, flag = recipe(against=[], seeds=4), StopFlag()
+    # As on a GPU, where the seeds are found to be no faster as one.
+    monkeypatch.setattr("hmdc_hub.evaluate.workers._groups", lambda jobs, device: [[j for j in jobs if not j.model]])
+    monkeypatch.setattr(Bench, "_stack", lambda bench, jobs: False)
+    where = run(tmp_path / "run", of)
+    with pytest.raises(Interrupted, match="stopped after 2 of 8 trainings"):
+        scored(of, where, workers=1, listener=stopping(flag, 2), stop=flag)
+    assert len(where.cells.read_text().splitlines()) == 2
+
+
+def test_no_training_begins_with_the_classifier_of_another() -> None:
+    plain = [{**model, "reset": "body"} for model in (MLP, CONVNET)]
+    of, real = recipe(models=plain, against=[]), source()
+    assert of.protocol_hash() == recipe(against=[]).protocol_hash()
+    subject = Subject("theirs", real.train.images[:4], torch.tensor([0, 0, 1, 1]), (2, 2, 0), "0" * 64, 1)
+    protocol = of.evaluate.settled()
+    bench = Bench(protocol, bench_tensors(real, training_sets(protocol, real, subject, CPU)), CPU)
+    once, _, again = (bench.run(Job(0, 0, seed)).outcome.ece for seed in (0, 1, 0))
+    assert once == again
 
 
 def test_a_stop_ends_the_workers(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from hmdc_hub.errors import Interrupted, UsageError
 from hmdc_hub.evaluate import assist, evaluate, of_run, parse_share, share_of_torchrun
-from hmdc_hub.evaluate.share import Share
+from hmdc_hub.evaluate.share import Share, meet
 from hmdc_hub.events import Event, Note, StopFlag, Training
 from hmdc_hub.store import RunDir
 from tests.evaluate.toys import recipe, run, source
@@ -104,9 +105,49 @@ def test_what_is_no_share_is_refused(text: str) -> None:
         parse_share(text)
 
 
+def gather(places: list[dict[str, str]], stop: StopFlag | None = None) -> None:
+    """Let processes of torchrun meet at a real store; the first one last."""
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for index in reversed(range(len(places))):
+        share = Share(index, 2, waits=index == 0, store=("127.0.0.1", server.port))
+        meet(share, places[index], stop or StopFlag())
+
+
+def test_processes_of_one_kind_go_on() -> None:
+    gather([{"device": "A", "program": "1"}] * 2)
+
+
+def test_the_first_process_refuses_one_of_another_kind() -> None:
+    with pytest.raises(UsageError, match="Process 1 of 2 would train with device B, this one with device A: such"):
+        gather([{"device": "A", "program": "1"}, {"device": "B", "program": "1"}])
+
+
+def test_waiting_for_the_others_to_start_can_be_stopped() -> None:
+    with pytest.raises(Interrupted, match="while other processes were starting"):
+        gather([{"device": "A"}], StopFlag(2))
+
+
+def test_trainings_of_another_device_are_said_to_be_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bytes
+) -> None:
+    where = run(tmp_path / "run", OF)
+    with monkeypatch.context() as patch:
+        patch.setattr("hmdc_hub.evaluate.run.device_name", lambda device: "NVIDIA B")
+        help_out(where, Share(0, 2))
+    help_out(where, Share(1, 2))
+    events: list[Event] = []
+    evaluate(of_run(OF, where), OF.evaluate, source(), where, device=CPU, listener=events.append, reuse=False)
+    assert Note("trainings of device NVIDIA B are not mixed with these, and done again") in events
+    assert sum(isinstance(event, Training) for event in events) == TRAININGS // 2
+    assert where.scores.read_bytes() == alone
+
+
 def test_torchrun_is_recognised() -> None:
     ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert share_of_torchrun(ranks) == Share(5, 8, local=1, waits=False)
     assert share_of_torchrun(ranks | {"RANK": "0", "LOCAL_RANK": "0"}) == Share(0, 8, waits=True)
     assert share_of_torchrun(ranks | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}) is None
     assert share_of_torchrun({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) is None
+    store = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "node7", "MASTER_PORT": "29500"}
+    assert share_of_torchrun(ranks | store) == Share(5, 8, local=1, store=("node7", 29500))
+    assert share_of_torchrun(ranks | store | {"TORCHELASTIC_USE_AGENT_STORE": "False"}) == Share(5, 8, local=1)

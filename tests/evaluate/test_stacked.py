@@ -93,7 +93,7 @@ def jobs(*seeds: int) -> list[Job]:
 def test_seeds_are_stacked_where_that_is_measured_faster(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, alone: float, together: float, stacked: bool
 ) -> None:
-    times = iter([1.0, 1.0 + alone, 1.0, 1.0 + together])
+    times = iter([9.0, 1.0, 1.0 + alone, 9.0, 1.0, 1.0 + together])
     monkeypatch.setattr("hmdc_hub.evaluate.bench._elapsed", lambda work: [work(), next(times)][1])
     done: list[int] = []
 
@@ -102,11 +102,11 @@ def test_seeds_are_stacked_where_that_is_measured_faster(
         return train_and_score_stacked(*arguments, **keys)
 
     monkeypatch.setattr("hmdc_hub.evaluate.bench.train_and_score_stacked", counted)
-    results = bench.run_together(jobs(0, 1, 2))
-    assert done == [3, 3] + [3] * stacked  # two probes; then the work
+    results = list(bench.run_together(jobs(0, 1, 2)))
+    assert done == [3, 3, 3] + [3] * stacked  # warm-up and two probes; then the work
     for job, result in zip(jobs(0, 1, 2), results, strict=True):
         assert result.outcome.ece == pytest.approx(bench.run(job).outcome.ece, abs=1e-3)
-    assert bench.run_together(jobs(3, 4)) and len(done) == 2 + 2 * stacked  # found out once
+    assert list(bench.run_together(jobs(3, 4))) and len(done) == 3 + 2 * stacked  # found out once
 
 
 def test_too_little_memory_for_all_seeds_trains_them_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

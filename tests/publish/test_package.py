@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from hmdc_hub.cli.directory import package_is_current
 from hmdc_hub.errors import HmdcError
 from hmdc_hub.publish import package
 from hmdc_hub.store import RunDir, load, read_condensed, read_parquet
@@ -65,6 +66,18 @@ def test_the_package_holds_the_exact_tensors(run: RunDir) -> None:
     images, labels, _ = read_condensed(run.condensed)
     loaded = load(package(run))
     assert torch.equal(loaded.images, images) and torch.equal(loaded.labels, labels)
+
+
+def test_a_run_with_local_weights_is_packaged_once(tmp_path: Path) -> None:
+    model = {"name": "mine", "source": "timm", "id": "resnet18", "weights": "/home/alice/w.safetensors"}
+    recipe = make_recipe(evaluate={"models": [model], "seeds": 2, "random_draws": 1, "epochs": 3})
+    run = make_run(tmp_path / "run", recipe=recipe)
+    assert run.state() == "scored" and not package_is_current(recipe, run)
+    folder = package(run)
+    assert b"alice" not in b"".join(files(folder).values())
+    assert run.state() == "finished" and package_is_current(recipe, run)
+    run.scores.write_text(run.scores.read_text().replace('"seed": 0', '"seed": 7', 1))
+    assert run.state() == "scored" and not package_is_current(recipe, run)
 
 
 def test_without_scores_the_rest_is_packed(tmp_path: Path) -> None:
