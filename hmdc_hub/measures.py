@@ -25,6 +25,7 @@ Bools = NDArray[np.bool_]
 
 CONDENSED = "condensed"
 RANDOM = "random"
+RANDOM_ENCODED = "random-encoded"
 FULL = "full"
 MEAN = "mean"
 CONFIDENCE = 0.95

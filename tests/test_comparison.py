@@ -221,11 +221,19 @@ def test_transfer_calls_sets_by_what_condensed_them() -> None:
 
 
 def test_budget_curves_join_what_one_pool_condensed() -> None:
-    sets = [scored("l", ONE, stored=60), scored("s", TWO, stored=6), scored("b", ONE, stored=6, by=["b"])]
+    real = {"random-encoded": 0.4, "k-means": 0.3, "random": 0.2}
+    sets = [
+        scored("l", ONE, stored=60, real=real),
+        scored("s", TWO, stored=6, real=real),
+        scored("b", ONE, stored=6, by=["b"], real=real),
+    ]
     found = compare(sets)
     shown = [(name, [group.label for group in curve]) for name, curve in found.curves]
     assert shown == [("a", ["s", "l"]), ("b", ["b"])]
-    assert [row.budget.stored for row in found.random] == [6, 60]
+    assert {name: [row.budget.stored for row in rows] for name, rows in found.random.items()} == {
+        "random": [6, 60],
+        "random-encoded": [6, 60],
+    }
     twice = compare([*sets, scored("s2", TWO, stored=6)])
     assert [name for name, _ in twice.curves] == ["l", "s", "s2", "b"]
     assert compare(sets[1:]).curves == []

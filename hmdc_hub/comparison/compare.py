@@ -9,7 +9,7 @@ from typing import Literal
 
 from hmdc_hub.comparison.chance import Difference, holm, paired, welch
 from hmdc_hub.comparison.sets import ScoredSet, checked, distinct, plain, unlike
-from hmdc_hub.measures import CONDENSED, MEAN, RANDOM, by_seed, estimate, mean_by_seed
+from hmdc_hub.measures import CONDENSED, MEAN, RANDOM, RANDOM_ENCODED, by_seed, estimate, mean_by_seed
 from hmdc_hub.schema import Budget, Estimate, EvaluateSpec, Scores
 
 REAL = ("random", "random-encoded", "k-means", "herding", "full")
@@ -165,13 +165,16 @@ class Comparison:
         return found
 
     @property
-    def random(self) -> list[Baseline]:
-        """Random images at every budget, small ones first; the first set's where they were not the same."""
-        found: dict[int, Baseline] = {}
+    def random(self) -> dict[str, list[Baseline]]:
+        """Random images, and such that were encoded, at every budget, small ones first, by the name of the baseline.
+
+        The first set's where they were not the same.
+        """
+        found: dict[str, dict[int, Baseline]] = {}
         for row in self.baselines:
-            if row.name == RANDOM:
-                found.setdefault(row.budget.stored, row)
-        return [found[stored] for stored in sorted(found)]
+            if row.name in (RANDOM, RANDOM_ENCODED):
+                found.setdefault(row.name, {}).setdefault(row.budget.stored, row)
+        return {name: [rows[stored] for stored in sorted(rows)] for name, rows in sorted(found.items())}
 
 
 def compare(sets: Sequence[ScoredSet]) -> Comparison:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hmdc_hub.comparison import Comparison
-from hmdc_hub.measures import MEAN, RANDOM
+from hmdc_hub.measures import MEAN, RANDOM, RANDOM_ENCODED
 from hmdc_hub.report.canvas import LINES, Kind, drawable, figure, rendered
 from hmdc_hub.report.compare_words import ALL, mark
 from hmdc_hub.schema import Estimate
@@ -26,6 +26,7 @@ STYLES = (
     ("#000000", "*"),
 )
 GREY = "#888f96"
+REAL = {RANDOM: "random real images", RANDOM_ENCODED: "random real images, encoded: the same bytes"}
 NAME = 26
 """Characters of a row's name before a line breaks."""
 MAX_TENTHS = 7
@@ -125,9 +126,9 @@ def _budget(comparison: Comparison) -> Figure:
         (name, [(group.budget.stored, group.table[comparison.main]) for group in curve], *STYLES[place % len(STYLES)])
         for place, (name, curve) in enumerate(comparison.curves)
     ]
-    if comparison.random:
-        points = [(row.budget.stored, row.table[comparison.main]) for row in comparison.random]
-        curves.append((f"{RANDOM} real images", points, GREY, "s"))
+    for name, rows in comparison.random.items():
+        points = [(row.budget.stored, row.table[comparison.main]) for row in rows]
+        curves.append((REAL[name], points, GREY, "s" if name == RANDOM else "^"))
     names = [_folded(name, 2 * NAME) for name, *_ in curves]
     made = figure(3.8 + 0.22 * sum(1 + name.count("\n") for name in names))
     axes = made.add_subplot()

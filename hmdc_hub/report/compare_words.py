@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hmdc_hub.comparison import Baseline, Comparison, Difference, Group, Pair
-from hmdc_hub.measures import CONFIDENCE, MEAN, RANDOM
+from hmdc_hub.measures import CONFIDENCE, MEAN
 from hmdc_hub.report.protocol import scored_on
 from hmdc_hub.report.tables import TOOK_PART
 from hmdc_hub.schema import Estimate
@@ -246,8 +246,8 @@ def _budgets(comparison: Comparison) -> Part | None:
     if not curves:
         return None
     columns = [(name, {group.budget.stored: group.table[comparison.main] for group in curve}) for name, curve in curves]
-    if comparison.random:
-        columns.append((RANDOM, {row.budget.stored: row.table[comparison.main] for row in comparison.random}))
+    for name, baselines in comparison.random.items():
+        columns.append((name, {row.budget.stored: row.table[comparison.main] for row in baselines}))
     sizes = sorted({stored for _, column in columns for stored in column})
     rows = [
         [str(stored), *(_percent(column[stored]) if stored in column else "–" for _, column in columns)]

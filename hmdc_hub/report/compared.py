@@ -187,7 +187,7 @@ def _table(table: Mapping[str, Estimate], columns: Sequence[str]) -> dict[str, A
 PICTURES = {
     "transfer": "Mean accuracy of every model trained on every set, as a table of colours.",
     "differences": "Differences of accuracy between the first set and the others, with 95 % intervals.",
-    "budget": "Accuracy against the number of stored images, with random real images beside it.",
+    "budget": "Accuracy against the number of stored images, random real images beside it, as they are and encoded.",
 }
 """Every picture of a comparison, and what it shows."""
 
