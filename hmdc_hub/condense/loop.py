@@ -68,9 +68,9 @@ class Condenser:
         if self.inner == 0:
             self.pool.reset(self.outer, self.real)
             self.balance = self._fresh_balance()
-        self._choose_real_batches()
+        self.choose_real_batches()
         key = (self.outer, self.inner)
-        gradient, losses, shares, count = self._image_gradient()
+        gradient, losses, shares, count = self.image_gradient()
         self.images.step(gradient, self.spec.images)
         clamped = self.images.clamp()
         accuracies = self.pool.train_networks(self.real, key)
@@ -80,13 +80,13 @@ class Condenser:
             self.outer, self.inner = self.outer + 1, 0
         return StepReport(losses, shares, accuracies, clamped, count, time.monotonic() - began)
 
-    def _image_gradient(self) -> tuple[Tensor, list[float], list[float] | None, int]:
+    def image_gradient(self) -> tuple[Tensor, list[float], list[float] | None, int]:
         """Compute the gradient that reaches the image optimiser, class after class."""
         update = self.inner % self.spec.balance_every == 0
         gradient = torch.empty_like(self.images.pixels)
         losses, shares = [], []
         with plain_attention():
-            parts = self.threads.map(partial(self._class_part, update), range(self.real.classes))
+            parts = self.threads.map(partial(self.class_part, update), range(self.real.classes))
         for label, part in enumerate(parts):
             gradient[label], targets, share = part
             losses.append(targets.cpu())
@@ -110,7 +110,7 @@ class Condenser:
             count,
         )
 
-    def _class_part(self, update: bool, label: int) -> tuple[Tensor, Tensor, Tensor]:
+    def class_part(self, update: bool, label: int) -> tuple[Tensor, Tensor, Tensor]:
         """Compute one class's part of the image gradient; see `class_gradient`."""
         rows = self.real_batches[label]
         view = draw_view(self.spec, self.real.side, len(rows), self.seed, (self.outer, self.inner, label))
@@ -119,7 +119,7 @@ class Condenser:
             self.pool.objectives, self.balance, stored, real, label, view, factor=self.spec.factor, update=update
         )
 
-    def _choose_real_batches(self) -> None:
+    def choose_real_batches(self) -> None:
         """Choose every class's real batch anew where it is due; the models take turns at embedding."""
         every = self.spec.cluster.every if self.spec.cluster.enabled else 1
         if self.inner % every:

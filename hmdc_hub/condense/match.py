@@ -141,8 +141,8 @@ def image_derivatives(
 def _differentiate_group(
     objectives: Objectives, group: Group, real: Tensor, x: Tensor, label: int, found: Derivatives
 ) -> None:
-    wanted = _gradients(objectives, group, real, label, create_graph=False)
-    given = _gradients(objectives, group, x, label, create_graph=True)
+    wanted = parameter_gradients(objectives, group, real, label, create_graph=False)
+    given = parameter_gradients(objectives, group, x, label, create_graph=True)
     distances = {target: squared_distance(wanted[target], given[target], like=x) for target in given}
     for target, distance in distances.items():
         found.add_loss(target, distance)
@@ -155,7 +155,7 @@ def _differentiate_group(
         found.add(next(iter(reached)), torch.autograd.grad(total, x)[0])
 
 
-def _gradients(
+def parameter_gradients(
     objectives: Objectives, group: Group, images: Tensor, label: int, *, create_graph: bool
 ) -> dict[int, Gradient]:
     """Compute the parameter gradient of each of a group's losses, by the place of its target."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -35,6 +36,34 @@ def growth(work: Callable[[], Any], device: torch.device) -> int:
     before = resident_bytes()
     work()
     return max(peak_resident_bytes() - before, 0)
+
+
+def allocated_peak(work: Callable[[], Any], device: torch.device) -> int:
+    """Measure by how many bytes tensors grow at most while work is done: from every allocation, the same in every run.
+
+    The work is done twice: what is cached once, such as interpolation matrices, is no part of it.
+
+    Args:
+        work: In this thread; of what others allocate on a CPU nothing is known.
+        device: Whose memory counts.
+
+    Raises:
+        RuntimeError: Nothing was allocated.
+    """
+    work()
+    if device.type == "cuda":
+        return growth(work, device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    now = most = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.device_type() == torch._C._autograd.DeviceType.CPU:
+            now += event.nbytes()
+            most = max(most, now)
+    if not most:
+        raise RuntimeError("the profiler recorded no allocation")
+    return most
 
 
 def peak_resident_bytes() -> int:

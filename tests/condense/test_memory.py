@@ -17,6 +17,7 @@ from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.loop import plain_attention
 from hmdc_hub.condense.match import Objectives
 from hmdc_hub.condense.memory import available_bytes, choose_memory, saved_bytes
+from hmdc_hub.condense.meter import allocated_peak
 from hmdc_hub.condense.plan import plan
 from hmdc_hub.condense.pool import Pool
 from hmdc_hub.condense.threads import Threads
@@ -25,7 +26,6 @@ from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store import read_condensed
-from tests.condense.peak import peak_bytes
 from tests.condense.running import CPU, digest, run
 from tests.models.builders import build
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
@@ -66,7 +66,7 @@ def peak(specs: Sequence[ModelSpec], low: bool, weights: bool = True) -> int:
     chosen = [1.0] * len(targets.names()) if weights else None
     engine = low_memory if low else match
     with plain_attention():
-        return peak_bytes(lambda: engine.image_derivatives(targets, real, fake, 1, chosen))
+        return allocated_peak(lambda: engine.image_derivatives(targets, real, fake, 1, chosen), CPU)
 
 
 WIDE = [
