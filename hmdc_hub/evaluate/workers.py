@@ -75,6 +75,7 @@ def run_jobs(
                 hint="Lower evaluate.batch (-o evaluate.batch=64) or leave out the largest model.",
             ) from error
         return
+    stop.raise_if_set("stopped between two trainings")  # starting processes takes seconds, in which nobody listens
     with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
         data = Path(folder) / "data.safetensors"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import active_children, current_process
 from pathlib import Path
 from typing import Any
@@ -269,9 +269,21 @@ def test_no_training_begins_with_the_classifier_of_another() -> None:
     assert once == again
 
 
-def test_a_stop_ends_the_workers(tmp_path: Path) -> None:
+def test_a_stop_before_the_workers_starts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmdc_hub.evaluate.workers.ProcessPoolExecutor", no_training)
+    with pytest.raises(Interrupted, match="stopped after 0 of"):
+        scored(recipe(), run(tmp_path / "run", recipe()), workers=2, stop=StopFlag(15))
+
+
+def test_a_stop_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of, flag = recipe(epochs=10**6), StopFlag()
-    flag.signal_number = 15
+
+    def stopped(*arguments: Any, **keys: Any) -> Any:
+        assert active_children()
+        flag.signal_number = 15
+        return wait(*arguments, **keys)
+
+    monkeypatch.setattr("hmdc_hub.evaluate.workers.wait", stopped)
     with pytest.raises(Interrupted, match="stopped after 0 of") as caught:
         scored(of, run(tmp_path / "run", of), workers=2, stop=flag)
     assert caught.value.signal_number == 15
