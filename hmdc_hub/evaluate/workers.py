@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -114,8 +116,10 @@ def usable_cores() -> int:
 def _in_processes(
     protocol: EvaluateSpec, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
 ) -> Iterator[tuple[Job, Result]]:
-    others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(count, _context(), _start_worker, (protocol.model_dump_json(), str(data)))
+    others, context = set(multiprocessing.active_children()), _context()
+    if context.get_start_method() == "forkserver":
+        _wait_for_the_server(context, stop)
+    executor = ProcessPoolExecutor(count, context, _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
         futures = _submitted(executor, jobs)
@@ -161,6 +165,32 @@ def _context() -> BaseContext:
     networks = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name]
     context.set_forkserver_preload([__name__, "torch._dynamo", *networks])  # of no effect on a server that runs
     return context
+
+
+def _wait_for_the_server(context: BaseContext, stop: StopFlag) -> None:
+    """Start the server of forks and wait until it has imported everything; a stop is heard meanwhile."""
+    with interrupts_held_back():
+        forkserver.ensure_running()
+    first, ended = context.Process(target=_nothing), list[BaseException]()  # type: ignore[attr-defined]
+
+    def start() -> None:
+        try:
+            first.start()  # returns when the server answers
+        except (EOFError, ConnectionError) as error:
+            ended.append(error)
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    while starting.is_alive():
+        starting.join(POLL_SECONDS)
+        stop.raise_if_set("stopped between two trainings")
+    if ended:
+        raise RunError("The server that worker processes are forked from died.", hint=DIED_AT_START) from ended[0]
+    first.join()
+
+
+def _nothing() -> None:
+    """Do nothing, in a process whose start says that others can start."""
 
 
 _bench: Bench | None = None

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import active_children, current_process
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,26 @@ def test_a_server_of_forks_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(Interrupted if stopped else RunError) as caught:
         scored(recipe(), run(tmp_path / "run", recipe()), workers=2, stop=flag)
     assert stopped or "A worker process of the evaluation died" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked from a server on Linux alone")
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_server_of_forks_that_dies_or_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool) -> None:
+    flag, never = StopFlag(), threading.Event()
+
+    def start(process: object) -> None:
+        if dies:
+            raise EOFError
+        flag.signal_number = 2
+        never.wait(60)
+
+    monkeypatch.setattr(ForkServerProcess, "start", start)
+    try:
+        with pytest.raises(RunError if dies else Interrupted) as caught:
+            scored(recipe(), run(tmp_path / "run", recipe()), workers=2, stop=flag)
+    finally:
+        never.set()
+    assert ("forked from died" in str(caught.value)) == dies
 
 
 def test_a_full_temporary_folder_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
