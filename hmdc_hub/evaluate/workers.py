@@ -117,12 +117,10 @@ def _in_processes(
     protocol: EvaluateSpec, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
 ) -> Iterator[tuple[Job, Result]]:
     others, context = set(multiprocessing.active_children()), _context()
-    if context.get_start_method() == "forkserver":
-        _wait_for_the_server(context, stop)
     executor = ProcessPoolExecutor(count, context, _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
-        futures = _submitted(executor, jobs)
+        futures = _submitted(executor, context, jobs, stop)
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -144,9 +142,13 @@ def _in_processes(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _submitted(executor: ProcessPoolExecutor, jobs: Sequence[Job]) -> dict[Future[Result], Job]:
+def _submitted(
+    executor: ProcessPoolExecutor, context: BaseContext, jobs: Sequence[Job], stop: StopFlag
+) -> dict[Future[Result], Job]:
     """Start the workers; a server of forks that a signal or the lack of memory ended is a worker that died."""
     try:
+        if context.get_start_method() == "forkserver":
+            _wait_for_the_server(context, stop)
         with interrupts_held_back():
             return {executor.submit(_work, job): job for job in jobs}
     except (EOFError, ConnectionError) as error:
@@ -168,7 +170,12 @@ def _context() -> BaseContext:
 
 
 def _wait_for_the_server(context: BaseContext, stop: StopFlag) -> None:
-    """Start the server of forks and wait until it has imported everything; a stop is heard meanwhile."""
+    """Start the server of forks and wait until it has imported everything; a stop is heard meanwhile.
+
+    Raises:
+        EOFError, ConnectionError: The server ended.
+        Interrupted: `stop` was set.
+    """
     with interrupts_held_back():
         forkserver.ensure_running()
     first, ended = context.Process(target=_nothing), list[BaseException]()  # type: ignore[attr-defined]
@@ -185,7 +192,7 @@ def _wait_for_the_server(context: BaseContext, stop: StopFlag) -> None:
         starting.join(POLL_SECONDS)
         stop.raise_if_set("stopped between two trainings")
     if ended:
-        raise RunError("The server that worker processes are forked from died.", hint=DIED_AT_START) from ended[0]
+        raise ended[0]
     first.join()
 
 

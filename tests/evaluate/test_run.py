@@ -249,7 +249,7 @@ def test_a_server_of_forks_that_dies_or_takes_long(tmp_path: Path, monkeypatch: 
             scored(recipe(), run(tmp_path / "run", recipe()), workers=2, stop=flag)
     finally:
         never.set()
-    assert ("forked from died" in str(caught.value)) == dies
+    assert ("A worker process of the evaluation died" in str(caught.value)) == dies
 
 
 def test_a_full_temporary_folder_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
