@@ -27,6 +27,8 @@ CONDENSED = "condensed"
 RANDOM = "random"
 RANDOM_ENCODED = "random-encoded"
 FULL = "full"
+REAL = (RANDOM, RANDOM_ENCODED, "k-means", "herding", FULL)
+"""Training sets of real images alone: the same for every condensed set of one source, protocol and budget."""
 MEAN = "mean"
 CONFIDENCE = 0.95
 ROUNDING = 1e-12

@@ -9,11 +9,8 @@ from typing import Literal
 
 from hmdc_hub.comparison.chance import Difference, holm, paired, welch
 from hmdc_hub.comparison.sets import ScoredSet, checked, distinct, plain, unlike
-from hmdc_hub.measures import CONDENSED, MEAN, RANDOM, RANDOM_ENCODED, by_seed, estimate, mean_by_seed
+from hmdc_hub.measures import CONDENSED, MEAN, RANDOM, RANDOM_ENCODED, REAL, by_seed, estimate, mean_by_seed
 from hmdc_hub.schema import Budget, Estimate, EvaluateSpec, Scores
-
-REAL = ("random", "random-encoded", "k-means", "herding", "full")
-"""Baselines of real images alone: the same for every set of one source, protocol and budget."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,6 @@ from hmdc_hub.schema import Baseline, Budget, EvaluateSpec, ModelSpec
 from hmdc_hub.sources import Source
 from hmdc_hub.store import to_uint8
 
-REAL = frozenset({"random", "random-encoded", "k-means", "herding", FULL})
-"""Baselines of real images: they depend on the source and the budget, not on what was condensed."""
-
 EMBED_BATCH = 512
 CALIBRATION = 1024
 CALIBRATION_BATCH = 128

@@ -11,7 +11,7 @@ import torch
 
 from hmdc_hub import __version__
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError
-from hmdc_hub.evaluate.baselines import REAL, training_sets
+from hmdc_hub.evaluate.baselines import training_sets
 from hmdc_hub.evaluate.bench import Job, Result, bench_tensors, one_thread
 from hmdc_hub.evaluate.holdout import hold_out
 from hmdc_hub.evaluate.ledger import CellName, Entry, Ledger, Paid
@@ -21,6 +21,7 @@ from hmdc_hub.evaluate.subject import Subject
 from hmdc_hub.evaluate.summary import Confused, confusions, scores_of
 from hmdc_hub.evaluate.workers import POLL_SECONDS, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
+from hmdc_hub.measures import REAL
 from hmdc_hub.processes import refuse_within_a_start
 from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import Cell, EvaluateSpec, Scores, canonical_json

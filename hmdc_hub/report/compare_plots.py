@@ -26,7 +26,7 @@ STYLES = (
     ("#000000", "*"),
 )
 GREY = "#888f96"
-REAL = {RANDOM: "random real images", RANDOM_ENCODED: "random real images, encoded: the same bytes"}
+CURVES = {RANDOM: "random real images", RANDOM_ENCODED: "random real images, encoded: the same bytes"}
 NAME = 26
 """Characters of a row's name before a line breaks."""
 MAX_TENTHS = 7
@@ -128,7 +128,7 @@ def _budget(comparison: Comparison) -> Figure:
     ]
     for name, rows in comparison.random.items():
         points = [(row.budget.stored, row.table[comparison.main]) for row in rows]
-        curves.append((REAL[name], points, GREY, "s" if name == RANDOM else "^"))
+        curves.append((CURVES[name], points, GREY, "s" if name == RANDOM else "^"))
     names = [_folded(name, 2 * NAME) for name, *_ in curves]
     made = figure(3.8 + 0.22 * sum(1 + name.count("\n") for name in names))
     axes = made.add_subplot()
