@@ -27,10 +27,10 @@ from typing import Any
 
 import click
 import torch
+from data import recipe_on
 from plain_loop import HABIT, Loop
 
 from hmdc_hub import measures, pack, rng
-from hmdc_hub.catalog import load_recipe
 from hmdc_hub.evaluate import Subject, evaluate
 from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
 from hmdc_hub.models import build_for
@@ -42,16 +42,6 @@ from hmdc_hub.store import RunDir, to_uint8, write_json_atomic
 CPU = torch.device("cpu")
 NARROW = "convnet3_narrow,vit_micro,resnet_narrow,mlp"
 ALL = "all"
-
-
-def load(recipe: str, source: str | None, models: str, epochs: int) -> Recipe:
-    """Read the recipe; another source is detected anew but for its size."""
-    wishes = [f"evaluate.models=[{models}]", f"evaluate.epochs={epochs}"]
-    found = load_recipe(recipe, [*wishes, "evaluate.steps=null", "evaluate.schedule=constant"])
-    if source is None:
-        return found
-    spec = {"id": source, "size": found.source.size, "channels": found.source.channels}
-    return Recipe.model_validate(found.model_dump(mode="json") | {"source": spec})
 
 
 def protocol_of(recipe: Recipe, sets: Sequence[str], models: Sequence[str], seeds: int) -> EvaluateSpec:
@@ -213,7 +203,8 @@ def main(
     out: Path,
 ) -> None:
     """Run both and print the tables."""
-    resolved = load(recipe, source, models, epochs)
+    wishes = [f"evaluate.models=[{models}]", f"evaluate.epochs={epochs}", "evaluate.steps=null"]
+    resolved = recipe_on(source, recipe, [*wishes, "evaluate.schedule=constant"])
     data = load_source(resolved.source)
     both = Both(resolved, data, sets.split(",") if sets else [], torch.device(device), loader_workers, workers)
     budget = [f"{made.name} {made.draw}: {len(made.labels)}" for made in both.images]

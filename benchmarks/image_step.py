@@ -26,9 +26,9 @@ from typing import Any
 
 import click
 import torch
+from data import recipe_on
 from plain_step import PlainCondenser, Serial
 
-from hmdc_hub.catalog import load_recipe
 from hmdc_hub.condense.balance import Balance
 from hmdc_hub.condense.batches import RealImages
 from hmdc_hub.condense.images import StoredImages, starting_images
@@ -60,15 +60,6 @@ def first_classes(source: Source, count: int | None) -> Source:
         facts=Facts(source.info.id, source.info.kind),
         class_names=source.info.class_names[:count],
     )
-
-
-def load(recipe: str, source: str | None, overrides: list[str]) -> Recipe:
-    """Read the recipe; another source is detected anew but for its size."""
-    found = load_recipe(recipe, overrides)
-    if source is None:
-        return found
-    spec = {"id": source, "size": found.source.size, "channels": found.source.channels}
-    return Recipe.model_validate(found.model_dump(mode="json") | {"source": spec})
 
 
 class Stepper:
@@ -203,7 +194,7 @@ def main(
 ) -> None:
     """Measure and print."""
     wishes = [*overrides, *([f"pool=[{pool}]"] if pool else []), *([f"condense.ipc={ipc}"] if ipc else [])]
-    resolved, place = load(recipe, source, wishes), torch.device(device)
+    resolved, place = recipe_on(source, recipe, wishes), torch.device(device)
     data = first_classes(load_source(resolved.source), classes)
     steppers = {name: Stepper(name, resolved, data, place) for name in methods or METHODS}
     gradients = {name: stepper.gradient() for name, stepper in steppers.items()}
