@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmdc_hub import __version__
 from hmdc_hub.errors import FormatError, RunError
 from hmdc_hub.evaluate.baselines import TrainingSet
-from hmdc_hub.evaluate.train import steps_of
+from hmdc_hub.evaluate.train import FORM, steps_of
 from hmdc_hub.measures import FULL
 from hmdc_hub.provenance import versions
 from hmdc_hub.schema import Cell, EvaluateSpec, sha256_of
@@ -150,7 +149,7 @@ class Paid:
         self.models = dict(zip(names, plain_models(plain.pop("models")), strict=True))
         for key in ("seeds", "random_draws", "against", "epochs", "steps", "full_epochs"):
             del plain[key]  # they say which trainings there are, and the number of steps is in each one's key
-        self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": __version__}
+        self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": FORM}
         self.digests: dict[tuple[str, int], str] = {}
 
     def find(self, made: TrainingSet, model: str, seed: int) -> Entry | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from hmdc_hub import __version__
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError
 from hmdc_hub.evaluate.baselines import training_sets
 from hmdc_hub.evaluate.bench import Job, Result, bench_tensors, one_thread
@@ -19,6 +18,7 @@ from hmdc_hub.evaluate.plan import guess_seconds
 from hmdc_hub.evaluate.share import Share, meet
 from hmdc_hub.evaluate.subject import Subject
 from hmdc_hub.evaluate.summary import Confused, confusions, scores_of
+from hmdc_hub.evaluate.train import FORM
 from hmdc_hub.evaluate.workers import POLL_SECONDS, processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.measures import REAL
@@ -140,7 +140,7 @@ class _Evaluation:
         # A training that another device, library or program did has no place among those that this one does.
         self.where_and_what = {
             "device": device_name(device),
-            "program": __version__,
+            "program": FORM,
             "versions": canonical_json(versions({spec.source for spec in protocol.models})),
         }
         self.source = source if protocol.holdout is None else hold_out(source, protocol.holdout, protocol.seed)

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmdc_hub import augment, rng
+from hmdc_hub import __version__, augment, rng
 from hmdc_hub.events import StopFlag
 from hmdc_hub.measures import calibration_error
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import EvaluateSpec
 
 TEST_BATCH = 500
+
+FORM = f"{__version__}+2"
+"""The program, as far as a training's bits go: the number is raised whenever they change between two versions."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -315,7 +315,7 @@ def test_a_stop_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("what", "value"),
-    [("device_name", lambda device: "H100"), ("versions", lambda sources: {"torch": "99"}), ("__version__", "9.9")],
+    [("device_name", lambda device: "H100"), ("versions", lambda sources: {"torch": "99"}), ("FORM", "9.9")],
 )
 def test_trainings_of_another_device_library_or_program_are_not_mixed_with_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, value: object
