@@ -1,4 +1,4 @@
-"""A source dataset in memory: uint8 images by class to condense, and a test split to score on."""
+"""A source dataset to compute with: uint8 images by class to condense, and a test split to score on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from hmdc_hub.schema import SourceInfo, canonical_json
+from hmdc_hub.sources.mapped import take
 from hmdc_hub.sources.reader import Facts
 
 STD_FLOOR = 1 / 255
 """Least standard deviation: one grey level, so that a constant channel can be normalised."""
 
-_STATISTICS_CHUNK = 4096
+_STATISTICS_CHUNK = 2**20
+"""Pixels of one channel that are counted at a time: numpy makes eight bytes of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +44,12 @@ class ClassBank:
             images: uint8 N x channels x side x side.
             labels: int64 N, in 0..num_classes-1.
             num_classes: C.
+
+        Raises:
+            RunError: There are so many images that their copy needs a temporary file, and it cannot be made.
         """
         order = torch.argsort(labels, stable=True)
-        return cls(images[order], offsets_of(torch.bincount(labels, minlength=num_classes).tolist()))
+        return cls(take(images, order), offsets_of(torch.bincount(labels, minlength=num_classes).tolist()))
 
     @property
     def num_classes(self) -> int:
@@ -203,7 +208,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
         images: uint8 N x channels x side x side, on the CPU.
     """
     histogram = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for chunk in torch.split(images, _STATISTICS_CHUNK):
+    for chunk in torch.split(images, max(1, _STATISTICS_CHUNK // math.prod(images.shape[2:]))):
         for channel in range(images.shape[1]):
             histogram[channel] += np.bincount(chunk[:, channel].reshape(-1).numpy(), minlength=256)
     mean, std = [], []

@@ -1,4 +1,4 @@
-"""From the `source` section of a recipe to images in memory."""
+"""From the `source` section of a recipe to decoded images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of
 from hmdc_hub.sources.convert import fill
 from hmdc_hub.sources.digits import DigitsReader
 from hmdc_hub.sources.labels import read_labels, train_counts
+from hmdc_hub.sources.mapped import allocate
 from hmdc_hub.sources.reader import Part, Reader
 from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
 
@@ -73,9 +74,10 @@ def resolve_source(spec: SourceSpec) -> SourceSpec:
 
 
 def load_source(spec: SourceSpec) -> Source:
-    """Read a source dataset into memory.
+    """Read and decode a source dataset.
 
-    All labels are checked before the first image is decoded.
+    All labels are checked before the first image is decoded, and each image is decoded into its place in the order of
+    the classes. A split of more than `mapped.MAPPED_FROM` bytes lies in a temporary file, which its tensors view.
 
     Args:
         spec: The recipe's section; what is None in it is detected.
@@ -86,6 +88,7 @@ def load_source(spec: SourceSpec) -> Source:
     Raises:
         SourceError: A split, column, label or image is not as it must be; names the split, column and row.
         NetworkError: The dataset must be downloaded and that failed.
+        RunError: A split needs a temporary file, and it cannot be made, as on a full disk.
     """
     reader = open_reader(spec.id, spec.revision, spec.config)
     spec = _resolved(reader, spec)
@@ -130,7 +133,7 @@ def _resolved(reader: Reader, spec: SourceSpec) -> SourceSpec:
 
 
 def _pixels(reader: Reader, spec: SourceSpec, parts: tuple[Part, ...], positions: NDArray[np.int64]) -> torch.Tensor:
-    out = np.empty((len(positions), spec.channels, spec.size, spec.size), dtype=np.uint8)
+    out = allocate((len(positions), spec.channels, spec.size, spec.size))
     column = str(spec.image_column)
     images = (image for part in parts for image in reader.images(part, column))
     fill(out, images, positions, parts, column, spec.fit)

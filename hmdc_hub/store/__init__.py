@@ -22,19 +22,24 @@ from hmdc_hub.store.rundir import RunDir, RunState
 from hmdc_hub.store.runs import RunEntry, list_runs, remove
 
 if TYPE_CHECKING:
-    from hmdc_hub.store.condensed import read_condensed, write_condensed
+    from hmdc_hub.store.condensed import read_classes, read_condensed, write_classes, write_condensed
     from hmdc_hub.store.loading import CondensedSet, DecodedSet, load
-    from hmdc_hub.store.parquet import read_parquet, to_uint8, write_parquet
+    from hmdc_hub.store.parquet import read_parquet, to_uint8, write_parquet, write_parquet_parts
+    from hmdc_hub.store.tensors import Parts, content_digest, in_order, write_tensors
 
 __all__ = [
     "CondensedSet",
     "DecodedSet",
+    "Parts",
     "RunDir",
     "RunEntry",
     "RunState",
     "atomic",
+    "content_digest",
+    "in_order",
     "list_runs",
     "load",
+    "read_classes",
     "read_condensed",
     "read_info",
     "read_parquet",
@@ -43,9 +48,12 @@ __all__ = [
     "sha256_file",
     "to_uint8",
     "write_bytes_atomic",
+    "write_classes",
     "write_condensed",
     "write_json_atomic",
     "write_parquet",
+    "write_parquet_parts",
+    "write_tensors",
     "write_text_atomic",
 ]
 
@@ -53,11 +61,18 @@ _HOMES = {
     "CondensedSet": "hmdc_hub.store.loading",
     "DecodedSet": "hmdc_hub.store.loading",
     "load": "hmdc_hub.store.loading",
+    "read_classes": "hmdc_hub.store.condensed",
     "read_condensed": "hmdc_hub.store.condensed",
+    "write_classes": "hmdc_hub.store.condensed",
     "write_condensed": "hmdc_hub.store.condensed",
     "read_parquet": "hmdc_hub.store.parquet",
     "to_uint8": "hmdc_hub.store.parquet",
     "write_parquet": "hmdc_hub.store.parquet",
+    "write_parquet_parts": "hmdc_hub.store.parquet",
+    "Parts": "hmdc_hub.store.tensors",
+    "content_digest": "hmdc_hub.store.tensors",
+    "in_order": "hmdc_hub.store.tensors",
+    "write_tensors": "hmdc_hub.store.tensors",
 }
 
 

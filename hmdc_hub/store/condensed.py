@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.schema import SetHeader, canonical_json
-from hmdc_hub.store.files import atomic, parse_record
-
-METADATA_KEY = "hmdc"
+from hmdc_hub.store.files import parse_record
+from hmdc_hub.store.tensors import METADATA_KEY, Parts, write_tensors
 
 
 def write_condensed(path: Path, images: Tensor, labels: Tensor, header: SetHeader) -> None:
     """Write a condensed set; the same arguments give the same bytes in every process.
-
-    The header goes under one metadata key: safetensors writes several keys in random order.
 
     Args:
         path: The file, usually `condensed.safetensors`; replaced in one step.
@@ -32,20 +30,43 @@ def write_condensed(path: Path, images: Tensor, labels: Tensor, header: SetHeade
         FormatError: The arguments do not fit together; nothing was written.
         RunError: The file system failed.
     """
-    images = images.detach().cpu().contiguous()
-    labels = labels.detach().cpu().contiguous()
-    _check(str(path), images, labels, header)
-    metadata = {METADATA_KEY: canonical_json(header.model_dump(mode="json"))}
-    with atomic(path) as temporary:
-        # save_file makes files that only their owner may read; others of a run have the usual mode, so make it first.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file({"images": images, "labels": labels}, temporary, metadata=metadata)
-        except SafetensorError as error:
-            full = "os error 28" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-        temporary.chmod(mode)
+    _check_table(str(path), images.dtype, images.shape, header)
+    _check_labels(str(path), labels.cpu(), header)
+    write_classes(path, [images], images.shape[1:], header)
+
+
+def write_classes(path: Path, classes: Iterable[Tensor], shape: Sequence[int], header: SetHeader) -> None:
+    """Write a condensed set as `write_condensed` does, without having all of it at a time.
+
+    Args:
+        path: The file, usually `condensed.safetensors`; replaced in one step.
+        classes: float32 n x ch x H x W in [0, 1], stored form, one class after another.
+        shape: ch, H, W.
+        header: What a reader needs to decode and normalise.
+
+    Raises:
+        FormatError: The arguments do not fit together; nothing was written.
+        RunError: The file system failed.
+    """
+    labels = _labels(header)
+    whole = (len(labels), *shape)
+
+    def parts() -> Iterator[Tensor]:
+        count = 0
+        for images in classes:
+            count += len(images)
+            _check_table(str(path), images.dtype, (len(labels), *images.shape[1:]), header)
+            if images.shape[1:] != whole[1:] or count > len(labels):
+                raise _damaged(str(path), f"{tuple(images.shape)} is no part of images {whole}")
+            _check_pixels(str(path), images)
+            yield images
+        if count < len(labels):
+            raise _damaged(str(path), f"{count} images for {len(header.class_names)} classes of {header.ipc}")
+
+    _check_table(str(path), torch.float32, whole, header)
+    text = canonical_json(header.model_dump(mode="json"))
+    tensors = {"images": Parts(torch.float32, whole, parts()), "labels": Parts.of(labels)}
+    write_tensors(path, tensors, lambda _: text)
 
 
 def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
@@ -59,47 +80,87 @@ def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
         FormatError: It is damaged or not one of ours.
         NewerFormatError: It is of a newer format version than this program reads.
     """
-    where = str(path)
+    with _opened(path) as (file, header):
+        images: Tensor = file.get_tensor("images")
+        labels: Tensor = file.get_tensor("labels")
+    _check_table(str(path), images.dtype, images.shape, header)
+    _check_labels(str(path), labels, header)
+    _check_pixels(str(path), images)
+    return images, labels, header
+
+
+def read_classes(path: Path) -> Iterator[Tensor]:
+    """Read the images of a condensed set class after class, each when it is asked for: float32 n x ch x H x W.
+
+    Raises:
+        FormatError, NewerFormatError, NotFoundError: As `read_condensed`.
+    """
+    with _opened(path) as (file, header):
+        images, code = file.get_slice("images"), file.get_slice("images").get_dtype()
+        _check_table(str(path), torch.float32 if code == "F32" else code, images.get_shape(), header)
+        _check_labels(str(path), file.get_tensor("labels"), header)
+        for begin in range(0, len(header.class_names) * header.ipc, header.ipc):
+            of_class: Tensor = images[begin : begin + header.ipc]
+            _check_pixels(str(path), of_class)
+            yield of_class
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
+    """Open a condensed set; gives the open file and its header."""
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if METADATA_KEY not in metadata:
-                raise FormatError(f"{where} is no condensed set: its header has no {METADATA_KEY!r} key.")
+                raise FormatError(f"{path} is no condensed set: its header has no {METADATA_KEY!r} key.")
             # The header first: a newer version may hold other tensors.
-            header = parse_record(metadata[METADATA_KEY], SetHeader, f"The header of {where}")
+            header = parse_record(metadata[METADATA_KEY], SetHeader, f"The header of {path}")
             missing = {"images", "labels"} - set(file.keys())
             if missing:
-                raise FormatError(f"{where} is damaged: no tensor named {' or '.join(sorted(missing))}.")
-            images: Tensor = file.get_tensor("images")
-            labels: Tensor = file.get_tensor("labels")
+                raise FormatError(f"{path} is damaged: no tensor named {' or '.join(sorted(missing))}.")
+            yield file, header
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{where} is damaged: {error}.") from error
-    _check(where, images, labels, header)
-    return images, labels, header
+        raise FormatError(f"{path} is damaged: {error}.") from error
 
 
-def _check(where: str, images: Tensor, labels: Tensor, header: SetHeader) -> None:
+def _labels(header: SetHeader) -> Tensor:
+    return torch.arange(len(header.class_names)).repeat_interleave(header.ipc)
+
+
+def _check_table(where: str, dtype: torch.dtype | str, shape: Sequence[int], header: SetHeader) -> None:
     """Refuse what a reader could not decode, naming the first rule it breaks."""
-
-    def refuse(what: str) -> FormatError:
-        return FormatError(f"{where} is damaged: {what}.")
-
+    shape = tuple(shape)
     count = len(header.class_names) * header.ipc
-    if images.dtype != torch.float32 or images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise refuse(f"images are {images.dtype} {tuple(images.shape)}, not float32 N x (1 or 3) x H x W")
-    if labels.dtype != torch.int64 or labels.shape != (len(images),):
-        raise refuse(f"labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({len(images)},)")
-    if len(images) != count or count == 0:
-        raise refuse(f"{len(images)} images for {len(header.class_names)} classes of {header.ipc}")
-    if not torch.equal(labels, torch.arange(len(header.class_names)).repeat_interleave(header.ipc)):
-        raise refuse(f"labels are not {header.ipc} of each class in order")
-    channels, height, width = images.shape[1:]
+    if dtype != torch.float32 or len(shape) != 4 or shape[1] not in (1, 3):
+        raise _damaged(where, f"images are {dtype} {shape}, not float32 N x (1 or 3) x H x W")
+    if shape[0] != count or count == 0:
+        raise _damaged(where, f"{shape[0]} images for {len(header.class_names)} classes of {header.ipc}")
+    channels, height, width = shape[1:]
     if height != width or header.factor < 1 or height % header.factor:
-        raise refuse(f"images of {height} x {width} pixels are not squares divisible by factor {header.factor}")
+        raise _damaged(
+            where, f"images of {height} x {width} pixels are not squares divisible by factor {header.factor}"
+        )
     if len(header.mean) != channels or len(header.std) != channels or min(header.std) <= 0:
-        raise refuse(f"mean and std are not {channels} numbers each, std above 0")
+        raise _damaged(where, f"mean and std are not {channels} numbers each, std above 0")
+
+
+def _check_labels(where: str, labels: Tensor, header: SetHeader) -> None:
+    wanted = _labels(header)
+    if labels.dtype != torch.int64 or labels.shape != wanted.shape:
+        raise _damaged(where, f"labels are {labels.dtype} {tuple(labels.shape)}, not int64 {tuple(wanted.shape)}")
+    if not torch.equal(labels, wanted):
+        raise _damaged(where, f"labels are not {header.ipc} of each class in order")
+
+
+def _check_pixels(where: str, images: Tensor) -> None:
+    if not len(images):
+        return
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):  # written so that NaN is refused too
-        raise refuse(f"pixels from {low.item():g} to {high.item():g} are not in [0, 1]")
+        raise _damaged(where, f"pixels from {low.item():g} to {high.item():g} are not in [0, 1]")
+
+
+def _damaged(where: str, what: str) -> FormatError:
+    return FormatError(f"{where} is damaged: {what}.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,60 @@ def write_parquet(path: Path, images: Tensor, labels: Tensor, class_names: Seque
         FormatError: The arguments do not fit together; nothing was written.
         RunError: The file system failed.
     """
+    write_parquet_parts(path, [(images, labels)], class_names)
+
+
+def write_parquet_parts(path: Path, parts: Iterable[tuple[Tensor, Tensor]], class_names: Sequence[str]) -> int:
+    """Write what `write_parquet` writes, without having all of it at a time.
+
+    Args:
+        path: The file, usually `train.parquet`; replaced in one step.
+        parts: Images and labels, one part after another; how they are cut makes no difference to the file.
+        class_names: One name per class.
+
+    Returns:
+        Images written.
+
+    Raises:
+        FormatError: The arguments do not fit together; nothing was written.
+        RunError: The file system failed.
+    """
+    schema, written = _schema(class_names), 0
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, write_page_index=True) as writer:
+        for group in _groups(parts, len(class_names), schema):
+            writer.write_table(group, row_group_size=len(group))
+            written += len(group)
+    return written
+
+
+def _groups(parts: Iterable[tuple[Tensor, Tensor]], classes: int, schema: Any) -> Iterator[Any]:
+    """Cut parts anew into row groups."""
+    cells, numbers, size, rows = list[dict[str, Any]](), list[int](), None, 0
+    for images, labels in parts:
+        _check(images, labels, classes)
+        if size is None:
+            size = images.shape[1:]
+            rows = max(1, min(ROWS_PER_GROUP, BYTES_PER_GROUP // max(1, prod(size))))
+        if images.shape[1:] != size:
+            raise FormatError(f"Images of {tuple(images.shape[1:])} stand after images of {tuple(size)}.")
+        for image, label in zip(images.cpu().permute(0, 2, 3, 1).contiguous().numpy(), labels.tolist(), strict=True):
+            cells.append({"bytes": png_bytes(image), "path": None})
+            numbers.append(label)
+            if len(cells) == rows:
+                group = pa.table({"image": cells, "label": numbers}, schema=schema)
+                cells, numbers = [], []  # before it is written: the pictures are in memory once
+                yield group
+    if cells:
+        yield pa.table({"image": cells, "label": numbers}, schema=schema)
+
+
+def _check(images: Tensor, labels: Tensor, classes: int) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise FormatError(f"Images are {images.dtype} {tuple(images.shape)}, not uint8 M x (1 or 3) x H x W.")
     if labels.dtype != torch.int64 or labels.shape != (len(images),):
         raise FormatError(f"Labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({len(images)},).")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names):
-        raise FormatError(
-            f"Labels reach from {labels.min()} to {labels.max()}, but there are {len(class_names)} names."
-        )
-    schema = _schema(class_names)
-    rows = max(1, min(ROWS_PER_GROUP, BYTES_PER_GROUP // max(1, images[:1].numel())))
-    pixels = images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
-    numbers = labels.cpu().tolist()
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, write_page_index=True) as writer:
-        for start in range(0, len(pixels), rows):
-            cells = [{"bytes": png_bytes(image), "path": None} for image in pixels[start : start + rows]]
-            group = pa.table({"image": cells, "label": numbers[start : start + rows]}, schema=schema)
-            writer.write_table(group, row_group_size=rows)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise FormatError(f"Labels reach from {labels.min()} to {labels.max()}, but there are {classes} names.")
 
 
 def _schema(class_names: Sequence[str]) -> Any:
@@ -79,8 +117,12 @@ def png_bytes(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(path: Path) -> tuple[Tensor, Tensor]:
+def read_parquet(path: Path, first: int | None = None) -> tuple[Tensor, Tensor]:
     """Read a train.parquet.
+
+    Args:
+        path: The file.
+        first: How many images to read, from the beginning; None: all.
 
     Returns:
         images uint8 M x ch x H x W, labels int64 M.
@@ -92,9 +134,15 @@ def read_parquet(path: Path) -> tuple[Tensor, Tensor]:
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.")
     try:
-        table = pq.read_table(path, columns=["image", "label"])
-        images = [_pixels(cell["bytes"]) for cell in table.column("image").to_pylist()]
-        labels = table.column("label").to_pylist()
+        images, labels = list[np.ndarray[Any, np.dtype[np.uint8]]](), list[int]()
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                if len(images) == first:
+                    break
+                rows = file.read_row_group(group, columns=["image", "label"])
+                rows = rows if first is None else rows[: first - len(images)]
+                images += [_pixels(cell["bytes"]) for cell in rows.column("image").to_pylist()]
+                labels += rows.column("label").to_pylist()
         stacked = torch.from_numpy(np.stack(images))
         return stacked.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:

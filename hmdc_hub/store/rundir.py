@@ -181,7 +181,8 @@ class RunDir:
         descriptor, count = _held.get(key, (-1, 0))
         if count == 0:
             descriptor = self._acquire()
-            _remove_leftovers(self.path)
+            for folder in (self.path, self.checkpoints):
+                _remove_leftovers(folder)
         _held[key] = (descriptor, count + 1)
         try:
             yield

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
 from hmdc_hub.schema import FORMAT_VERSION, SetHeader
-from hmdc_hub.store import read_condensed, sha256_file, write_condensed
+from hmdc_hub.store import read_classes, read_condensed, sha256_file, write_classes, write_condensed
 
 
 def header(classes: int = 2, ipc: int = 2, channels: int = 3, **change: Any) -> SetHeader:
@@ -75,7 +75,8 @@ def test_the_header_is_one_key_of_canonical_json(tmp_path: Path) -> None:
         ({"images": torch.zeros(4, 3, 4, 6)}, "squares"),
         ({"images": torch.zeros(4, 2, 4, 4)}, "1 or 3"),
         ({"images": torch.zeros(4, 3, 4, 4, dtype=torch.float64)}, "float32"),
-        ({"images": torch.zeros(3, 3, 4, 4)}, "labels"),
+        ({"images": torch.zeros(3, 3, 4, 4)}, "3 images for 2 classes of 2"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels"),
         ({"labels": torch.tensor([0, 1, 0, 1])}, "in order"),
         ({"labels": torch.tensor([0.0, 0.0, 1.0, 1.0])}, "int64"),
         ({"header": header(ipc=1)}, "4 images for 2 classes of 1"),
@@ -89,6 +90,63 @@ def test_what_no_reader_could_decode_is_not_written(tmp_path: Path, change: dict
     given_: dict[str, Any] = {"images": images, "labels": labels, "header": header()} | change
     with pytest.raises(FormatError, match=words):
         write_condensed(tmp_path / "a.safetensors", given_["images"], given_["labels"], given_["header"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_class_by_class_is_the_same_file(tmp_path: Path) -> None:
+    images, labels = tensors()
+    write_condensed(tmp_path / "a.safetensors", images, labels, header())
+    write_classes(tmp_path / "b.safetensors", torch.split(images, 2), images.shape[1:], header())
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = list(read_classes(tmp_path / "b.safetensors"))
+    assert [len(one) for one in found] == [2, 2] and torch.equal(torch.cat(found), images)
+
+
+def test_one_class_that_no_reader_could_decode_is_enough(tmp_path: Path) -> None:
+    images, _ = tensors()
+    with pytest.raises(FormatError, match=r"\[0, 1\]"):
+        write_classes(tmp_path / "a.safetensors", [images[:2], images[2:] + 1], images.shape[1:], header())
+    with pytest.raises(FormatError, match="squares"):
+        write_classes(tmp_path / "a.safetensors", [images[:2], images[2:]], (3, 4, 6), header())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(3, 3, 4, 4), "3 images for 2 classes of 2"),
+        (torch.zeros(9, 3, 4, 4), "9 images for 2 classes of 2"),
+        (torch.zeros(4, 3, 4, 4).half(), "F16"),
+        (torch.zeros(4, 3), "float32 N x"),
+        (torch.zeros(()), "float32 N x"),
+        (torch.full((4, 3, 4, 4), float("nan")), r"\[0, 1\]"),
+    ],
+)
+def test_class_by_class_refuses_what_the_whole_does(tmp_path: Path, images: torch.Tensor, words: str) -> None:
+    path, text = tmp_path / "a.safetensors", header().model_dump_json()
+    save_file({"images": images, "labels": tensors()[1]}, path, metadata={"hmdc": text})
+    for read in (read_condensed, lambda path: list(read_classes(path))):
+        with pytest.raises(FormatError, match="damaged"):
+            read(path)
+    with pytest.raises(FormatError, match=words):
+        list(read_classes(path))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        [torch.zeros(2, 3, 4, 4)],
+        [torch.zeros(2, 3, 4, 4)] * 3,
+        [torch.zeros(4, 3, 4, 4).double()],
+        [torch.zeros(4, 3, 4, 4).int()],
+        [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 2, 2)],
+        [torch.zeros(2, 3, 4, 4), torch.zeros(2)],
+        [],
+    ],
+)
+def test_classes_that_do_not_fit_are_not_written(tmp_path: Path, classes: list[torch.Tensor]) -> None:
+    with pytest.raises(FormatError, match="damaged"):
+        write_classes(tmp_path / "a.safetensors", classes, (3, 4, 4), header())
     assert not list(tmp_path.iterdir())
 
 

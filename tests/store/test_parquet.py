@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import pyarrow as pa
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmdc_hub.errors import FormatError, NotFoundError
-from hmdc_hub.store import read_parquet, to_uint8, write_parquet
+from hmdc_hub.store import parquet, read_parquet, to_uint8, write_parquet, write_parquet_parts
 from hmdc_hub.store.parquet import read_class_names
 
 
@@ -37,6 +38,52 @@ def test_what_is_written_is_read(count: int, channels: int, side: int, seed: int
         assert path.read_bytes() == first
         assert read_class_names(path) == ["a", "b"]
     assert torch.equal(found[0], images) and torch.equal(found[1], labels)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(0, 5), max_size=6), st.integers(1, 4))
+def test_how_parts_are_cut_makes_no_difference(sizes: list[int], rows: int) -> None:
+    import tempfile
+
+    count = sum(sizes)
+    images, labels = torch.randint(0, 256, (count, 1, 3, 3), dtype=torch.uint8), torch.arange(count) % 2
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(parquet, "ROWS_PER_GROUP", rows):
+        whole, cut = Path(folder) / "whole.parquet", Path(folder) / "cut.parquet"
+        write_parquet(whole, images, labels, ["a", "b"])
+        written = write_parquet_parts(
+            cut, zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True), ["a", "b"]
+        )
+        assert written == count and whole.read_bytes() == cut.read_bytes()
+        groups = pq.ParquetFile(cut).metadata
+        assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [
+            min(rows, count - start) for start in range(0, count, rows)
+        ]
+
+
+def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    parts = [(torch.zeros(1, 1, side, side, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)) for side in (2, 3)]
+    with pytest.raises(FormatError, match=r"\(1, 3, 3\) stand after images of \(1, 2, 2\)"):
+        write_parquet_parts(tmp_path / "a.parquet", parts, ["a"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_part_first_changes_no_row_group(tmp_path: Path) -> None:
+    images, labels = torch.zeros(12, 1, 3, 3, dtype=torch.uint8), torch.zeros(12, dtype=torch.int64)
+    with mock.patch.object(parquet, "BYTES_PER_GROUP", 4 * 9):
+        write_parquet_parts(tmp_path / "a.parquet", [(images[:0], labels[:0]), (images, labels)], ["a"])
+    assert pq.ParquetFile(tmp_path / "a.parquet").metadata.num_row_groups == 3
+
+
+def test_the_first_images_alone(tmp_path: Path) -> None:
+    images, labels = torch.randint(0, 256, (9, 1, 3, 3), dtype=torch.uint8), torch.arange(9) % 2
+    with mock.patch.object(parquet, "ROWS_PER_GROUP", 2):
+        write_parquet(tmp_path / "a.parquet", images, labels, ["a", "b"])
+    for first in (1, 2, 5, 9, 20):
+        read = mock.Mock(wraps=pq.ParquetFile.read_row_group)
+        with mock.patch.object(pq.ParquetFile, "read_row_group", lambda *a, read=read, **k: read(*a, **k)):
+            found = read_parquet(tmp_path / "a.parquet", first)
+        assert read.call_count == min(5, -(-first // 2)), "row groups"
+        assert torch.equal(found[0], images[:first]) and torch.equal(found[1], labels[:first])
 
 
 def test_datasets_needs_no_card(tmp_path: Path) -> None:

@@ -86,9 +86,11 @@ def test_one_process_at_a_time(run: RunDir) -> None:
 
 
 def test_a_lock_clears_what_killed_processes_left(run: RunDir) -> None:
-    leftovers = [run.path / ".info.json.7.hmdc-tmp", run.path / ".package.hmdc-tmp"]
+    checkpoint = run.checkpoints / ".000001-000000.safetensors.7.hmdc-tmp"
+    leftovers = [run.path / ".info.json.7.hmdc-tmp", checkpoint, run.path / ".package.hmdc-tmp"]
     leftovers[0].write_text("half")
-    leftovers[1].mkdir()
+    leftovers[1].write_text("half")
+    leftovers[2].mkdir()
     with run.lock():
         assert not any(path.exists() for path in leftovers)
 
