@@ -5,12 +5,18 @@ Everything is deterministic on a given device: nothing is added up atomically, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 CHUNK = 2**24
 """Distances held at once; bounds the memory that a large class takes."""
+
+TOGETHER = 2**26
+"""Coordinates of the points of classes that a GPU clusters at once; bounds the memory that their padded copy takes."""
 
 ROUNDING = 1e-6
 """Squared distances below this share of the squared norms are zero in float32."""
@@ -73,6 +79,36 @@ def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
 
 
 @torch.no_grad()
+def representatives(
+    points: Sequence[Tensor], k: int, gens: Sequence[torch.Generator], max_iter: int = 100
+) -> list[Tensor]:
+    """Find the point of each class nearest to each of the class's `kmeans` centres; the same point may come twice.
+
+    On a GPU classes are clustered together, since one class after another costs thousands of tiny kernels each; the
+    result is that of `kmeans` and `nearest` on each class alone, up to rounding, which decides between points equally
+    near: copies, and the two of a cluster of two. On a CPU each does go alone.
+
+    Args:
+        points: float32 P_c x D of each class c, P_c >= 1, all on the same device.
+        k: Clusters per class, at least 1; no more than P_c are made.
+        gens: CPU generators, one per class; each draws what it would draw for `kmeans`.
+        max_iter: Lloyd iterations at most.
+
+    Returns:
+        int64 min(k, P_c) of each class, indices into its points in the order of its centres, on the CPU.
+    """
+    chosen: dict[int, Tensor] = {}
+    for group in _groups(points, k):
+        if len(group) == 1:
+            (c,) = group
+            chosen[c] = nearest(points[c], kmeans(points[c], k, gens[c], max_iter)).cpu()
+        else:
+            found = _representatives([points[c] for c in group], k, [gens[c] for c in group], max_iter)
+            chosen.update(zip(group, found, strict=True))
+    return [chosen[c] for c in range(len(points))]
+
+
+@torch.no_grad()
 def herd(points: Tensor, n: int) -> Tensor:
     """Choose points one after another so that the mean of those chosen stays closest to the mean of all.
 
@@ -108,19 +144,34 @@ def _start(points: Tensor, k: int, gen: torch.Generator) -> Tensor:
     Returns:
         int64 k, indices into `points`.
     """
-    noise = torch.empty(k, len(points)).exponential_(generator=gen).clamp_(min=1e-30).to(points)
+    noise = _noise(k, len(points), gen).to(points)
     squares = points.square().sum(dim=1)
     weights, closest = torch.ones_like(squares), torch.full_like(squares, torch.inf)
     chosen: list[Tensor] = []
     for row in noise:
         chosen.append((weights / row).argmax().view(1))
         centre = points.index_select(0, chosen[-1])
-        total = squares + centre.square().sum()
-        distances = total - 2 * (points @ centre[0])
-        # Rounding noise is no distance. Copies of chosen points keep so small a weight that it decides only among them.
-        closest = torch.minimum(closest, distances.where(distances > ROUNDING * total, 1e-30))
+        closest = _closer(closest, squares + centre.square().sum(), points @ centre[0])
         weights = closest.index_fill_(0, chosen[-1], 0.0)
     return torch.cat(chosen)
+
+
+def _noise(k: int, count: int, gen: torch.Generator) -> Tensor:
+    """Return float32 k x P, the noise by which `_start` draws, on the CPU."""
+    return torch.empty(k, count).exponential_(generator=gen).clamp_(min=1e-30)
+
+
+def _closer(closest: Tensor, total: Tensor, products: Tensor) -> Tensor:
+    """Return the squared distances from the closest centres, given also products with a new one.
+
+    Args:
+        closest: float32 ... x P, squared distances from the closest centre so far.
+        total: float32 ... x P, squares of the points plus that of the new centre.
+        products: float32 ... x P, inner products of the points with the new centre.
+    """
+    distances = total - 2 * products
+    # Rounding noise is no distance. Copies of chosen points keep so small a weight that it decides only among them.
+    return torch.minimum(closest, distances.where(distances > ROUNDING * total, 1e-30))
 
 
 def _assign(points: Tensor, centres: Tensor) -> Tensor:
@@ -152,3 +203,77 @@ def _sums_by_product(points: Tensor, assigned: Tensor, k: int) -> Tensor:
     for part, index in zip(torch.split(points, size), torch.split(assigned, size), strict=True):
         sums.addmm_(F.one_hot(index, k).to(points.dtype).mT, part)
     return sums
+
+
+def _groups(points: Sequence[Tensor], k: int) -> Iterator[list[int]]:
+    """Yield the classes to cluster together: on a GPU as many as fit, alike in size so that little is padded."""
+    left = sorted(range(len(points)), key=lambda c: len(points[c]), reverse=True)
+    while left:
+        count, dims = points[left[0]].shape
+        fitting = min(CHUNK // (count * min(k, count)), TOGETHER // (count * dims))
+        size = 1 if points[left[0]].device.type == "cpu" else max(1, fitting)
+        yield left[:size]
+        left = left[size:]
+
+
+def _representatives(
+    points: Sequence[Tensor], k: int, gens: Sequence[torch.Generator], max_iter: int
+) -> tuple[Tensor, ...]:
+    """Do what `representatives` does for G classes at once, padded to the P points and k centres of the largest."""
+    sizes = [len(part) for part in points]
+    made = [min(k, size) for size in sizes]
+    padding = (torch.arange(max(sizes)) >= torch.tensor(sizes)[:, None]).to(points[0].device)
+    together = pad_sequence(list(points), batch_first=True)
+    together -= together.sum(dim=1, keepdim=True) / (~padding).sum(dim=1)[:, None, None]
+    start = _start_together(together, [_noise(n, size, gen) for n, size, gen in zip(made, sizes, gens, strict=True)])
+    centres = together.gather(1, start[:, :, None].expand(-1, -1, together.shape[2]))
+    assigned = torch.full_like(padding, -1, dtype=torch.int64)
+    for _ in range(max_iter):
+        previous = assigned
+        assigned = _distances_together(together, centres).argmin(dim=2).masked_fill_(padding, -1)
+        # A class that has come to rest may go on with the others: from the same clusters follow the same means.
+        if torch.equal(previous, assigned):
+            break
+        centres = _means_together(together, assigned, centres)
+    distances = _distances_together(centres, together).masked_fill_(padding[:, None], torch.inf)
+    chosen = distances.argmin(dim=2).cpu()
+    return tuple(row[:count] for row, count in zip(chosen, made, strict=True))
+
+
+def _start_together(points: Tensor, noise: Sequence[Tensor]) -> Tensor:
+    """Do what `_start` does for G classes at once.
+
+    Args:
+        points: float32 G x P x D, padded.
+        noise: float32 k_c x P_c of each class, on the CPU.
+
+    Returns:
+        int64 G x k, indices into each class's points. A class that has fewer than k points goes on with the first of
+        them, which changes nothing: where its points are, there are centres already.
+    """
+    squares = points.square().sum(dim=2)
+    weights, closest = torch.ones_like(squares), torch.full_like(squares, torch.inf)
+    # Under endless noise padding weighs nothing, less than any point not chosen yet.
+    shape = (max(len(part) for part in noise), *squares.shape)
+    padded = torch.full(shape, torch.inf)
+    for c, part in enumerate(noise):
+        padded[: part.shape[0], c, : part.shape[1]] = part
+    chosen: list[Tensor] = []
+    for row in padded.to(points):
+        chosen.append((weights / row).argmax(dim=1, keepdim=True))
+        centre = points.gather(1, chosen[-1][:, :, None].expand(-1, -1, points.shape[2]))
+        closest = _closer(closest, squares + centre.square().sum(dim=2), (points @ centre.mT)[:, :, 0])
+        weights = closest.scatter_(1, chosen[-1], 0.0)
+    return torch.cat(chosen, dim=1)
+
+
+def _distances_together(points: Tensor, centres: Tensor) -> Tensor:
+    """Return G x P x k what `_distances` does for each class."""
+    return torch.baddbmm(centres.square().sum(dim=2)[:, None], points, centres.mT, alpha=-2)
+
+
+def _means_together(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
+    """Return G x k x D what `_means` does for each class; points assigned to -1 do not count."""
+    member = (assigned[:, :, None] == torch.arange(centres.shape[1], device=points.device)).to(points.dtype)
+    counts = member.sum(dim=1)[:, :, None]
+    return torch.where(counts > 0, (member.mT @ points) / counts.clamp(min=1), centres)

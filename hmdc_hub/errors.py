@@ -121,6 +121,10 @@ class OutOfMemoryError(RunError, MemoryError):
     """The device has too little memory for this recipe."""
 
 
+class PeerLostError(RunError):
+    """Another process of the same run ended; what happened to it, it said itself."""
+
+
 class Interrupted(HmdcError):  # noqa: N818  (not a failure: the user asked for it)
     """Ctrl-C or SIGTERM arrived and the work was stopped at a safe place.
 

@@ -6,12 +6,19 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
 
 from hmdc_hub.errors import RunError
+from hmdc_hub.events import StopFlag
+
+POLL_SECONDS = 0.2
+"""How long one waits for other processes before looking whether a stop was asked for."""
 
 
 @contextmanager
@@ -42,6 +49,91 @@ def refuse_within_a_start() -> None:
             "A script started its work again in each of its own worker processes.",
             hint='Keep what the script does behind `if __name__ == "__main__":`, or pass workers=1.',
         )
+
+
+def worker_context() -> BaseContext:
+    """Say how workers start: forked from a server that imports libraries once for all of them and computes nothing.
+
+    A fork of this process, with torch's threads at work, may hang; a process that imports all for itself takes five
+    seconds. Apple's libraries allow no fork once they are loaded.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    loaded = [name for name in sys.modules if name.startswith(("hmdc_hub.", "timm.models.", "transformers.models."))]
+    wanted = [name for name in loaded if not name.startswith("transformers") or ".modeling_" in name]
+    context.set_forkserver_preload(["torch._dynamo", *wanted])  # of no effect on a server that runs
+    return context
+
+
+def wait_for_the_server(context: BaseContext, stop: StopFlag, message: str) -> None:
+    """Start the server of forks and wait until it has imported everything; a stop is heard meanwhile.
+
+    Args:
+        context: As `worker_context` gives it, not of the kind that spawns.
+        stop: Looked at all the time.
+        message: Of the stop.
+
+    Raises:
+        EOFError, ConnectionError: The server ended.
+        Interrupted: `stop` was set.
+    """
+    with interrupts_held_back():
+        forkserver.ensure_running()
+    first, ended = context.Process(target=_nothing), list[BaseException]()  # type: ignore[attr-defined]
+
+    def start() -> None:
+        try:
+            first.start()  # returns when the server answers
+        except (EOFError, ConnectionError) as error:
+            ended.append(error)
+
+    starting = threading.Thread(target=start, daemon=True)
+    starting.start()
+    while starting.is_alive():
+        starting.join(POLL_SECONDS)
+        stop.raise_if_set(message)
+    if ended:
+        raise ended[0]
+    first.join()
+
+
+def _nothing() -> None:
+    """Do nothing, in a process whose start says that others can start."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What torchrun tells each of the processes that it starts.
+
+    Attributes:
+        index: Which one, from 0; `count` how many there are.
+        local: Number on its machine, from 0: its GPU.
+        store: Host and port where the processes can tell each other something, if torchrun hosts that.
+        attempt: How often torchrun started them anew.
+    """
+
+    index: int
+    count: int
+    local: int
+    store: tuple[str, int] | None
+    attempt: int
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
+    """Read what torchrun tells this process; None outside of it, and where it is the only one."""
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    index, count, local = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])) if hosted else None
+    attempt = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return Launched(index, count, local, store, attempt) if count > 1 else None
+
+
+def usable_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def begin_worker() -> None:

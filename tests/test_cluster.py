@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -172,7 +174,125 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert cluster.nearest(points, centres, distinct=True).tolist() == [0, 1, 2]
 
 
+def generators(count: int) -> list[torch.Generator]:
+    return [rng.generator(0, "kmeans", c) for c in range(count)]
+
+
+def alone(classes: Sequence[Tensor], k: int, max_iter: int = 100) -> list[Tensor]:
+    """Return the centres of each class by the form for one class."""
+    gens = generators(len(classes))
+    return [cluster.kmeans(points, k, gen, max_iter) for points, gen in zip(classes, gens, strict=True)]
+
+
+def together(classes: Sequence[Tensor], k: int, max_iter: int = 100) -> list[Tensor]:
+    return list(cluster._representatives(classes, k, generators(len(classes)), max_iter))
+
+
+def assert_nearest(got: Sequence[Tensor], classes: Sequence[Tensor], centres: Sequence[Tensor]) -> None:
+    """Check that the points are those nearest to the centres of their class.
+
+    Any of points equally near will do: copies, and the two of a cluster of two, whose mean is as far from either. They
+    are equally near up to the rounding of the centres, which is that of numbers as large as they are.
+    """
+    for found, points, middle in zip(got, classes, centres, strict=True):
+        assert found.dtype == torch.int64
+        assert found.shape == (len(middle),)
+        away = distances(middle, points)
+        least = away.min(dim=1).values
+        moved = torch.finfo(points.dtype).eps * float(middle.abs().max()) * points.shape[1] ** 0.5
+        atol = 1e-5 + 2 * moved * float(least.max()) ** 0.5
+        torch.testing.assert_close(away.gather(1, found[:, None])[:, 0], least, rtol=1e-5, atol=atol)
+        clear = (away <= 1.0001 * least[:, None] + 1e-4).sum(dim=1) == 1
+        assert torch.equal(found[clear], cluster.nearest(points, middle)[clear])
+
+
+@pytest.mark.parametrize("max_iter", [0, 1, 2, 100])
+@pytest.mark.parametrize("k", [1, 6, 10])
+@pytest.mark.parametrize("sizes", [(60, 60, 60), (90, 33, 64, 7), (40,), (12, 1, 3, 50), (2, 5)], ids=str)
+def test_classes_together_choose_as_each_alone(sizes: tuple[int, ...], k: int, max_iter: int) -> None:
+    classes = [noise(size, 16, key=c) + 3 * c for c, size in enumerate(sizes)]
+    assert_nearest(together(classes, k, max_iter), classes, alone(classes, k, max_iter))
+
+
+def test_blobs_together_give_the_same_points_as_each_alone() -> None:
+    classes = [blobs(size, 5, 16) for size in (100, 60, 73)]
+    wanted = [cluster.nearest(*pair).tolist() for pair in zip(classes, alone(classes, 5), strict=True)]
+    assert [found.tolist() for found in together(classes, 5)] == wanted
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, max_size=5),
+    k=st.integers(1, 12),
+    max_iter=st.sampled_from([0, 1, 100]),
+    offset=st.sampled_from([0.0, 1.0, -100.0]),
+)
+def test_copies_together_choose_as_each_alone(
+    sizes: list[tuple[int, int]], k: int, max_iter: int, offset: float
+) -> None:
+    # At random places, so that no rounding decides between clusters.
+    classes = [(noise(different, 6, key=c) + offset).repeat(copies, 1) for c, (different, copies) in enumerate(sizes)]
+    assert_nearest(together(classes, k, max_iter), classes, alone(classes, k, max_iter))
+
+
+def test_a_class_at_rest_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[Tensor] = []
+
+    def means(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
+        rounds.append(cluster_means(points, assigned, centres))
+        return rounds[-1]
+
+    cluster_means = cluster._means_together
+    monkeypatch.setattr(cluster, "_means_together", means)
+    classes = [blobs(40, 4, 8), noise(400, 8)]
+    assert_nearest(together(classes, 4), classes, alone(classes, 4))
+    assert len(rounds) > 5
+    assert all(torch.equal(centres[0], rounds[2][0]) for centres in rounds[2:])
+    assert not torch.equal(rounds[2][1], rounds[-1][1])
+
+
+def test_an_empty_cluster_and_padding_leave_the_means_alone() -> None:
+    points, centres = noise(2, 6, 3), noise(2, 4, 3, key=5)
+    assigned = torch.tensor([[0, 2, 0, 2, 0, 2], [1, 1, 3, -1, -1, -1]])
+    wanted = centres.clone()
+    wanted[0, 0], wanted[0, 2] = points[0, ::2].mean(0), points[0, 1::2].mean(0)
+    wanted[1, 1], wanted[1, 3] = points[1, :2].mean(0), points[1, 2]
+    torch.testing.assert_close(cluster._means_together(points, assigned, centres), wanted)
+
+
+def test_groups_hold_what_fits_with_classes_of_like_size_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "TOGETHER", 2400)
+    # Without a GPU: on a CPU each class goes alone, with or without room.
+    classes = [torch.empty(size, 8, device="meta") for size in (100, 20, 500, 30, 100, 100, 20)]
+    assert list(cluster._groups(classes, 4)) == [[2], [0, 4, 5], [3, 1, 6]]
+    monkeypatch.setattr(cluster, "CHUNK", 800)
+    assert list(cluster._groups(classes, 4)) == [[2], [0, 4], [5, 3], [1, 6]]
+    on_cpu = list(cluster._groups([noise(3, 8), noise(5, 8)], 4))
+    assert on_cpu == [[1], [0]]
+    assert list(cluster._groups([], 4)) == []
+
+
+@pytest.mark.parametrize("groups", [None, [[1, 0], [3], [4, 2]], [[4, 3, 2, 1, 0]]])
+def test_representatives_come_in_the_order_of_the_classes(
+    groups: list[list[int]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = [noise(size, 16, key=size) for size in (50, 51, 20, 3, 80)]
+    if groups is not None:
+        monkeypatch.setattr(cluster, "_groups", lambda points, k: iter(groups))
+    got = cluster.representatives(classes, 6, generators(5), max_iter=7)
+    assert_nearest(got, classes, alone(classes, 6, max_iter=7))
+
+
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_twice() -> None:
     points = noise(2000, 64).cuda()
     assert torch.equal(run(points, 40), run(points, 40))
+
+
+@pytest.mark.gpu
+def test_a_gpu_clusters_classes_together_as_a_cpu_does_one_by_one() -> None:
+    classes = [noise(size, 64, key=size) for size in (300, 200, 310, 5)]
+    on_gpu = [points.cuda() for points in classes]
+    got = [cluster.representatives(on_gpu, 20, generators(4)) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*got, strict=True))
+    assert_nearest(got[0], classes, alone(classes, 20))

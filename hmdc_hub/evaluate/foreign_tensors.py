@@ -14,7 +14,7 @@ from hmdc_hub import pack
 from hmdc_hub.errors import UsageError
 from hmdc_hub.sources import Source
 from hmdc_hub.store import read_condensed, sha256_file, to_uint8
-from hmdc_hub.store.condensed import METADATA_KEY
+from hmdc_hub.store.tensors import METADATA_KEY
 
 SUFFIX = ".safetensors"
 

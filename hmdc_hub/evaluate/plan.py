@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from hmdc_hub.evaluate.baselines import TrainingSet
 from hmdc_hub.evaluate.bench import Job, one_thread
 from hmdc_hub.evaluate.train import steps_of
-from hmdc_hub.evaluate.workers import usable_cores
 from hmdc_hub.measures import CONDENSED, FULL
 from hmdc_hub.models import PoolModel, build_for, forward_flops
+from hmdc_hub.processes import usable_cores
 from hmdc_hub.schema import EvaluateSpec, Recipe
 from hmdc_hub.sources import Source
 

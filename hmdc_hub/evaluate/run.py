@@ -19,10 +19,10 @@ from hmdc_hub.evaluate.share import Share, meet
 from hmdc_hub.evaluate.subject import Subject
 from hmdc_hub.evaluate.summary import Confused, confusions, scores_of
 from hmdc_hub.evaluate.train import FORM
-from hmdc_hub.evaluate.workers import POLL_SECONDS, processes, run_jobs
+from hmdc_hub.evaluate.workers import processes, run_jobs
 from hmdc_hub.events import Listener, Note, StopFlag, Training, silent
 from hmdc_hub.measures import REAL
-from hmdc_hub.processes import refuse_within_a_start
+from hmdc_hub.processes import POLL_SECONDS, refuse_within_a_start
 from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import Cell, EvaluateSpec, Scores, canonical_json
 from hmdc_hub.sources import Source

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from hmdc_hub.errors import UsageError
 from hmdc_hub.evaluate.ledger import differing
-from hmdc_hub.evaluate.workers import POLL_SECONDS
 from hmdc_hub.events import StopFlag
+from hmdc_hub.processes import POLL_SECONDS, launched
 
 _T = TypeVar("_T")
 
@@ -64,12 +64,10 @@ def parse_share(text: str) -> Share:
 
 def share_of_torchrun(environment: Mapping[str, str] = os.environ) -> Share | None:
     """Read what torchrun tells each process; None outside of it. The first process waits for the others."""
-    if "TORCHELASTIC_RUN_ID" not in environment:
+    found = launched(environment)
+    if found is None:
         return None
-    rank, count, local = (int(environment[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = (environment["MASTER_ADDR"], int(environment["MASTER_PORT"])) if hosted else None
-    return Share(rank, count, local, waits=rank == 0, store=store) if count > 1 else None
+    return Share(found.index, found.count, found.local, waits=found.index == 0, store=found.store)
 
 
 def meet(share: Share, place: Mapping[str, str], stop: StopFlag) -> None:

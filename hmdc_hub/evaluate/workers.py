@@ -7,14 +7,10 @@ the number of workers decides how long it takes, never what comes out.
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -26,10 +22,15 @@ from torch import Tensor
 from hmdc_hub.errors import OutOfMemoryError, RunError
 from hmdc_hub.evaluate.bench import Bench, Job, Result
 from hmdc_hub.events import StopFlag
-from hmdc_hub.processes import begin_worker, interrupts_held_back
+from hmdc_hub.processes import (
+    POLL_SECONDS,
+    begin_worker,
+    interrupts_held_back,
+    usable_cores,
+    wait_for_the_server,
+    worker_context,
+)
 from hmdc_hub.schema import EvaluateSpec
-
-POLL_SECONDS = 0.2
 
 DIED_WORKING = "Run the same command again: finished trainings are kept. --workers 1 needs the least memory."
 DIED_AT_START = (
@@ -108,15 +109,10 @@ def processes(device: torch.device, workers: int | None, jobs: int) -> int:
     return max(1, min(usable_cores() if workers is None else workers, jobs))
 
 
-def usable_cores() -> int:
-    """Count the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _in_processes(
     protocol: EvaluateSpec, data: Path, jobs: Sequence[Job], count: int, stop: StopFlag
 ) -> Iterator[tuple[Job, Result]]:
-    others, context = set(multiprocessing.active_children()), _context()
+    others, context = set(multiprocessing.active_children()), worker_context()
     executor = ProcessPoolExecutor(count, context, _start_worker, (protocol.model_dump_json(), str(data)))
     working = False
     try:
@@ -148,56 +144,11 @@ def _submitted(
     """Start the workers; a server of forks that a signal or the lack of memory ended is a worker that died."""
     try:
         if context.get_start_method() == "forkserver":
-            _wait_for_the_server(context, stop)
+            wait_for_the_server(context, stop, "stopped between two trainings")
         with interrupts_held_back():
             return {executor.submit(_work, job): job for job in jobs}
     except (EOFError, ConnectionError) as error:
         raise BrokenProcessPool("the server of forks ended") from error
-
-
-def _context() -> BaseContext:
-    """Say how workers start: forked from a server that imports libraries once for all of them and computes nothing.
-
-    A fork of this process, with torch's threads at work, may hang; a process that imports all for itself takes five
-    seconds. Apple's libraries allow no fork once they are loaded.
-    """
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    networks = [name for name in sys.modules if name.startswith("transformers.models.") and ".modeling_" in name]
-    context.set_forkserver_preload([__name__, "torch._dynamo", *networks])  # of no effect on a server that runs
-    return context
-
-
-def _wait_for_the_server(context: BaseContext, stop: StopFlag) -> None:
-    """Start the server of forks and wait until it has imported everything; a stop is heard meanwhile.
-
-    Raises:
-        EOFError, ConnectionError: The server ended.
-        Interrupted: `stop` was set.
-    """
-    with interrupts_held_back():
-        forkserver.ensure_running()
-    first, ended = context.Process(target=_nothing), list[BaseException]()  # type: ignore[attr-defined]
-
-    def start() -> None:
-        try:
-            first.start()  # returns when the server answers
-        except (EOFError, ConnectionError) as error:
-            ended.append(error)
-
-    starting = threading.Thread(target=start, daemon=True)
-    starting.start()
-    while starting.is_alive():
-        starting.join(POLL_SECONDS)
-        stop.raise_if_set("stopped between two trainings")
-    if ended:
-        raise ended[0]
-    first.join()
-
-
-def _nothing() -> None:
-    """Do nothing, in a process whose start says that others can start."""
 
 
 _bench: Bench | None = None

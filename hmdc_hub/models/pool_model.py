@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +98,21 @@ class PoolModel(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Features:
-        """Compute logits and the selected taps of prepared images, B x channels x input_size x input_size."""
-        with self._lone(x):
+        """Compute logits and the selected taps of prepared images, B x channels x input_size x input_size.
+
+        The network computes in the entry's `precision`; what comes out is at least float32.
+        """
+        with self._lone(x), self.reduced(x.device):
             done = self.net.run(x)
-        taps = {i: self.net.tap(i, done.stages[i]) for i in set(self._tap_indices)}
-        return Features(done.logits, tuple(taps[i] for i in self._tap_indices))
+        taps = {i: TapOutput(*map(_wide, self.net.tap(i, done.stages[i]))) for i in set(self._tap_indices)}
+        return Features(_wide(done.logits), tuple(taps[i] for i in self._tap_indices))
+
+    def reduced(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Compute in the entry's `precision` for a while; `logits` and `embed` do not by themselves."""
+        if self.spec.precision == "float32":
+            return nullcontext()
+        # Casts are not kept: they would be one store for all threads, also of weights that have moved since.
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the logits of prepared images alone, B x classes."""
@@ -213,6 +223,11 @@ class PoolModel(nn.Module):
         finally:
             for norm, mode in zip(self._batch_norms, modes, strict=True):
                 norm.train(mode)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Turn half precision into float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _parameters_and_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:

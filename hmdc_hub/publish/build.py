@@ -14,7 +14,7 @@ from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.scan import refuse_secrets
 from hmdc_hub.report.plots import plot_scores
-from hmdc_hub.report.preview import preview
+from hmdc_hub.report.preview import preview_of
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     TEMPORARY,
@@ -154,7 +154,9 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     shutil.copyfile(run.condensed, data / "condensed.safetensors")
     write_text_atomic(data / "recipe.yaml", dump_recipe(recipe))
     write_text_atomic(data / "info.json", json_text(info))
-    write_bytes_atomic(folder / "assets" / config / "preview.png", _contact_sheet(parquet, info))
+    _refuse_other_images(parquet, info)
+    picture = preview_of(parquet, info.training_images, info.source.class_names)
+    write_bytes_atomic(folder / "assets" / config / "preview.png", picture)
     if scores is not None:
         write_bytes_atomic(data / "scores.json", run.public_scores())
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
@@ -163,16 +165,8 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     write_text_atomic(folder / "README.md", render(folder))
 
 
-def _contact_sheet(parquet: Path, info: ArtifactInfo) -> bytes:
-    from hmdc_hub.store.parquet import read_parquet  # late: torch
-
-    images, _ = read_parquet(parquet)
-    classes = len(info.source.class_names)
-    return preview(images.reshape(classes, -1, *images.shape[1:]), info.source.class_names)
-
-
-def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> Manifest:
-    """List this configuration's files, and check that the parquet's footer agrees with info.json."""
+def _refuse_other_images(parquet: Path, info: ArtifactInfo) -> None:
+    """Refuse a parquet whose footer does not agree with info.json."""
     import pyarrow.parquet as pq
 
     from hmdc_hub.store.parquet import read_class_names
@@ -183,11 +177,18 @@ def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> M
             f"train.parquet has {footer.num_rows} images of the classes {', '.join(names[:5])}; info.json says "
             f"{info.training_images} of {', '.join(info.source.class_names[:5])}."
         )
+
+
+def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> Manifest:
+    """List this configuration's files."""
+    import pyarrow.parquet as pq
+
+    footer = pq.read_metadata(parquet)
     return Manifest(
         config=config,
         rows=footer.num_rows,
         data_bytes=sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)),
-        class_names=names,
+        class_names=info.source.class_names,
         files=[
             PackagedFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
             for path in files_of(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
@@ -41,6 +42,24 @@ def preview(images: Tensor, class_names: Sequence[str]) -> bytes:
         PNG bytes, the same for the same arguments (with the same Pillow and matplotlib).
     """
     return _sheet([("", images)], class_names)
+
+
+def preview_of(parquet: Path, images: int, class_names: Sequence[str]) -> bytes:
+    """Draw the contact sheet of a train.parquet; reads the classes that are shown alone.
+
+    Args:
+        parquet: The file.
+        images: How many it holds, as many of each class, class after class.
+        class_names: One name per class.
+
+    Raises:
+        FormatError, NotFoundError: It cannot be read.
+    """
+    from hmdc_hub.store import read_parquet  # late: torch
+
+    of_each = images // len(class_names)
+    shown, _ = read_parquet(parquet, of_each * min(MAX_ROWS, len(class_names)))
+    return preview(shown.reshape(-1, of_each, *shown.shape[1:]), class_names)
 
 
 def before_after(start: Tensor, condensed: Tensor, class_names: Sequence[str]) -> bytes:

@@ -137,6 +137,8 @@ class EvaluateSpec(Strict):
         changes: dict[str, Any] = {}
         if model.reset != "all":  # a training that kept a classifier would depend on the one before it
             changes["reset"] = "all"
+        if model.precision != "float32":  # that is for condensing; here the protocol's own goes for all
+            changes["precision"] = "float32"
         if self.resolution is not None:
             changes["input_size"] = self.resolution
         if self.batch_norm is not None:

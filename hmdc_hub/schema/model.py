@@ -100,6 +100,12 @@ class ModelSpec(Strict):
         "classifier and whatever lies behind the last tap but two.",
         examples=["all"],
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="In which the network computes while condensing; bfloat16 (autocast) keeps weights, features and "
+        "losses in float32; `pool check` says how far it turns the image gradient. For scores see evaluate.precision.",
+        examples=["float32"],
+    )
     reset: Literal["all", "body"] = Field(
         "all",
         description="What becomes fresh at a reset while condensing; body keeps the classifier, as the method's first "
@@ -168,6 +174,8 @@ def plain_models(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     hashed = []
     for model in models:
         plain = {key: value for key, value in model.items() if key not in ("description", "license")}
+        if plain["precision"] == "float32":
+            del plain["precision"]  # younger than the first sets, whose hashes stay as they are
         for name in ("id", "weights"):
             if is_local_path(plain[name]) or plain[name].startswith(LOCAL):
                 plain[name] = LOCAL

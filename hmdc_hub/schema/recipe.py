@@ -79,6 +79,13 @@ class NetworksSpec(Strict):
         17, description="Minibatches of real images each network trains on after every image step.", examples=[17]
     )
     batch: Positive = Field(128, description="Real images per minibatch, over all classes.", examples=[128])
+    parts: Positive | None = Field(
+        None,
+        description="A minibatch is cut into so many parts that are worked on side by side, by processes or ranks; "
+        "null: one for every 32 images and at most 4 on a CPU, one on a GPU. Another number gives the same up to "
+        "rounding.",
+        examples=[8],
+    )
 
 
 class ProjectionSpec(Strict):
@@ -121,11 +128,24 @@ class CondenseSpec(Strict):
         "which costs as much as a pool of two.",
         examples=["all"],
     )
+    classes_per_step: Positive | None = Field(
+        None,
+        description="Classes that take part in an image step, drawn so that all have their turn; null: all of them. "
+        "balance_every and cluster.every count the steps of each class.",
+        examples=[100],
+    )
     memory: Literal["auto", "low", "fast"] = Field(
         "auto",
-        description="low: the matching step holds the graph of one model at a time, and computes more; fast: of two. "
-        "auto: low where fast would not fit. The result is the same up to rounding.",
+        description="fast: the matching step holds the graphs of a whole batch; low: of a tenth of it, and computes "
+        "more; auto: of as many images as fit. The result is the same up to rounding.",
         examples=["auto"],
+    )
+    derivative: Literal["eager", "compiled"] = Field(
+        "eager",
+        description="compiled: the matching step goes through torch.compile, which takes minutes at the start and on a "
+        "CPU needs a C++ compiler; steps that update the balance, and batches that are not full, stay eager. The "
+        "result is the same up to rounding.",
+        examples=["eager"],
     )
     images: ImagesSpec = Field(default_factory=ImagesSpec, description="Optimiser of the stored images.")
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="Choice of the real batch.")
@@ -209,5 +229,8 @@ class Recipe(Strict):
         if key == "pool":
             return plain_models(section)
         if key == "condense":
-            del section["memory"]
+            # How it is computed, not what.
+            del section["memory"], section["derivative"], section["networks"]["parts"]
+            if section["classes_per_step"] is None:
+                del section["classes_per_step"]  # younger than the first sets, whose hashes stay as they are
         return section
