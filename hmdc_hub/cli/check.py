@@ -35,6 +35,7 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
 
     Prints its taps, one forward pass, and one image gradient for 8 real and 8 synthetic images with the time and the
     memory that it takes; ERROR compares the gradient, mutual distillation included, with the plain double backward.
+    COSINE is that of the same gradient in bfloat16 to the one in float32: what `precision: bfloat16` would change.
     What is wrong with a model is said in one line, and the exit status is then 1. Pretrained weights are not
     downloaded.
     """
@@ -57,6 +58,9 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
         output.data(_table(rows))
         for spec, result in rows if len(rows) == 1 else []:
             output.data(_taps(spec, result))
+    for spec, result in rows:
+        if not isinstance(result, str) and result.turned_by_bfloat16:
+            output.talk(f"{spec.name}: bfloat16 turns its image gradient too far (COSINE); keep precision: float32")
     if any(isinstance(result, str) for _, result in rows):
         raise click.exceptions.Exit(1)
 
@@ -114,12 +118,12 @@ def check_one(spec: ModelSpec, device: str) -> Check | str:
         return f"it can be built, but not differentiated as condensing does it: {type(error).__name__}: {lines[0]}"
 
 
-_HEADER = ["NAME", "INPUT", "PARAMETERS", "TAPS", "FORWARD", "GRADIENT", "MEMORY", "ERROR"]
+_HEADER = ["NAME", "INPUT", "PARAMETERS", "TAPS", "FORWARD", "GRADIENT", "MEMORY", "ERROR", "COSINE"]
 
 
 def _cells(spec: ModelSpec, result: Check | str) -> list[str]:
     if isinstance(result, str):
-        return [spec.name, "", "", "", "", "", "", result]
+        return [spec.name, "", "", "", "", "", "", result, ""]
     return [
         spec.name,
         f"{result.input_size}",
@@ -129,6 +133,7 @@ def _cells(spec: ModelSpec, result: Check | str) -> list[str]:
         f"{result.gradient_ms:.0f} ms",
         output.amount(result.memory_bytes),
         f"{result.error:.0e} {result.dtype}",
+        "-" if result.cosine is None else f"{result.cosine:.4f}",
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +14,14 @@ from hmdc_hub.cli import output
 from hmdc_hub.cli.overrides import OVERRIDES, RecipeCommand
 from hmdc_hub.cli.progress import progress
 from hmdc_hub.cli.signals import stop_on_signals
+from hmdc_hub.cli.together import assist, one_voice
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import StopFlag
 
 if TYPE_CHECKING:
-    import torch
-
     from hmdc_hub.cli.flow import Wishes
     from hmdc_hub.cli.result import Result
+    from hmdc_hub.processes import Launched
     from hmdc_hub.schema import Recipe
     from hmdc_hub.store import RunDir
 
@@ -42,8 +44,11 @@ hmdc-hub condense my.yaml --resume"""
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run from its last checkpoint.")
 @click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes.")
 @click.option("--dry-run", is_flag=True, help="Print what it would do and cost; write nothing.")
+@click.option(
+    "--ranks", type=click.IntRange(min=1), metavar="N", help="With --dry-run: plan for so many processes of torchrun."
+)
 @click.option("--no-evaluate", is_flag=True, help="Leave out the scores; a later run adds them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 def condense(
@@ -55,39 +60,93 @@ def condense(
     device: str,
     workers: int | None,
     dry_run: bool,
+    ranks: int | None,
     no_evaluate: bool,
     as_json: bool,
 ) -> None:
     """Condense the dataset of RECIPE, score the result and package it.
 
     RECIPE is a file, or the bare name of one that `hmdc-hub recipes ls` lists. What a run directory already holds is
-    not done again; Ctrl-C stops at a safe place, and --resume goes on from there.
+    not done again; Ctrl-C stops at a safe place, and --resume goes on from there. Several GPUs or machines can work on
+    it together: `torchrun --nproc-per-node 4 -m hmdc_hub condense ...`.
     """
     if resume and force:
         raise click.UsageError("--resume goes on with a run and --force removes it: give one of them.")
+    if ranks is not None and not dry_run:
+        raise click.UsageError(
+            f"--ranks is for --dry-run; start them with: torchrun --nproc-per-node {ranks} -m hmdc_hub condense ..."
+        )
+    from hmdc_hub.processes import launched
+
+    started, options = launched(), Options(overrides, run_dir, resume, force, device, workers, no_evaluate, as_json)
+    with nullcontext() if started is None else one_voice(started):
+        if not dry_run:
+            _condense(recipe, options, started)
+        elif started is None or started.index == 0:
+            _print_plan(recipe, options, ranks or 1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command, as they were given."""
+
+    overrides: tuple[str, ...]
+    run_dir: Path | None
+    resume: bool
+    force: bool
+    device: str
+    workers: int | None
+    no_evaluate: bool
+    as_json: bool
+
+    def again(self, recipe: str) -> str:
+        """Write the command that goes on with the run, without its `--resume`."""
+        return shlex.join(
+            ["hmdc-hub", "condense", recipe]
+            + [part for override in self.overrides for part in ("-o", override)]
+            + ([] if self.run_dir is None else ["--run-dir", str(self.run_dir)])
+            + ([] if self.device == "auto" else ["--device", self.device])
+            + ([] if self.workers is None else ["--workers", str(self.workers)])
+        )
+
+
+def _condense(name: str, options: Options, started: Launched | None) -> None:
     from hmdc_hub.catalog import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    recipe = load_recipe(name, options.overrides)
     # From here on torch is needed, which takes seconds to import: a broken recipe has been refused without it.
     from hmdc_hub.cli.device import pick
     from hmdc_hub.cli.directory import run_directory
     from hmdc_hub.cli.flow import Wishes
     from hmdc_hub.store import RunDir
 
-    chosen = pick(device)
-    if dry_run:
-        _print_plan(loaded, chosen, workers, as_json)
-        return
-    run = RunDir(run_dir) if run_dir is not None else run_directory(loaded, overridden=bool(overrides))
-    wishes = Wishes(chosen, resume=resume, force=force, evaluate=not no_evaluate, workers=workers)
-    again = shlex.join(
-        ["hmdc-hub", "condense", recipe]
-        + [part for override in overrides for part in ("-o", override)]
-        + ([] if run_dir is None else ["--run-dir", str(run_dir)])
-        + ([] if device == "auto" else ["--device", device])
-        + ([] if workers is None else ["--workers", str(workers)])
+    chosen = pick(options.device, started)
+    found = options.run_dir
+    run = RunDir(found) if found is not None else run_directory(recipe, overridden=bool(options.overrides))
+    wishes = Wishes(
+        chosen,
+        resume=options.resume,
+        force=options.force,
+        evaluate=not options.no_evaluate,
+        workers=options.workers,
     )
-    _print_result(_carry_out(loaded, run, wishes, again), again, as_json)
+    again = options.again(name)
+    if started is None:
+        _print_result(_carry_out(recipe, run, wishes, again), again, options.as_json)
+        return
+    from hmdc_hub.condense import Group
+    from hmdc_hub.evaluate.share import share_of_torchrun
+
+    again = f"torchrun --nproc-per-node ... -m {again.replace('hmdc-hub', 'hmdc_hub', 1)}"
+    group = Group.of_torchrun(chosen)
+    if started.index > 0:
+        stop = StopFlag()
+        with stop_on_signals(stop, lambda text: None):
+            assist(run, group, chosen, options.workers, stop)
+    else:
+        shared = replace(wishes, ranks=group, share=share_of_torchrun())
+        _print_result(_carry_out(recipe, run, shared, again), again, options.as_json)
+    group.close()
 
 
 def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, again: str) -> Result:
@@ -121,15 +180,19 @@ def _print_result(result: Result, again: str, as_json: bool) -> None:
         output.hint(f"{again}  (for the scores)")
 
 
-def _print_plan(recipe: Recipe, device: torch.device, workers: int | None, as_json: bool) -> None:
+def _print_plan(name: str, options: Options, ranks: int) -> None:
+    from hmdc_hub.catalog import load_recipe
+
+    recipe = load_recipe(name, options.overrides)
+    from hmdc_hub.cli.device import pick
     from hmdc_hub.cli.forecast import forecast, forecast_document, forecast_text
 
-    show = progress()
+    device, show = pick(options.device), progress()
     try:
-        found = forecast(recipe, device, workers=workers, listener=show)
+        found = forecast(recipe, device, workers=options.workers, ranks=ranks, listener=show)
     finally:
         show.close()
-    if as_json:
+    if options.as_json:
         output.document(forecast_document(found))
     else:
         output.data(forecast_text(found))

@@ -10,6 +10,7 @@ from hmdc_hub.errors import DeviceError
 
 if TYPE_CHECKING:
     from hmdc_hub.evaluate import Share
+    from hmdc_hub.processes import Launched
 
 
 def available() -> list[str]:
@@ -20,7 +21,7 @@ def available() -> list[str]:
     return [*names, "cpu"]
 
 
-def pick(name: str, share: Share | None = None) -> torch.device:
+def pick(name: str, share: Share | Launched | None = None) -> torch.device:
     """Find the device that a name means.
 
     Args:

@@ -68,14 +68,18 @@ def present(error: BaseException) -> int:
     Returns:
         2 for what the user wrote, 1 for failures while running and for bugs, 130 or 143 for a stop that was asked for.
     """
-    for kind, show in FAILURES:
-        if isinstance(error, kind):
-            shown = show(error)
-            start = emphasised(shown.word, sys.stderr, "red") + " " if shown.word else ""
-            talk(start + shown.text)
-            return shown.status
-    talk("".join(traceback.format_exception(error)) + BUG)
-    return 1
+    found = shown(error)
+    if found is None:
+        talk("".join(traceback.format_exception(error)) + BUG)
+        return 1
+    start = emphasised(found.word, sys.stderr, "red") + " " if found.word else ""
+    talk(start + found.text)
+    return found.status
+
+
+def shown(error: BaseException) -> Shown | None:
+    """Say how an error ends the program; None for a bug of ours."""
+    return next((show(error) for kind, show in FAILURES if isinstance(error, kind)), None)
 
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG}

@@ -16,6 +16,7 @@ from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.failures import disk_errors
 from hmdc_hub.cli.result import Part, Result, read_result
+from hmdc_hub.cli.together import tell
 from hmdc_hub.errors import RunExistsError
 from hmdc_hub.events import Listener, Note, Stage, StopFlag, silent
 from hmdc_hub.models import build_for, settle
@@ -32,6 +33,7 @@ from hmdc_hub.store import (
 )
 
 if TYPE_CHECKING:
+    from hmdc_hub.condense import Ranks
     from hmdc_hub.evaluate import Share
 
 
@@ -44,9 +46,10 @@ class Wishes:
         resume: Go on with an unfinished run.
         force: Remove what is there and start again.
         evaluate: False: condense only, without scores and package.
-        workers: Processes of the evaluation on a CPU; None: one per core.
+        workers: Processes on a CPU; None: one per core.
         reuse: Take trainings that earlier evaluations did, this run's own among them.
         share: Which part of the trainings is this process's; the others assist.
+        ranks: The processes that condense and evaluate together, of which this is the first.
     """
 
     device: torch.device
@@ -56,6 +59,7 @@ class Wishes:
     workers: int | None = None
     reuse: bool = True
     share: Share | None = None
+    ranks: Ranks | None = None
 
 
 def carry_out(
@@ -112,11 +116,15 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
                     f"{run.path} was changed by another process just now.", hint="Run the same command again."
                 )
             _store_recipe(recipe, run)
+            if wishes.ranks is not None:
+                tell(wishes.ranks, parts)
             for part in parts:
                 began = time.monotonic()
                 stop.raise_if_set(f"stopped before the part: {part}")
                 _do(part, recipe, source, run, wishes, listener, stop)
                 seconds[part] = round(time.monotonic() - began, 1)
+    elif wishes.ranks is not None:
+        tell(wishes.ranks, parts)
     return read_result(run, seconds, tuple(parts))
 
 
@@ -164,7 +172,9 @@ def _do(
     if part == "condense" and source is not None:
         from hmdc_hub.condense import condense
 
-        condense(recipe, source, run, device=wishes.device, listener=listener, stop=stop)
+        workers = wishes.workers or torch.get_num_threads()
+        ranks = wishes.ranks
+        condense(recipe, source, run, device=wishes.device, workers=workers, ranks=ranks, listener=listener, stop=stop)
     elif part == "evaluate" and source is not None:
         from hmdc_hub.cli.scoring import forget, score
         from hmdc_hub.evaluate import of_run
@@ -172,6 +182,8 @@ def _do(
         if not wishes.reuse:
             forget(run)
         complete(recipe, source, run, wishes.device, listener)
+        if wishes.ranks is not None:
+            tell(wishes.ranks, ())
         score(
             of_run(recipe, run),
             recipe.evaluate,
@@ -196,12 +208,10 @@ def _do(
 
 def _preview(run: RunDir) -> bytes:
     """Draw the condensed images; the package shows the same picture."""
-    from hmdc_hub.report.preview import preview
-    from hmdc_hub.store import read_parquet
+    from hmdc_hub.report.preview import preview_of
 
-    names = read_info(run.info).source.class_names
-    images, _ = read_parquet(run.parquet)
-    return preview(images.reshape(len(names), -1, *images.shape[1:]), names)
+    info = read_info(run.info)
+    return preview_of(run.parquet, info.training_images, info.source.class_names)
 
 
 def complete(recipe: Recipe, source: Source, run: RunDir, device: torch.device, listener: Listener) -> None:

@@ -41,7 +41,7 @@ class Forecast:
 
 
 def forecast(
-    recipe: Recipe, device: torch.device, *, workers: int | None = None, listener: Listener = silent
+    recipe: Recipe, device: torch.device, *, workers: int | None = None, ranks: int = 1, listener: Listener = silent
 ) -> Forecast:
     """Load the source, build every model and time a few steps of each part.
 
@@ -49,6 +49,7 @@ def forecast(
         recipe: As loaded.
         device: Where it would run.
         workers: CPU processes of the evaluation; None: one per core.
+        ranks: Processes that condense together, on devices like this one.
         listener: Told what is going on.
     """
     recipe = settled(recipe, None)
@@ -61,7 +62,7 @@ def forecast(
         classes=source.train.num_classes,
         train_images=len(source.train.images),
         test_images=len(source.test_images),
-        condensing=condense.plan(recipe, source, device),
+        condensing=condense.plan(recipe, source, device, ranks),
         evaluation=evaluate.plan(recipe, source, device, workers),
         parameters={model.spec.name: parameter_count(model) for model in models},
         device=str(device),
@@ -72,6 +73,10 @@ def forecast_text(forecast: Forecast) -> str:
     """Write a forecast for people."""
     recipe, plan = forecast.recipe, forecast.condensing
     spec, parts = recipe.condense, ", ".join(f"{name} {duration(s)}" for name, s in plan.parts.items())
+    memory = ", ".join(f"{name} {amount(n)}" for name, n in plan.memory.items())
+    if plan.at_once is not None:
+        memory += f"; graphs of {plan.at_once} images at a time"
+    flops = ", ".join(f"{name} {number / 1e12:,.3g}" for name, number in plan.flops.items())
     models = [[name, f"{n:,}", "condenses"] for name, n in plan.parameters.items()]
     for name, count in forecast.parameters.items():
         known = next((row for row in models if row[0] == name), None)
@@ -91,11 +96,24 @@ def forecast_text(forecast: Forecast) -> str:
         columns(["MODEL", "PARAMETERS", "ROLE"], models),
         "",
         f"estimated on {forecast.device}",
-        f"memory      {amount(plan.memory_bytes)} beside the libraries' own",
+        f"memory      {amount(plan.memory_bytes)} beside the libraries' own ({memory})",
         f"condensing  {duration(plan.seconds)} ({parts})",
+        f"operations  {sum(plan.flops.values()) / 1e12:,.4g} TFLOP ({flops})",
         f"evaluation  {duration(forecast.evaluation.seconds)}",
+        *(_ranks(plan) if plan.ranks > 1 else []),
     ]
     return "\n".join(lines)
+
+
+def _ranks(plan: condense.Plan) -> list[str]:
+    """Write what several processes exchange; memory and time above are then one's."""
+    received = amount(plan.exchanged_bytes) if plan.exchanged_bytes else "nothing"
+    return [
+        f"ranks       {plan.ranks}, each on a device like this one; memory and condensing are of one of them",
+        f"network     {received} received by each in an image step, "
+        f"{amount(plan.exchanged_bytes * plan.image_steps)} in all (parameters counted)",
+        f"checkpoint  {amount(plan.checkpoint_bytes)} on disk, of which two are kept (images counted)",
+    ]
 
 
 def forecast_document(forecast: Forecast) -> dict[str, Any]:
@@ -109,7 +127,7 @@ def forecast_document(forecast: Forecast) -> dict[str, Any]:
         "classes": forecast.classes,
         "train_images": forecast.train_images,
         "test_images": forecast.test_images,
-        "condense": asdict(forecast.condensing),
+        "condense": asdict(forecast.condensing) | {"memory_bytes": forecast.condensing.memory_bytes},
         "evaluate": asdict(forecast.evaluation) | {"parameters": forecast.parameters},
         "device": forecast.device,
     }

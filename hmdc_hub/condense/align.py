@@ -86,6 +86,10 @@ class Alignment(nn.Module):
 
     def _project(self, tap: TapOutput, linear: nn.Module) -> Tensor:
         """Turn one tap into B x (1 + s s) x d, the semantic vector first."""
+        if tap.spatial.requires_grad:
+            # The gradient comes back with channels last. Of a single image it could be read in two ways, and torch's
+            # batch norm in evaluation mode reads it in the wrong one (seen in 2.11 to 2.15).
+            tap.spatial.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         spatial = pack.resize(tap.spatial, self.side).flatten(2).transpose(1, 2)
         tokens = torch.cat([tap.semantic.unsqueeze(1), spatial], dim=1)
         projected: Tensor = linear(tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub import rng
-from hmdc_hub.condense import low_memory, match
+from hmdc_hub.condense import match
 from hmdc_hub.condense.align import Alignment
-from hmdc_hub.condense.loop import plain_attention
+from hmdc_hub.condense.class_gradient import plain_attention
 from hmdc_hub.condense.match import Objectives
 from hmdc_hub.condense.meter import growth, milliseconds
 from hmdc_hub.models import PoolModel, TapInfo, build_model, parameter_count
@@ -26,6 +27,9 @@ COMPARED = 2
 
 FLOAT32_ERROR = 1e-4
 """Relative error of the image gradient up to which float32 is believed; above it both sides are taken in float64."""
+
+COSINE = 0.99
+"""Of image gradients, from which on bfloat16 is as good as float32."""
 
 PARTNER = ModelSpec(name="partner", source="builtin", id="convnet", args={"depth": 2, "width": 8}, input_size=16)
 """The other model of the pair whose mutual distillation is differentiated."""
@@ -46,6 +50,8 @@ class Check:
         error: Norm of the difference of image gradients for 2 real and 2 synthetic images, matching and mutual
             distillation together, over the norm.
         dtype: In which the two were compared.
+        cosine: Of the image gradient in bfloat16 to the one in float32 for 8 real and 8 synthetic images, matching and
+            mutual distillation together, whatever the entry's precision; None where there is no such gradient.
     """
 
     name: str
@@ -58,6 +64,12 @@ class Check:
     memory_bytes: int
     error: float
     dtype: str
+    cosine: float | None
+
+    @property
+    def turned_by_bfloat16(self) -> bool:
+        """Say whether bfloat16 turns the image gradient by more than `COSINE` allows."""
+        return self.cosine is not None and self.cosine < COSINE
 
 
 def check_model(spec: ModelSpec, device: torch.device) -> Check:
@@ -74,7 +86,8 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
     """
     # A local revision is about weights, too, which are left out.
     spec = spec.model_copy(update={"weights": "none", "revision": None if spec.local_names() else spec.revision})
-    model, partner = (_built(each, device) for each in (spec, PARTNER))
+    exact, reduced = (_built(spec.model_copy(update={"precision": word}), device) for word in ("float32", "bfloat16"))
+    model, partner = exact if spec.precision == "float32" else reduced, _built(PARTNER, device)
     real, synthetic = (_images(seed, device) for seed in (1, 2))
     with plain_attention():
         with torch.no_grad():
@@ -82,14 +95,25 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
         alone = Objectives([model], [])
         memory = growth(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
         taken = milliseconds(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
+        cosine = _cosine(exact, reduced, partner, real, synthetic)
         few = real[:COMPARED], synthetic[:COMPARED]
-        error, dtype = _error(model, partner, *few), "float32"
+        error, dtype = _error(exact, partner, *few), "float32"
         if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
-            model, partner = model.double(), partner.double()
-            error, dtype = _error(model, partner, *(part.double() for part in few)), "float64"
+            exact, partner = exact.double(), partner.double()
+            error, dtype = _error(exact, partner, *(part.double() for part in few)), "float64"
     trained = sum(p.numel() for p in model.trained().values())
     return Check(
-        spec.name, model.input_size, parameter_count(model), trained, model.taps, forward, taken, memory, error, dtype
+        name=spec.name,
+        input_size=model.input_size,
+        parameters=parameter_count(model),
+        trained=trained,
+        taps=model.taps,
+        forward_ms=forward,
+        gradient_ms=taken,
+        memory_bytes=memory,
+        error=error,
+        dtype=dtype,
+        cosine=cosine,
     )
 
 
@@ -108,13 +132,33 @@ def _images(seed: int, device: torch.device) -> Tensor:
 
 
 def _error(model: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float:
-    """Compare the gradient as a run with little memory takes it with the plain one; both of all targets summed."""
+    """Compare the gradient taken image by image with the plain one; both of all targets summed."""
+    ours = _gradient(model, partner, real, synthetic, at_once=1)
+    plain = _plain_gradient([model, partner], _aligned(model, partner, synthetic), real, synthetic)
+    return float((ours - plain).norm() / plain.norm())
+
+
+def _gradient(
+    model: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor, at_once: int | None = None
+) -> Tensor:
+    """Differentiate the sum of all targets as the condenser does."""
+    objectives = Objectives([model, partner], [_aligned(model, partner, synthetic)], at_once=at_once)
+    return match.image_derivatives(objectives, real, synthetic, 1, [1.0] * 3).gradients[0]
+
+
+def _aligned(model: PoolModel, partner: PoolModel, like: Tensor) -> Alignment:
     align = Alignment((0, 1), (model.taps, partner.taps))
     align.reset(rng.generator(0, "check", "projections"))
-    align = align.to(synthetic.device, synthetic.dtype)
-    ours = low_memory.image_derivatives(Objectives([model, partner], [align]), real, synthetic, 1, [1.0] * 3)
-    plain = _plain_gradient([model, partner], align, real, synthetic)
-    return float((ours.gradients[0] - plain).norm() / plain.norm())
+    return align.to(like.device, like.dtype)
+
+
+def _cosine(exact: PoolModel, reduced: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float | None:
+    wanted = _gradient(exact, partner, real, synthetic).flatten()
+    try:
+        found = float(F.cosine_similarity(wanted, _gradient(reduced, partner, real, synthetic).flatten(), dim=0))
+    except RuntimeError:  # an operation of the network that there is in float32 alone
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _plain_gradient(models: Sequence[PoolModel], align: Alignment, real: Tensor, synthetic: Tensor) -> Tensor:

@@ -1,24 +1,35 @@
-"""Checkpoints: one self-checking safetensors file each, written whole or not at all, the two newest kept."""
+"""Checkpoints: one self-checking safetensors file each, written whole or not at all, the two newest kept.
+
+They are written and read a part at a time: the images of a large set are never in memory as a whole.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor
 
+from hmdc_hub.condense.ranks import Ranks
+from hmdc_hub.errors import DivergedError, UsageError
 from hmdc_hub.events import Listener, Note
-from hmdc_hub.schema import FORMAT_VERSION, canonical_json
-from hmdc_hub.store import write_bytes_atomic
+from hmdc_hub.schema import canonical_json
+from hmdc_hub.store import Parts, content_digest, in_order, write_tensors
 
 KEPT = 2
 """Checkpoints in a run directory; the second is there for the day the first is damaged."""
+
+VERSION = 2
+"""Of their format, which is no other file's."""
+
+UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError)
+"""What reading a damaged file raises."""
 
 
 @dataclass(frozen=True)
@@ -36,57 +47,141 @@ class Position:
     seconds: float
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], position: Position, condense_hash: str) -> Path:
-    """Write a checkpoint and remove all but the newest two."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {
-        "format_version": FORMAT_VERSION,
-        "condense_hash": condense_hash,
-        "position": asdict(position),
-        "digest": _digest(plain),
-    }
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{position.outer:06d}-{position.inner:06d}.safetensors"
-    write_bytes_atomic(path, safetensors.torch.save(plain, metadata={"hmdc": canonical_json(header)}))
-    for old in _newest_first(folder)[KEPT:]:
-        old.unlink()
-    return path
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to go on from, whose tensors stay in the file until they are asked for.
 
-
-def load_newest(folder: Path, condense_hash: str, listener: Listener) -> tuple[dict[str, Tensor], Position] | None:
-    """Read the newest undamaged checkpoint of this recipe, or None if there is none.
-
-    A damaged file is reported through `listener` and the one before it is taken.
+    Attributes:
+        path: Of the file.
+        position: What it was written at.
     """
+
+    path: Path
+    position: Position
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """Read the tensors whose names begin so, by the rest of the name."""
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  (no mapping)
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Read these rows of a tensor."""
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            stored = file.get_slice(name)
+            found = torch.empty(len(rows), *stored.get_shape()[1:], dtype=stored[0:0].dtype)
+            for place, row in enumerate(rows):
+                found[place] = stored[row]
+        return found
+
+
+def save(folder: Path, tensors: Mapping[str, Parts], position: Position, condense_hash: str, ranks: Ranks) -> None:
+    """Write a checkpoint and remove all but the newest two; the first rank does it.
+
+    Args:
+        folder: Of checkpoints.
+        tensors: By name; parts come from all ranks, which call this at the same time.
+        position: How far the run is.
+        condense_hash: Of the recipe.
+        ranks: That make the run.
+
+    Raises:
+        DivergedError: Something is not finite.
+        RunError: The file system failed; what was there before is unchanged.
+    """
+    if ranks.index != 0:
+        for name in in_order(tensors):
+            deque(tensors[name].parts, maxlen=0)
+        return
+
+    def header(digest: str) -> str:
+        facts = {"format_version": VERSION, "condense_hash": condense_hash, "position": asdict(position)}
+        return canonical_json(facts | {"digest": digest})
+
+    checked = {name: replace(each, parts=_finite(each.parts, position)) for name, each in tensors.items()}
+    write_tensors(_path(folder, position), checked, header)
+    path, kept = _path(folder, position), 0
+    for other in _newest_first(folder):
+        # What is newer than this could not be used, or this would not have been done again.
+        kept += other.name <= path.name
+        if other.name > path.name or kept > KEPT:
+            other.unlink()
+
+
+def newest(folder: Path, condense_hash: str, ranks: Ranks, listener: Listener) -> Checkpoint | None:
+    """Find the newest undamaged checkpoint of this recipe, or None if there is none.
+
+    One that cannot be used is reported through `listener` and the one before it is taken. The first rank reads them
+    through, the others look only whether theirs is the same.
+
+    Raises:
+        UsageError: Ranks do not see one folder.
+    """
+    told = torch.zeros(6, dtype=torch.float64)
+    if ranks.index == 0:
+        found = _newest(folder, condense_hash, listener)
+        place = [0.0] * 5 if found is None else [1.0, *astuple(found), _mark(_path(folder, found))]
+        told = torch.tensor([*place, float(len(_newest_first(folder)))], dtype=torch.float64)
+    there, outer, inner, seconds, mark, files = ranks.together(told).tolist()
+    position = Position(int(outer), int(inner), seconds)
+    same = _mark(_path(folder, position)) == mark if there else len(_newest_first(folder)) == files
+    if bool(ranks.together(torch.tensor([float(not same)]))):
+        raise UsageError(
+            f"{folder.parent} does not hold the same checkpoints for all {ranks.count} ranks.",
+            hint="Put the run directory where all machines see it: --run-dir.",
+        )
+    return Checkpoint(_path(folder, position), position) if there else None
+
+
+def _newest(folder: Path, condense_hash: str, listener: Listener) -> Position | None:
     for path in _newest_first(folder):
         try:
-            tensors, header = _read(path)
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            listener(Note(f"checkpoint {path.name} is damaged ({error}); taking the one before it"))
+            facts = _facts(path)
+            if facts["digest"] != content_digest(path):
+                raise ValueError("its contents do not match its digest")
+            outer, inner, seconds = (facts["position"][key] for key in ("outer", "inner", "seconds"))
+            position = Position(int(outer), int(inner), float(seconds))
+            if _path(folder, position) != path:
+                raise ValueError("its name is not what it was written at")
+        except UNUSABLE as error:
+            listener(Note(f"checkpoint {path.name} cannot be used ({error}); taking the one before it"))
             continue
-        if header["condense_hash"] == condense_hash:
-            return tensors, Position(**header["position"])
+        if facts["condense_hash"] == condense_hash:
+            return position
     return None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["hmdc"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    if header["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {header['format_version']}, this program reads {FORMAT_VERSION}")
-    if header["digest"] != _digest(tensors):
-        raise ValueError("its contents do not match its digest")
-    return tensors, header
+def _mark(path: Path) -> float:
+    """Give the beginning of a checkpoint's digest as a number that ranks can tell one another; -1 for no checkpoint."""
+    try:
+        return float(int(_facts(path)["digest"][:12], 16))
+    except UNUSABLE:
+        return -1.0
 
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("??????-??????.safetensors"), reverse=True)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
+def _path(folder: Path, position: Position) -> Path:
+    return folder / f"{position.outer:06d}-{position.inner:06d}.safetensors"
+
+
+def _finite(parts: Iterable[Tensor], position: Position) -> Iterator[Tensor]:
+    """Let through what can be gone on from."""
+    for part in parts:
+        if not bool(torch.isfinite(part).all()):
+            raise DivergedError(
+                f"the state after {position.outer} outer iterations and {position.inner} image steps is not finite, so "
+                "it was not saved",
+                hint="Lower pool.*.lr.condense in the recipe; the last good checkpoint was kept.",
+            )
+        yield part
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["hmdc"])
+    if facts["format_version"] != VERSION:
+        raise ValueError(f"format version {facts['format_version']}, this program reads {VERSION}")
+    return facts

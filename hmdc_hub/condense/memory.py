@@ -1,4 +1,4 @@
-"""How much memory the matching step takes, and which of its two forms fits (`condense.memory`)."""
+"""How much memory the matching step takes, and of how many images at a time the graphs fit (`condense.memory`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hmdc_hub.condense.balance import Balance
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.loop import class_gradient, plain_attention
+from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
 from hmdc_hub.condense.match import Objectives
-from hmdc_hub.condense.pool import Pool
+from hmdc_hub.condense.members import Members
 from hmdc_hub.condense.views import View
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import Recipe
@@ -27,41 +27,59 @@ SHARE = 0.6
 """Of the memory that graphs may take; the rest is for networks, their gradients, the source and the libraries."""
 
 
+LOW = 10
+"""`memory: low` holds the graphs of this part of a batch at a time."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """What was chosen.
 
     Attributes:
-        low: Whether the graph of one model is held at a time.
-        bytes: Estimated peak of the graphs in the chosen form, over all classes that are worked on side by side.
+        at_once: Images whose graphs are held at a time; None for a whole batch.
+        bytes: Estimated peak of the graphs, over all classes that are worked on side by side.
         why: The reason, as a clause.
     """
 
-    low: bool
+    at_once: int | None
     bytes: int
     why: str
 
 
-def choose_memory(pool: Pool, real: RealImages, recipe: Recipe) -> Memory:
-    """Choose between the two forms of the matching step: the recipe's word, otherwise `low` where `fast` does not fit.
+def choose_memory(members: Members, real: RealImages, recipe: Recipe, side_by_side: int) -> Memory:
+    """Choose how many images' graphs are held at a time: the recipe's word, otherwise the most that fit.
 
     On a CPU the memory of the machine counts, not what is free just now: the same recipe on the same machine gives the
-    same bytes, and the two forms differ in their last bits.
+    same bytes, and another number of images differs in the last bits.
+
+    Args:
+        members: The pool.
+        real: The source on the device.
+        recipe: Says `condense.memory`.
+        side_by_side: Classes that are worked on at a time; on a CPU its cores count, however many work.
     """
-    graphs = sorted((saved_bytes(net, real, recipe) for net in pool.members), reverse=True)
-    at_once = min(os.cpu_count() or 1, real.classes) if real.device.type == "cpu" else 1
-    low, fast = graphs[0] * at_once, sum(graphs[:2]) * at_once
-    if recipe.condense.memory != "auto":
-        wants_low = recipe.condense.memory == "low"
-        return Memory(wants_low, low if wants_low else fast, "the recipe says so")
-    there = available_bytes(real.device)
-    if fast <= SHARE * there or len(graphs) == 1:
-        return Memory(False, fast, "it fits")
-    needed, size = (f"{number / 2**30:.1f} GiB" for number in (fast, there))
+    spec = recipe.condense
+    graphs = sorted((saved_bytes(net, real, recipe) for net in members.everybody), reverse=True)
+    side_by_side = min(max(side_by_side, os.cpu_count() or 1), real.classes) if real.device.type == "cpu" else 1
+    whole = sum(graphs[:2]) * side_by_side
+    images = max(min(spec.batch, max(real.source.train.counts)), min(spec.batch, spec.ipc * spec.factor**2))
+
+    def held(at_once: int) -> int:
+        return whole * at_once // images
+
+    if spec.memory != "auto":
+        few = max(1, images // LOW) if spec.memory == "low" else None
+        return Memory(few, held(few or images), "the recipe says so")
+    there = int(SHARE * available_bytes(real.device))
+    if whole <= there:
+        return Memory(None, whole, "it fits")
+    few = max(1, min(images - 1, images * there // whole))
+    needed, size = (f"{number / 2**30:.1f} GiB" for number in (whole, available_bytes(real.device)))
     return Memory(
-        True,
-        low,
-        f"memory: low, since two models at a time would take about {needed} beside networks and data, of {size}",
+        few,
+        held(few),
+        f"memory: {few} image{'s' * (few > 1)} at a time, since whole batches would take about {needed} beside "
+        f"networks and data, of {size}",
     )
 
 

@@ -10,16 +10,26 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from hmdc_hub import cluster, rng
 from hmdc_hub.condense.batches import RealImages
+from hmdc_hub.condense.hand import Hand
+from hmdc_hub.condense.members import Members
 from hmdc_hub.condense.memory import PROBE, choose_memory, probe
-from hmdc_hub.condense.pool import Pool
-from hmdc_hub.condense.threads import Threads
+from hmdc_hub.condense.pool import Pool, parts_of
+from hmdc_hub.condense.team import Threads
 from hmdc_hub.errors import UsageError
 from hmdc_hub.models import build_for, parameter_count
-from hmdc_hub.schema import Recipe
+from hmdc_hub.schema import CondenseSpec, Recipe
 from hmdc_hub.sources import Source
+
+PROBED_MINIBATCHES = 2
+
+LONG_ENOUGH = 5.0
+"""Seconds after which nothing is measured again."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +41,17 @@ class Plan:
         parameters: Of each network in the pool, by name.
         image_steps: In all.
         stored_images: C x n; `training_images` C x n f f.
+        ranks: Processes that work on it together.
         seconds: Estimated, from probes of 16 images on this device.
-        parts: The same by part: matching, clustering, networks, projections.
-        low_memory: Whether the matching step holds the graph of one model at a time.
-        memory_bytes: Estimated peak of activations, networks and images, without the libraries' own.
+        parts: The same by part, one rank's: matching, clustering, networks, projections.
+        flops: Floating point operations of the whole run by part, counted in the same probes: matrix products and
+            convolutions, forward, backward and twice backward.
+        at_once: Images whose graphs the matching step holds at a time; None for a whole batch.
+        memory: Estimated peak of one rank in bytes: `graphs` (measured on 16 images), `networks` with their gradients,
+            the `source` (files that are mapped count, though the system may take their pages back) and the stored
+            `images` with momentum, all counted; without the libraries' own.
+        checkpoint_bytes: On disk, of a checkpoint between network resets: stored images and momentum of all.
+        exchanged_bytes: What one rank receives in an image step: gradients of the parts of minibatches.
     """
 
     targets: list[str]
@@ -42,10 +59,19 @@ class Plan:
     image_steps: int
     stored_images: int
     training_images: int
+    ranks: int
     seconds: float
     parts: dict[str, float]
-    low_memory: bool
-    memory_bytes: int
+    flops: dict[str, float]
+    at_once: int | None
+    memory: dict[str, int]
+    checkpoint_bytes: int
+    exchanged_bytes: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Sum of `memory`."""
+        return sum(self.memory.values())
 
 
 def check_size(recipe: Recipe, source: Source) -> None:
@@ -63,13 +89,14 @@ def check_size(recipe: Recipe, source: Source) -> None:
         )
 
 
-def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
+def plan(recipe: Recipe, source: Source, device: torch.device, ranks: int = 1) -> Plan:
     """Estimate time and memory of condensing; runs each part on a few images, writes nothing.
 
     Args:
         recipe: Resolved.
         source: Loaded.
         device: Where it would run.
+        ranks: Processes on as many devices like this one.
 
     Raises:
         UsageError: ipc is larger than the source's largest class.
@@ -79,110 +106,175 @@ def plan(recipe: Recipe, source: Source, device: torch.device) -> Plan:
     networks = [build_for(model, source).to(device) for model in recipe.pool]
     small = spec.model_copy(
         update={
-            "networks": spec.networks.model_copy(update={"batch": min(PROBE, spec.networks.batch)}),
+            "networks": spec.networks.model_copy(
+                update={
+                    "batch": min(PROBE, spec.networks.batch),
+                    "batches_per_step": min(PROBED_MINIBATCHES, spec.networks.batches_per_step),
+                    "parts": 1,
+                }
+            ),
+            "projection": spec.projection.model_copy(
+                update={"batches_per_step": min(PROBED_MINIBATCHES, spec.projection.batches_per_step)}
+            ),
         }
     )
     real = RealImages(source, small, recipe.seed, device)
-    threads = Threads(device)
+    threads, one = Threads(device), Threads(device, 1)
     with threads.one_each():
-        pool = Pool(networks, small, recipe.seed, threads)
-        pool.reset(0, real)
-        memory = choose_memory(pool, real, recipe)
-        pool.low_memory = memory.low
-        targets = pool.objectives.names()
-        parts = _mean([_parts(each, real, recipe) for each in _pools(pool, real)])
+        members = Members(networks, small, recipe.seed)
+        members.reset(0, real)
+        memory = choose_memory(members, real, recipe, threads.count)
+        members.at_once = memory.at_once
+        targets, trained, learnt = members.objectives.names(), members.trained(), members.learnt()
+        work = _mean([_work(Pool(Hand(small, recipe.seed, real, each), one), recipe) for each in _pools(members, real)])
     threads.close()
-    stored = bank.num_classes * spec.ipc
-    held = sum(2 * t.nbytes for net in networks for t in net.state_dict().values())
+    one.close()
+    parts, seconds = _shared(work, spec, device, threads.count, ranks)
+    stored, largest_share = bank.num_classes * spec.ipc, -(-bank.num_classes // ranks)
+    image = 4 * bank.channels * bank.side**2
     return Plan(
         targets=targets,
         parameters={net.spec.name: parameter_count(net) for net in networks},
         image_steps=spec.resets * spec.networks.reset_every,
         stored_images=stored,
         training_images=stored * spec.factor**2,
-        seconds=sum(parts.values()),
+        ranks=ranks,
+        seconds=seconds,
         parts=parts,
-        low_memory=memory.low,
-        memory_bytes=memory.bytes + held + bank.images.nbytes + 3 * 4 * stored * bank.channels * bank.side**2,
+        flops={name: float(cost[1]) for name, cost in work.items()},
+        at_once=memory.at_once,
+        memory={
+            "graphs": memory.bytes,
+            "networks": sum(2 * t.nbytes for net in networks for t in net.state_dict().values()),
+            "source": bank.images.nbytes,
+            "images": 2 * image * largest_share * spec.ipc,
+        },
+        checkpoint_bytes=2 * image * stored,
+        exchanged_bytes=_exchanged(spec, device, ranks, len(real.images), (trained, learnt)),
     )
 
 
-def _pools(pool: Pool, real: RealImages) -> Iterator[Pool]:
+def _shared(
+    work: dict[str, Tensor], spec: CondenseSpec, device: torch.device, threads: int, ranks: int
+) -> tuple[dict[str, float], float]:
+    """Share seconds of work among ranks and their threads: by part, and in all."""
+    minibatch = min(ranks, parts_of(spec.networks, device))
+    each = {
+        name: float(cost[0]) / (ranks if name in ("matching", "clustering") else minibatch)
+        for name, cost in work.items()
+    }
+    parts = {name: seconds / threads for name, seconds in each.items()}
+    # On a CPU everything is done side by side, but a minibatch after another: no more of one than it has parts.
+    training = (each["networks"] + each["projections"]) * minibatch
+    least = training / min(threads * ranks, parts_of(spec.networks, device))
+    return parts, max(sum(parts.values()), least)
+
+
+def _exchanged(
+    spec: CondenseSpec, device: torch.device, ranks: int, images: int, moved: tuple[Sequence[Tensor], Sequence[Tensor]]
+) -> int:
+    """Count the bytes of gradients that a rank receives in an image step."""
+    cut = parts_of(spec.networks, device)
+    if ranks == 1 or cut == 1:
+        return 0
+    minibatches = -(-images // spec.networks.batch)
+    counts = (spec.networks.batches_per_step, spec.projection.batches_per_step)
+    rows = -(-cut // ranks) * ranks
+    return sum(
+        4 * rows * min(count, minibatches) * sum(p.numel() for p in parameters)
+        for count, parameters in zip(counts, moved, strict=True)
+    )
+
+
+def _pools(members: Members, real: RealImages) -> Iterator[Members]:
     """Give the pool in every constitution that the run may have it in: one, or one for each pair."""
-    if len(pool.active) == len(pool.members):
-        yield pool
+    if len(members.active) == len(members.everybody):
+        yield members
         return
-    for pair in combinations(pool.members, 2):
-        one = Pool(pair, pool.spec, pool.seed, pool.threads, low_memory=pool.low_memory)
+    for pair in combinations(members.everybody, 2):
+        one = Members(pair, members.spec, members.seed, at_once=members.at_once)
         one.reset(0, real)
         yield one
 
 
-def _mean(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+def _mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
 
 
-def _parts(pool: Pool, real: RealImages, recipe: Recipe) -> dict[str, float]:
-    """Measure every part of the run; seconds by part."""
-    spec, small = recipe.condense, pool.spec
+def _work(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
+    """Measure every part of the run, one thing after another; seconds and operations by part."""
+    spec, small, real = recipe.condense, pool.spec, pool.hand.real
     steps = spec.resets * spec.networks.reset_every
-    images = len(real.images)
-    side_by_side = min(pool.threads.count, real.classes) if pool.threads.parallel else 1
-    matching = _matching(pool, real, recipe)
+    images, classes = len(real.images), min(real.classes, spec.classes_per_step or real.classes)
 
     def minibatches(wanted: int, batch: int) -> int:
         return min(wanted, -(-images // batch))
 
-    def training(work: Callable[[], Any], wanted: int) -> float:
+    def training(work: Callable[[], Any], wanted: int) -> Tensor:
         scale = spec.networks.batch / small.networks.batch
-        probed = max(1, minibatches(wanted, small.networks.batch))
-        return steps * _seconds(work, real.device) / probed * minibatches(wanted, spec.networks.batch) * scale
+        probed = max(1, minibatches(min(wanted, PROBED_MINIBATCHES), small.networks.batch))
+        return _cost(work, real.device) * (steps / probed * minibatches(wanted, spec.networks.batch) * scale)
 
-    clustering = _clustering(pool, real, recipe) if spec.cluster.enabled else 0.0
     return {
-        "matching": steps * real.classes * matching / side_by_side,
-        "clustering": clustering / side_by_side,
+        "matching": _matching(pool, recipe) * (steps * classes),
+        "clustering": _clustering(pool, recipe) * (classes / real.classes),
         "networks": training(partial(pool.train_networks, real, (0, 0)), spec.networks.batches_per_step),
         "projections": training(partial(pool.train_projections, real, (0, 0)), spec.projection.batches_per_step),
     }
 
 
-def _matching(pool: Pool, real: RealImages, recipe: Recipe) -> float:
-    """Measure one class's matching: seconds averaged over steps with and without balance update."""
-    go, scale = probe(pool.objectives, real, recipe)
-    plain, updating = (_seconds(partial(go, update), real.device) for update in (False, True))
+def _matching(pool: Pool, recipe: Recipe) -> Tensor:
+    """Measure one class's matching, averaged over steps with and without balance update."""
+    go, scale = probe(pool.members.objectives, pool.hand.real, recipe)
+    plain, updating = (_cost(partial(go, update), pool.hand.real.device) for update in (False, True))
     share = 1 / recipe.condense.balance_every
     return ((1 - share) * plain + share * updating) * scale
 
 
-def _clustering(pool: Pool, real: RealImages, recipe: Recipe) -> float:
+def _clustering(pool: Pool, recipe: Recipe) -> Tensor:
     """Measure the choice of real batches: embedding and k-means on a sample, scaled to the whole run."""
-    spec = recipe.condense
+    spec, real = recipe.condense, pool.hand.real
     refreshes = spec.resets * -(-spec.networks.reset_every // spec.cluster.every)
-    total = 0.0
+    total = torch.zeros(2, dtype=torch.float64)
     rows = torch.arange(real.rows(0).start, real.rows(0).stop)
     wanted = [min(count, spec.cluster.candidates or count) for count in real.source.train.counts if count > spec.batch]
-    if not wanted:
-        return 0.0
+    if not wanted or not spec.cluster.enabled:
+        return total
     sample = rows[: 4 * PROBE]
-    for net in pool.networks:
-        embedding = _seconds(partial(real.embed, net, sample), real.device)
+    for net in pool.members.networks:
+        embedding = _cost(partial(real.embed, net, sample), real.device)
         points = real.embed(net, rows[:256])
         k = max(1, min(spec.batch, len(points) // 2))
-        lloyd = _seconds(partial(cluster.kmeans, points, k, rng.generator(0, "plan"), max_iter=10), real.device)
+        gen = rng.generator(0, "plan")
+        lloyd = _cost(partial(cluster.representatives, [points], k, [gen], max_iter=10), real.device)
         # Real data come to rest after some 30 iterations; the probe makes at most 10.
         per_point = embedding / len(sample) + 3 * lloyd / len(points) * spec.batch / k
-        total += refreshes / len(pool.networks) * per_point * sum(wanted)
+        total += refreshes / len(pool.members.networks) * per_point * sum(wanted)
     return total
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Time work: the fastest of three calls after a first one, since a busy machine only ever makes it slower."""
-    times = []
-    for _ in range(4):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts floating point operations; torch's own counter follows modules, which a second derivative breaks."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += int(count(*args, **kwargs, out_val=out))
+        return out
+
+
+def _cost(work: Callable[[], Any], device: torch.device) -> Tensor:
+    """Measure work: seconds, the fastest of a few calls since a busy machine only ever makes it slower; operations."""
+    with _Operations() as counter:  # type: ignore[no-untyped-call]
+        work()
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < LONG_ENOUGH:
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return min(times[1:])
+    return torch.tensor([min(times), float(counter.total)], dtype=torch.float64)

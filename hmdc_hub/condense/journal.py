@@ -1,0 +1,94 @@
+"""log.jsonl: one line for every image step, and the events that are made of the same."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from hmdc_hub.condense.loop import StepReport
+from hmdc_hub.condense.members import Members
+from hmdc_hub.events import ImageStep, Listener, Note
+
+RECENT = 50
+"""Steps that the remaining time is told from."""
+
+
+class Journal:
+    """The log of a run.
+
+    Args:
+        path: Of log.jsonl.
+        total: Image steps of the whole run.
+        listener: Told about every step.
+        writes: False for a rank that only works.
+    """
+
+    def __init__(self, path: Path, total: int, listener: Listener, *, writes: bool = True) -> None:
+        self.path, self.total, self.listener, self.writes = path, total, listener, writes
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._lines: list[str] = []
+
+    def add(self, report: StepReport, members: Members, place: tuple[int, int], done: int) -> ImageStep:
+        """Note an image step and tell the listener.
+
+        Args:
+            report: What it measured.
+            members: Whose names stand beside the numbers.
+            place: Outer iteration and image step within it.
+            done: Image steps done in the whole run.
+        """
+        self._recent.append(report.seconds)
+        names, networks = members.objectives.names(), [net.spec.name for net in members.networks]
+        event = ImageStep(
+            outer=place[0],
+            inner=place[1],
+            done=done,
+            total=self.total,
+            losses=dict(zip(names, report.losses, strict=True)),
+            shares={} if report.shares is None else dict(zip(names, report.shares, strict=True)),
+            accuracies=dict(zip(networks, report.accuracies, strict=True)),
+            clamped=report.clamped,
+            images_per_second=report.images / max(report.seconds, 1e-9),
+            seconds_left=(self.total - done) * sum(self._recent) / len(self._recent),
+        )
+        self._lines.append(json.dumps(_plain(event)) + "\n")
+        self.listener(event)
+        return event
+
+    def flush(self) -> None:
+        """Write what was noted since the last time."""
+        if self.writes and self._lines:
+            with self.path.open("a", encoding="utf-8") as log:
+                log.writelines(self._lines)
+        self._lines.clear()
+
+    def forget_recent(self) -> None:
+        """Tell the remaining time anew: from here on steps take another time."""
+        self._recent.clear()
+
+    def truncate(self, done: int) -> None:
+        """Drop lines of steps that a resume makes again, and what was half written."""
+        if not self.writes or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["done"] <= done:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):
+                self.listener(Note("a half-written line of log.jsonl was dropped"))
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+
+def _plain(event: ImageStep) -> dict[str, Any]:
+    """Turn an event into a log line's fields, numbers rounded to what a reader can use."""
+    fields = dict(vars(event))
+    for key in ("losses", "shares", "accuracies"):
+        fields[key] = {name: float(f"{value:.6g}") for name, value in fields[key].items()}
+    return fields | {
+        "clamped": float(f"{event.clamped:.6g}"),
+        "images_per_second": round(event.images_per_second, 1),
+        "seconds_left": round(event.seconds_left, 1),
+    }
