@@ -341,6 +341,17 @@ def test_dry_run_prints_a_plan_and_writes_nothing(folder: Path, go: Call) -> Non
     assert state_of(folder) == before and [path.name for path in folder.iterdir()] == ["tiny.yaml"]
 
 
+def test_a_plan_for_several_ranks(folder: Path, go: Call) -> None:
+    tiny.write(folder / "tiny.yaml")
+    done = go("tiny.yaml", "--dry-run", "--ranks", "3", "-o", "condense.networks.parts=2")
+    assert done.status == 0, done.err
+    for words in ("ranks       3, each on a device like this one", "received by each in an image step", "operations"):
+        assert words in done.out, words
+    wrong = go("tiny.yaml", "--ranks", "3")
+    assert wrong.status == 2 and "torchrun --nproc-per-node 3 -m hmdc_hub condense" in wrong.err
+    assert [path.name for path in folder.iterdir()] == ["tiny.yaml"]
+
+
 def test_open_fields_of_a_source_come_from_the_run_that_goes_on(place: Path) -> None:
     from hmdc_hub.catalog import load_recipe, read_recipe_file
 

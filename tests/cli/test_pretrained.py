@@ -110,7 +110,7 @@ def test_dry_run_settles_and_builds_too(call: Call, folder: Path, weights: Path)
     write_recipe(Path("tiny.yaml"), "./upload")
     done = call("condense", "tiny.yaml", "--dry-run", "--json")
     assert done.status == 0, done.err
-    assert json.loads(done.out)["condense"]["low_memory"] is False
+    assert json.loads(done.out)["condense"]["at_once"] is None
 
 
 def test_hashes_know_the_weights_and_not_where_they_lie(folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmdc_hub import pack, rng
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.balance import Balance
-from hmdc_hub.condense.loop import class_gradient, plain_attention
+from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
 from hmdc_hub.condense.match import Objectives
 from hmdc_hub.condense.views import View, draw_view
 from hmdc_hub.models import Features, PoolModel, build_model
@@ -129,7 +129,7 @@ def partly(spec: ModelSpec, train: str) -> ModelSpec:
     return spec.model_copy(update={"train": train})
 
 
-MEMORY = pytest.mark.parametrize("low", [False, True], ids=["fast", "low"])
+MEMORY = pytest.mark.parametrize("at_once", [None, 1, 3], ids=["whole", "one", "three"])
 
 
 @MEMORY
@@ -142,11 +142,11 @@ MEMORY = pytest.mark.parametrize("low", [False, True], ids=["fast", "low"])
     ],
     ids=lambda specs: "+".join(f"{spec.name}-{spec.train}" for spec in specs),
 )  # fmt: skip
-def test_any_number_of_models(specs: list[ModelSpec], low: bool) -> None:
+def test_any_number_of_models(specs: list[ModelSpec], at_once: int | None) -> None:
     models = build(specs)
     alignments = align(models)
     stored, real = images(2), images(5)
-    objectives = Objectives(models, alignments, low_memory=low)
+    objectives = Objectives(models, alignments, at_once=at_once)
     assert len(objectives.names()) == len(specs) + len(specs) * (len(specs) - 1) // 2
     balance = Balance.fresh(CLASSES, len(objectives.names()), enabled=False)
     gradient, targets, _ = class_gradient(objectives, balance, stored, real, 1, View(), factor=2, update=False)
@@ -162,11 +162,11 @@ def test_any_number_of_models(specs: list[ModelSpec], low: bool) -> None:
 
 @MEMORY
 @pytest.mark.parametrize("match", [True, False])
-def test_distillation_alone_and_matching_alone(match: bool, low: bool) -> None:
+def test_distillation_alone_and_matching_alone(match: bool, at_once: int | None) -> None:
     models = build([CONVNET, VIT, MLP])
     alignments = [] if match else align(models)
     stored, real = images(2), images(5)
-    objectives = Objectives(models, alignments, match=match, low_memory=low)
+    objectives = Objectives(models, alignments, match=match, at_once=at_once)
     balance = Balance.fresh(CLASSES, 3, enabled=False)
     gradient, targets, _ = class_gradient(objectives, balance, stored, real, 1, View(), factor=2, update=False)
     leaf = stored.clone().requires_grad_()
@@ -178,11 +178,11 @@ def test_distillation_alone_and_matching_alone(match: bool, low: bool) -> None:
 
 
 @MEMORY
-def test_balance_over_three_steps(low: bool) -> None:
+def test_balance_over_three_steps(at_once: int | None) -> None:
     """Weights follow the accumulated largest gradients, are kept between updates, and add up at the second update."""
     models = build([CONVNET, VIT])
     alignments = align(models)
-    objectives = Objectives(models, alignments, low_memory=low)
+    objectives = Objectives(models, alignments, at_once=at_once)
     balance = Balance.fresh(CLASSES, 3, enabled=True)
     accumulated = torch.full((3,), 1e-6)
     for step, update in enumerate([True, False, True]):

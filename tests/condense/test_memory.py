@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from hmdc_hub import rng
-from hmdc_hub.condense import low_memory, match, memory
+from hmdc_hub.condense import match, memory
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.loop import plain_attention
+from hmdc_hub.condense.class_gradient import plain_attention
+from hmdc_hub.condense.hand import Hand
 from hmdc_hub.condense.match import Objectives
+from hmdc_hub.condense.members import Members
 from hmdc_hub.condense.memory import available_bytes, choose_memory, saved_bytes
 from hmdc_hub.condense.meter import allocated_peak
 from hmdc_hub.condense.plan import plan
-from hmdc_hub.condense.pool import Pool
-from hmdc_hub.condense.threads import Threads
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel, build_for
@@ -39,17 +39,20 @@ def recipe_of(*models: dict[str, Any], **condense: Any) -> Recipe:
     return Recipe.model_validate(recipe)
 
 
-def pool_of(recipe: Recipe) -> tuple[Pool, RealImages]:
+def pool_of(recipe: Recipe) -> tuple[Members, RealImages]:
     source = tiny_source()
     real = RealImages(source, recipe.condense, recipe.seed, CPU)
-    networks = [build_for(model, source) for model in recipe.pool]
-    return Pool(networks, recipe.condense, recipe.seed, Threads(CPU, 1)), real
+    return Members([build_for(model, source) for model in recipe.pool], recipe.condense, recipe.seed), real
+
+
+def chosen(recipe: Recipe) -> memory.Memory:
+    return choose_memory(*pool_of(recipe), recipe, 1)
 
 
 # peaks
 
 
-def objectives(specs: Sequence[ModelSpec], low: bool) -> Objectives:
+def objectives(specs: Sequence[ModelSpec], at_once: int | None) -> Objectives:
     models: list[PoolModel] = [build(spec, source_size=32, seed=i) for i, spec in enumerate(specs)]
     alignments = []
     for a in range(len(models)):
@@ -57,16 +60,15 @@ def objectives(specs: Sequence[ModelSpec], low: bool) -> Objectives:
             align = Alignment((a, b), (models[a].taps, models[b].taps))
             align.reset(rng.generator(0, "test", a, b))
             alignments.append(align)
-    return Objectives(models, alignments, low_memory=low)
+    return Objectives(models, alignments, at_once=at_once)
 
 
-def peak(specs: Sequence[ModelSpec], low: bool, weights: bool = True) -> int:
-    targets = objectives(specs, low)
+def peak(specs: Sequence[ModelSpec], at_once: int | None, weights: bool = True) -> int:
+    targets = objectives(specs, at_once)
     real, fake = (torch.randn(16, 3, 32, 32, generator=rng.generator(i, "test")) for i in range(2))
-    chosen = [1.0] * len(targets.names()) if weights else None
-    engine = low_memory if low else match
+    wanted = [1.0] * len(targets.names()) if weights else None
     with plain_attention():
-        return allocated_peak(lambda: engine.image_derivatives(targets, real, fake, 1, chosen), CPU)
+        return allocated_peak(lambda: match.image_derivatives(targets, real, fake, 1, wanted), CPU)
 
 
 WIDE = [
@@ -77,48 +79,123 @@ WIDE = [
 
 
 @pytest.mark.parametrize("weights", [True, False], ids=["summed", "apart"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_low_takes_little_more_than_the_largest_model_alone(count: int, weights: bool) -> None:
-    alone = max(peak([spec], False, weights) for spec in WIDE)
-    assert peak(WIDE[:count], True, weights) <= 1.25 * alone
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_memory_follows_the_number_of_images_at_a_time(count: int, weights: bool) -> None:
+    whole, half, eighth = (peak(WIDE[:count], at_once, weights) for at_once in (None, 8, 2))
+    assert half <= 0.65 * whole
+    assert eighth <= 0.3 * whole
 
 
-def test_fast_holds_a_pair_whatever_the_size_of_the_pool() -> None:
-    pair, three = (peak(WIDE[:count], False) for count in (2, 3))
-    assert pair > 1.5 * max(peak([spec], False) for spec in WIDE)
+def test_a_whole_batch_holds_a_pair_whatever_the_size_of_the_pool() -> None:
+    pair, three = (peak(WIDE[:count], None) for count in (2, 3))
+    assert pair > 1.5 * max(peak([spec], None) for spec in WIDE)
     assert three <= 1.1 * pair
 
 
 # the choice
 
 
-def test_what_fits_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, real = pool_of(recipe_of(CONVNET, MLP))
-    assert not choose_memory(pool, real, recipe_of(CONVNET, MLP)).low
-    needed = sum(saved_bytes(net, real, recipe_of(CONVNET, MLP)) for net in pool.members)
+def test_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(CONVNET, MLP)  # 8 real and 4 decoded images
+    assert chosen(recipe).at_once is None
+    pool, real = pool_of(recipe)
+    needed = sum(saved_bytes(net, real, recipe) for net in pool.everybody)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    for there, low in ((needed / memory.SHARE * 1.01, False), (needed / memory.SHARE * 0.99, True)):
-        monkeypatch.setattr(memory, "available_bytes", lambda device, there=there: int(there))
-        assert choose_memory(pool, real, recipe_of(CONVNET, MLP)).low is low
+    for share, at_once in ((1.01, None), (0.99, 7), (0.51, 4), (0.3, 2), (0.01, 1)):
+        monkeypatch.setattr(memory, "available_bytes", lambda device, n=share * needed: int(n / memory.SHARE))
+        assert chosen(recipe).at_once == at_once, share
+        assert chosen(recipe).bytes <= max(share, 1 / 8) * needed
 
 
-@pytest.mark.parametrize(("word", "low"), [("low", True), ("fast", False)])
-def test_the_recipe_s_word_counts(word: str, low: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_side_by_side_is_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    recipe = recipe_of(CONVNET, MLP)
+    two, five, many = (choose_memory(*pool_of(recipe), recipe, n).bytes for n in (1, 5, 50))
+    assert five == pytest.approx(2.5 * two, abs=5) and many == pytest.approx(5 * two, abs=5), "there are ten classes"
+
+
+@pytest.mark.parametrize(("word", "at_once"), [("low", 1), ("fast", None)])
+def test_the_recipe_s_word_counts(word: str, at_once: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 0 if word == "fast" else GIB)
-    recipe = recipe_of(CONVNET, MLP, memory=word)
-    assert choose_memory(*pool_of(recipe), recipe).low is low
+    assert chosen(recipe_of(CONVNET, MLP, memory=word)).at_once == at_once
 
 
-def test_one_model_is_never_run_in_the_form_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 0)
-    recipe = recipe_of(CONVNET)
-    assert not choose_memory(*pool_of(recipe), recipe).low
+def test_out_of_memory_halves_the_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(CONVNET, MLP)
+    members, real = pool_of(recipe)
+    events: list[Event] = []
+    members.listener = events.append
+    members.reset(0, real)
+    hand = Hand(recipe.condense, 0, real, members)
+    arguments = (0, 0), 3, real.matching_batches(members.networks[0], [3], (0, 0))[0], hand.starting_images(3)
+    work = match.image_derivatives
+    fits = 3
+
+    def full(objectives: Objectives, *rest: Any) -> Any:
+        if (objectives.at_once or 8) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(objectives, *rest)
+
+    monkeypatch.setattr("hmdc_hub.condense.class_gradient.image_derivatives", full)
+    with plain_attention():
+        got = hand.class_part(*arguments, torch.full((3,), 1e-6), True)
+        assert members.at_once == 2
+        assert [event.text for event in events if isinstance(event, Note)] == [
+            "out of memory; going on with the graphs of 4 images at a time",
+            "out of memory; going on with the graphs of 2 images at a time",
+        ]
+        monkeypatch.undo()
+        members.at_once = None
+        wanted = hand.class_part(*arguments, torch.full((3,), 1e-6), True)
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
+        fits = 0
+        monkeypatch.setattr("hmdc_hub.condense.class_gradient.image_derivatives", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            hand.class_part(*arguments, torch.full((3,), 1e-6), True)
+
+
+@pytest.mark.parametrize("pool", [[CONVNET, MLP], [CONVNET, RESNET]], ids=["any", "batch norm"])
+def test_out_of_memory_in_training_takes_fewer_images(
+    pool: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(*pool)
+    members, real = pool_of(recipe)
+    events: list[Event] = []
+    members.listener = events.append
+    members.reset(0, real)
+    for net in members.networks:
+        net.train()
+    hand = Hand(recipe.condense, 0, real, members)
+    images = torch.randn(11, 1, 8, 8, generator=rng.generator(0, "test"))
+    targets = torch.eye(10)[torch.arange(11) % 10]
+    wanted, hits = hand.training_part(images, targets, 0.5)
+    work = Hand._training_part
+
+    def full(self: Hand, images: torch.Tensor, *rest: Any) -> Any:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(self, images, *rest)
+
+    monkeypatch.setattr(Hand, "_training_part", full)
+    if RESNET in pool:  # whose statistics are those of the whole minibatch
+        with pytest.raises(torch.OutOfMemoryError):
+            hand.training_part(images, targets, 0.5)
+        return
+    for _ in range(2):
+        got, found = hand.training_part(images, targets, 0.5)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+        assert torch.equal(found, hits)
+    assert [event.text for event in events if isinstance(event, Note)] == [
+        "out of memory; networks are trained on 6 images at a time",
+        "out of memory; networks are trained on 3 images at a time",
+    ]
 
 
 def test_estimates_do_not_vary() -> None:
     recipe = recipe_of(CONVNET, VIT)
     pool, real = pool_of(recipe)
-    assert len({saved_bytes(pool.members[1], real, recipe) for _ in range(3)}) == 1
+    assert len({saved_bytes(pool.everybody[1], real, recipe) for _ in range(3)}) == 1
 
 
 def test_available_memory_is_that_of_the_machine_or_its_container() -> None:
@@ -142,7 +219,7 @@ def test_a_choice_of_low_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     events: list[Event] = []
     directory = run(tmp_path / "run", tiny_recipe(), events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert any(text.startswith("memory: low, since two models at a time would take about") for text in notes)
+    assert any(text.startswith("memory: 1 image at a time, since whole batches would take about") for text in notes)
     assert json.loads(directory.info.read_text())["memory"] == "low"
 
 
@@ -194,7 +271,7 @@ def test_pairs_of_two_or_one_are_all(tmp_path: Path, models: list[dict[str, Any]
 def test_the_plan_knows_the_strategy(strategy: str) -> None:
     found = plan(recipe_of(CONVNET, MLP, RESNET, pool_strategy=strategy), tiny_source(), CPU)
     assert len(found.targets) == (6 if strategy == "all" else 3)
-    assert found.seconds > 0 and found.memory_bytes > 0 and not found.low_memory
+    assert found.seconds > 0 and found.memory_bytes > 0 and found.at_once is None
 
 
 def test_mixed_libraries_condense_together(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from hmdc_hub.condense.team import Threads
 from hmdc_hub.errors import DivergedError, Interrupted
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
+from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store import RunDir, read_condensed, read_parquet, sha256_file
-from tests.condense.running import digest, run
+from tests.condense.running import CPU, condenser_of, digest, run
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe
 
 
@@ -66,6 +69,17 @@ def test_stopped_anywhere_and_resumed(unbroken: RunDir, tmp_path: Path, stop_aft
     assert [json.loads(line)["done"] for line in directory.log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
+def test_stopped_with_fewer_images_in_a_class_than_in_a_batch(tmp_path: Path) -> None:
+    recipe, stop = tiny_recipe(batch=1000), StopFlag()
+
+    def listener(event: Event) -> None:
+        stop.signal_number = 15 if isinstance(event, ImageStep) else 0
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "a", recipe, listener, stop)
+    assert digest(run(tmp_path / "a", recipe)) == digest(run(tmp_path / "b", recipe))
+
+
 class Killed(BaseException):
     """Like kill -9: nothing gets to clean up."""
 
@@ -112,7 +126,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(unbroken: RunDir, tmp
             steps.append(event.done)
 
     run(tmp_path, tiny_recipe(), listener)
-    assert "000002-000000.safetensors is damaged" in notes[0]
+    assert "000002-000000.safetensors cannot be used" in notes[0]
     assert steps == [4, 5, 6]
     assert digest(directory) == digest(unbroken)
 
@@ -156,3 +170,34 @@ def test_pools_of_other_sizes(tmp_path: Path, pool: list[dict[str, object]]) -> 
     names = [ModelSpec.model_validate(model).name for model in pool]
     wanted = {f"match/{n}" for n in names} | {f"distill/{a}+{b}" for i, a in enumerate(names) for b in names[i + 1 :]}
     assert losses[0] == wanted
+
+
+def test_classes_take_turns() -> None:
+    """Three of ten classes a step: each once before any again, and each counts its own steps."""
+    recipe = tiny_recipe(classes_per_step=3, networks={"reset_every": 10, "batches_per_step": 1, "batch": 16})
+    chosen: list[tuple[int, int]] = []
+    threads = Threads(CPU, 1)
+    condenser = condenser_of(recipe, threads)
+    real = condenser.pool.hand.real
+    choose = real.matching_batches
+
+    def spy(model: PoolModel, labels: Sequence[int], key: tuple[int, int]) -> list[torch.Tensor]:
+        chosen.extend((key[1], label) for label in labels)
+        return choose(model, labels, key)
+
+    real.matching_batches = spy  # type: ignore[method-assign]
+    drawn = [condenser.drawn(inner) for inner in range(10)]
+    assert all(len(set(labels)) == 3 for labels in drawn)
+    assert sorted(label for labels in drawn for label in labels) == sorted([*range(10)] * 3)
+    before = {label: condenser.images.of(label).clone() for label in range(10)}
+    condenser.step()
+    moved = [label for label in range(10) if not torch.equal(before[label], condenser.images.of(label))]
+    assert moved == drawn[0], "the others rest"
+    for _ in range(9):
+        condenser.step()
+    # cluster.every is 2: a class chooses its real batch at its own first and third step.
+    turns = {label: [inner for inner, labels in enumerate(drawn) if label in labels] for label in range(10)}
+    assert sorted(chosen) == sorted((inner, label) for label in range(10) for inner in turns[label][::2])
+    assert condenser.outer == 1, "and there is a reset"
+    assert [condenser.drawn(inner) for inner in range(10)] != drawn
+    threads.close()

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -170,6 +171,7 @@ def test_a_disk_that_is_full_while_packaging(hub: LocalHub, account: str, tmp_pa
 
 def _push(path: str, token: str) -> None:
     os.environ["HF_TOKEN"] = token  # the server of forks was started with another test's
+    tempfile.tempdir = str(Path(path).parent)  # who is killed leaves temporary files
     push(RunDir(Path(path)))
 
 

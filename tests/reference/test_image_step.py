@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hmdc_hub.condense.align import Alignment
 from hmdc_hub.condense.balance import Balance, normalise
+from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
 from hmdc_hub.condense.images import StoredImages
-from hmdc_hub.condense.loop import class_gradient, plain_attention
 from hmdc_hub.condense.match import Objectives
 from hmdc_hub.condense.views import View
 from hmdc_hub.models import PoolModel, build_model
@@ -63,8 +63,8 @@ class Vector:
         return self.facts["gradient_balance"] == "True"
 
 
-def image_step(vector: Vector) -> tuple[Tensor, list[Tensor]]:
-    objectives = Objectives(vector.networks, vector.alignments)
+def image_step(vector: Vector, at_once: int | None = None) -> tuple[Tensor, list[Tensor]]:
+    objectives = Objectives(vector.networks, vector.alignments, at_once=at_once)
     balance = Balance.fresh(int(vector.facts["classes"]), len(objectives.names()), enabled=vector.balanced)
     synthetic, real = vector.tensors["synthetic"], vector.tensors["real"]
     gradient, losses = torch.empty_like(synthetic), []
@@ -88,10 +88,11 @@ def test_there_are_vectors() -> None:
     assert FILES, f"no *.safetensors in {FOLDER}"
 
 
+@pytest.mark.parametrize("at_once", [None, 1, 3], ids=["whole", "one", "three"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_losses_and_image_gradient(path: Path) -> None:
+def test_losses_and_image_gradient(path: Path, at_once: int | None) -> None:
     vector = Vector(path)
-    gradient, losses = image_step(vector)
+    gradient, losses = image_step(vector, at_once)
     for label, got in enumerate(losses):
         wanted = torch.tensor([float(x) for x in vector.facts[f"losses_{label}"].split()])
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=0)
@@ -102,8 +103,10 @@ def test_losses_and_image_gradient(path: Path) -> None:
 def test_image_optimiser(path: Path) -> None:
     vector = Vector(path)
     pixels = vector.tensors["synthetic"].clone()
-    images = StoredImages(pixels, torch.zeros_like(pixels), torch.tensor(0.0), torch.tensor(0.0))
-    images.step(vector.tensors["image_grad"], ImagesSpec(lr=5e-3, momentum=0.5))
+    far = torch.tensor(1e6)
+    images = StoredImages(range(len(pixels)), pixels, torch.zeros_like(pixels), -far, far)
+    for label, gradient in enumerate(vector.tensors["image_grad"]):
+        images.step(label, gradient, ImagesSpec(lr=5e-3, momentum=0.5))
     torch.testing.assert_close(images.pixels, vector.tensors["synthetic_after_sgd"], rtol=0, atol=1e-6)
 
 

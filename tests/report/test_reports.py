@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,9 +16,9 @@ from PIL import Image
 
 from hmdc_hub.report import canvas, plots, tables
 from hmdc_hub.report.page import Section, html_table, page, picture
-from hmdc_hub.report.preview import before_after, preview
+from hmdc_hub.report.preview import MAX_ROWS, before_after, preview, preview_of
 from hmdc_hub.schema import Scores
-from hmdc_hub.store import read_scores
+from hmdc_hub.store import parquet, read_scores, write_parquet
 from tests.builders import make_run
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
@@ -128,6 +129,17 @@ def test_names_that_the_font_lacks_become_numbers() -> None:
     assert preview(images, ["\u4e2d\u6587", "b"]) == preview(images, ["class 0", "b"])
     assert preview(images, ["\u00c5", "b"]) != preview(images, ["class 0", "b"])
     assert preview(images, ["", "b"]) == preview(images, ["class 0", "b"])
+
+
+def test_preview_of_a_file_reads_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"c{n}" for n in range(MAX_ROWS + 5)]
+    images = torch.randint(0, 256, (len(names), 2, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(len(names)).repeat_interleave(2)
+    write_parquet(tmp_path / "a.parquet", images.flatten(0, 1), labels, names)
+    decode, read = mock.Mock(wraps=parquet._pixels), 2 * MAX_ROWS
+    monkeypatch.setattr(parquet, "_pixels", decode)
+    assert preview_of(tmp_path / "a.parquet", 2 * len(names), names) == preview(images, names)
+    assert decode.call_count == read
 
 
 def test_preview_shows_the_pixels() -> None:

@@ -1,0 +1,68 @@
+"""What a plan counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hmdc_hub.condense import plan
+from hmdc_hub.condense.plan import _Operations, _shared
+from hmdc_hub.models import build_for, parameter_count
+from hmdc_hub.schema import Recipe
+from tests.tiny import CONVNET, MLP, RECIPE, tiny_recipe, tiny_source
+
+CPU = torch.device("cpu")
+
+
+def test_operations_of_a_product_and_its_derivatives() -> None:
+    a, b = (torch.randn(3, 5).requires_grad_(), torch.randn(5, 7))
+    with _Operations() as counter:  # type: ignore[no-untyped-call]
+        product = a @ b
+    assert counter.total == 2 * 3 * 5 * 7
+    with _Operations() as counter:  # type: ignore[no-untyped-call]
+        torch.autograd.grad(product.sum(), a)
+    assert counter.total == 2 * 3 * 7 * 5
+
+
+def test_work_grows_with_steps_and_classes() -> None:
+    one, two = (plan(tiny_recipe(resets=resets), tiny_source(), CPU) for resets in (1, 2))
+    assert all(two.flops[name] == pytest.approx(2 * one.flops[name]) for name in one.flops)
+    assert all(one.flops[name] > 0 for name in ("matching", "networks", "projections"))
+    few = plan(tiny_recipe(resets=1, classes_per_step=5), tiny_source(), CPU)
+    assert few.flops["matching"] == pytest.approx(one.flops["matching"] / 2)
+    assert few.flops["networks"] == one.flops["networks"]
+
+
+def test_what_ranks_hold_and_exchange() -> None:
+    recipe = tiny_recipe(networks={"reset_every": 3, "batches_per_step": 2, "batch": 64, "parts": 3})
+    alone, three = (plan(recipe, tiny_source(), CPU, ranks) for ranks in (1, 3))
+    trained = sum(parameter_count(build_for(model, tiny_source())) for model in recipe.pool)
+    image = 4 * 8 * 8
+    assert alone.exchanged_bytes == 0 and alone.checkpoint_bytes == 2 * 10 * image
+    assert alone.memory["images"] == 2 * 10 * image
+    assert three.memory["images"] == 2 * 4 * image, "the largest share of ten classes is four"
+    assert three.checkpoint_bytes == alone.checkpoint_bytes
+    projections = three.exchanged_bytes - 4 * 3 * 2 * trained
+    assert projections > 0 and projections % (4 * 3) == 0
+    whole = tiny_recipe(networks={"reset_every": 3, "batches_per_step": 2, "batch": 64, "parts": 1})
+    assert plan(whole, tiny_source(), CPU, 3).exchanged_bytes == 0, "every rank trains by itself"
+    assert alone.memory_bytes == sum(alone.memory.values())
+
+
+def test_a_distillation_switched_off_exchanges_no_projections() -> None:
+    spec = RECIPE["condense"] | {"distill": False, "networks": {"batches_per_step": 1, "batch": 64, "parts": 2}}
+    recipe = Recipe.model_validate(RECIPE | {"pool": [CONVNET, MLP], "condense": spec})
+    trained = sum(parameter_count(build_for(model, tiny_source())) for model in recipe.pool)
+    assert plan(recipe, tiny_source(), CPU, 2).exchanged_bytes == 4 * 2 * trained
+
+
+def test_time_is_shared_but_no_more_of_a_minibatch_than_it_has_parts() -> None:
+    names = ("matching", "clustering", "networks", "projections")
+    work = {name: torch.tensor([seconds, 0.0]) for name, seconds in zip(names, (800.0, 80.0, 90.0, 30.0), strict=True)}
+    spec = tiny_recipe(networks={"batch": 64, "parts": 2}).condense
+    parts, seconds = _shared(work, spec, CPU, 4, 1)
+    assert parts == {"matching": 200, "clustering": 20, "networks": 22.5, "projections": 7.5} and seconds == 250
+    parts, seconds = _shared(work, spec, CPU, 1, 4)
+    assert parts["matching"] == 200 and parts["networks"] == 45 and seconds == 280
+    work["networks"] *= 100
+    assert _shared(work, spec, CPU, 4, 2)[1] == pytest.approx((9000 + 30) / 2)
