@@ -29,10 +29,10 @@ from hmdc_hub.catalog import load_model
 from hmdc_hub.condense import condense
 from hmdc_hub.condense.balance import Balance, normalise
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.images import starting_images
-from hmdc_hub.condense.loop import class_gradient, plain_attention
-from hmdc_hub.condense.pool import Pool
-from hmdc_hub.condense.threads import Threads
+from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
+from hmdc_hub.condense.hand import Hand
+from hmdc_hub.condense.members import Members
+from hmdc_hub.condense.team import Threads
 from hmdc_hub.condense.views import View
 from hmdc_hub.evaluate import evaluate, of_run
 from hmdc_hub.measures import estimate
@@ -98,18 +98,18 @@ def equally_long_steps(recipe: Recipe, source: Source) -> float:
     spec, seed, threads = recipe.condense, recipe.seed, Threads(CPU)
     with threads.one_each():
         real = RealImages(source, spec, seed, CPU)
-        pool = Pool([build_for(model, source) for model in recipe.pool], spec, seed, threads)
-        pool.reset(0, real)
-        stored = starting_images(pool.networks[0], real, spec, seed, threads)
-        balance = Balance.fresh(real.classes, len(pool.objectives.names()), enabled=False)
+        members = Members([build_for(model, source) for model in recipe.pool], spec, seed)
+        members.reset(0, real)
+        hand = Hand(spec, seed, real, members)
+        balance = Balance.fresh(real.classes, len(members.objectives.names()), enabled=False)
         gradients = []
         for label in range(real.classes):
-            rows = real.matching_batch(pool.networks[0], label, (0, 0))
+            rows = hand.real_batches(0, [label], (0, 0))[0]
             with plain_attention():
                 found = class_gradient(
-                    pool.objectives,
+                    members.objectives,
                     balance,
-                    stored[label],
+                    hand.starting_images(label),
                     real.take(rows),
                     label,
                     View(),

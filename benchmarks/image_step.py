@@ -4,13 +4,17 @@ r"""Time and peak memory of one image step, each part apart, in the plain form a
     python benchmarks/image_step.py --recipe cifar10_ipc10 --source <folder with CIFAR-10> \
         --pool convnet3_narrow,vit_micro --out step.json
 
-The plain form is in `plain_step.py`; `fast` and `low` are the condenser's two. The parts: choosing the real batches by
-clustering; what real images give (of `low` as of `fast`); the whole matching (that included) without and with an update
-of the balance; training networks; training projections; and an average step, put together from these (the recipe says
-in how many steps the balance is updated and batches are chosen). In each round the methods run in turn, part by part.
+The plain form is in `plain_step.py`; `fast` and `low` are the condenser's two, with a worker process for each thread on
+a CPU, `threads` is the first of them in threads, as every run begins, `compiled` and `compiled-low` are the two with
+`condense.derivative: compiled`. The parts: choosing the real batches by clustering; matching without and with an update
+of the balance; training networks; training projections; and a whole step, in which the condenser trains while it
+matches: as nine in ten are, and as those are that choose real batches and update the balance. In each round the methods
+run in turn, part by part.
+
 Memory is the growth of what torch has allocated, at most, counted from every allocation with one class after another:
 the same in every run (on a CPU the condenser works on as many classes at a time as there are threads, and takes as many
-times as much). Before anything is timed, the image gradients of all methods are compared.
+times as much). Before anything is timed, the image gradients of all methods are compared. The plain form is in float32
+always, the others compute in the precision of each pool entry, or in `--precision`.
 
 Prints a Markdown table of medians, with the ratio within a round (median, least and greatest).
 """
@@ -26,24 +30,30 @@ from typing import Any
 
 import click
 import torch
+import torch.nn.functional as F
 from data import recipe_on
-from plain_step import PlainCondenser, Serial
+from plain_step import PlainHand, Serial
 
 from hmdc_hub.condense.balance import Balance
 from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.images import StoredImages, starting_images
-from hmdc_hub.condense.loop import Condenser, plain_attention
-from hmdc_hub.condense.match import parameter_gradients
+from hmdc_hub.condense.crew import Crew
+from hmdc_hub.condense.hand import Hand
+from hmdc_hub.condense.images import StoredImages
+from hmdc_hub.condense.loop import Condenser
+from hmdc_hub.condense.members import Members
+from hmdc_hub.condense.memory import choose_memory
 from hmdc_hub.condense.meter import allocated_peak
 from hmdc_hub.condense.pool import Pool
-from hmdc_hub.condense.threads import Threads
+from hmdc_hub.condense.team import Threads
 from hmdc_hub.models import build_for
 from hmdc_hub.provenance import device_name
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import ClassBank, Facts, Source, load_source, make_source
 from hmdc_hub.store import write_json_atomic
 
-METHODS = ("plain", "fast", "low")
+METHODS = ("plain", "threads", "fast", "low")
+COMPILED = {"compiled": "fast", "compiled-low": "low"}
+"""Methods that are another's with `condense.derivative: compiled`."""
 KEY = (0, 0)
 
 
@@ -71,40 +81,89 @@ class Stepper:
         source: Loaded.
         device: Where.
         serial: Whether one class comes after another in all methods, not in the plain one alone.
+        precision: Of all networks but in the plain form; None: as their entries say.
     """
 
     def __init__(
-        self, method: str, recipe: Recipe, source: Source, device: torch.device, *, serial: bool = False
+        self,
+        method: str,
+        recipe: Recipe,
+        source: Source,
+        device: torch.device,
+        *,
+        serial: bool = False,
+        precision: str | None = None,
     ) -> None:
-        self.device = device
-        spec, seed = recipe.condense, recipe.seed
-        self.threads = Serial(device) if serial or method == "plain" else Threads(device)
+        derivative = "compiled" if method in COMPILED else "eager"
+        method = COMPILED.get(method, method)
+        self.device, self.plain = device, method == "plain"
+        # The plain form knows no parts: a minibatch goes through whole.
+        networks_spec = recipe.condense.networks.model_copy(update={"parts": 1} if self.plain else {})
+        word = "low" if method == "low" else "fast"
+        spec, seed = (
+            recipe.condense.model_copy(update={"networks": networks_spec, "memory": word, "derivative": derivative}),
+            recipe.seed,
+        )
+        wanted = "float32" if self.plain else precision
+        models = [one.model_copy(update={"precision": wanted} if wanted else {}) for one in recipe.pool]
+        recipe = recipe.model_copy(update={"condense": spec, "pool": models})
+        alone = serial or method != "threads"
+        self.threads = Serial(device) if self.plain else Threads(device, 1 if alone else torch.get_num_threads())
         real = RealImages(source, spec, seed, device)
-        networks = [build_for(model, source).to(device) for model in recipe.pool]
-        pool = Pool(networks, spec, seed, self.threads, low_memory=method == "low")
+        members = Members([build_for(model, source).to(device) for model in recipe.pool], spec, seed)
+        members.at_once = choose_memory(members, real, recipe, 1).at_once
+        self.hand = (PlainHand if self.plain else Hand)(spec, seed, real, members)
+        pool = Pool(self.hand, self.threads)
         pool.reset(0, real)
-        images = StoredImages.begin(starting_images(pool.networks[0], real, spec, seed, self.threads), source)
-        kind = PlainCondenser if method == "plain" else Condenser
-        self.condenser = kind(spec, seed, real, pool, images)
+        pixels = torch.stack([self.hand.starting_images(label) for label in range(real.classes)])
+        self.condenser = Condenser(spec, seed, real, pool, StoredImages.begin(range(real.classes), pixels, source))
+        self.crew: Crew | None = None
+        if method in ("fast", "low") and not serial and device.type == "cpu":
+            self.crew = Crew(torch.get_num_threads(), recipe, source)
+            self.crew.at_once = members.at_once
+            while not self.crew.ready:
+                time.sleep(0.1)
+            pool.team = self.crew
         with self.threads.one_each():
-            self.condenser.choose_real_batches()
+            if self.crew is None and not self.plain:
+                self.hand.prepare()  # now, so that no measurement has it in it
+            self.choose_real_batches()
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """Give every part as a function of its own; none of them moves the run on."""
         work = self.condenser
         return {
-            "real batches": work.choose_real_batches,
-            "gradients of real images": self._real_gradients,
-            "matching": lambda: self._matching(1),
-            "matching, with update": lambda: self._matching(0),
+            "real batches": self.choose_real_batches,
+            "matching": lambda: self.matching(1),
+            "matching, with update": lambda: self.matching(0),
             "networks": lambda: work.pool.train_networks(work.real, KEY),
             "projections": lambda: work.pool.train_projections(work.real, KEY),
+            "a step": lambda: self.step(1),
+            "a step, with update": lambda: self.step(0),
         }
 
-    def gradient(self) -> torch.Tensor:
-        """Compute the image gradient of a first step."""
-        gradient: torch.Tensor = self._matching(0)[0]
-        return gradient
+    def choose_real_batches(self) -> None:
+        """Choose the real batches of all classes."""
+        work = self.condenser
+        work.visits = [0] * work.real.classes
+        work.choose_real_batches(range(work.real.classes), work.values())
+
+    def matching(self, inner: int) -> list[torch.Tensor]:
+        """Compute the image gradient of every class in a step of this number."""
+        work = self.condenser
+        work.balance = Balance.fresh(work.real.classes, len(work.balance.accumulated[0]), enabled=work.spec.balance)
+        work.visits = [inner] * work.real.classes
+        try:
+            return [part[0] for part in work.class_parts(range(work.real.classes), work.values())]
+        finally:
+            work.visits = [0] * work.real.classes
+
+    def step(self, inner: int) -> None:
+        """Make a whole step in the middle of an outer iteration: with this number the balance is updated, or not."""
+        work = self.condenser
+        work.inner, work.visits = work.inner or 1, [inner] * work.real.classes
+        work.step()
+        work.visits = [0] * work.real.classes
 
     def timed(self, part: Callable[[], Any]) -> float:
         """Do a part; seconds."""
@@ -115,37 +174,11 @@ class Stepper:
                 torch.cuda.synchronize(self.device)
             return time.perf_counter() - began
 
-    def _matching(self, inner: int) -> Any:
-        work = self.condenser
-        work.balance = Balance.fresh(work.real.classes, len(work.pool.objectives.names()), enabled=work.spec.balance)
-        work.inner = inner
-        try:
-            return work.image_gradient()
-        finally:
-            work.inner = 0
-
-    def _real_gradients(self) -> None:
-        work = self.condenser
-        with plain_attention():
-            if isinstance(work, PlainCondenser):
-                work.real_gradients()
-            else:
-                self.threads.map(self._of_class, range(work.real.classes))
-
-    def _of_class(self, label: int) -> None:
-        work = self.condenser
-        images, targets = work.real.take(work.real_batches[label]), work.pool.objectives
-        for group in targets.groups():
-            parameter_gradients(targets, group, images, label, create_graph=False)
-
-
-def whole(seconds: dict[str, float], recipe: Recipe) -> float:
-    """Put an average step together from its parts."""
-    spec = recipe.condense
-    refresh = 1 / spec.cluster.every if spec.cluster.enabled else 1.0
-    update = 1 / spec.balance_every
-    matching = update * seconds["matching, with update"] + (1 - update) * seconds["matching"]
-    return matching + refresh * seconds["real batches"] + seconds["networks"] + seconds["projections"]
+    def close(self) -> None:
+        """End its workers."""
+        if self.crew is not None:
+            self.crew.close()
+        self.threads.close()
 
 
 def table(took: dict[str, dict[str, list[float]]], peaks: dict[str, dict[str, int]]) -> str:
@@ -174,7 +207,14 @@ def table(took: dict[str, dict[str, list[float]]], peaks: dict[str, dict[str, in
 @click.option("--ipc", type=int, help="Stored images per class, in place of the recipe's.")
 @click.option("--classes", type=int, help="The first so many of the source.")
 @click.option("-o", "overrides", multiple=True, help="Of the recipe, such as condense.batch=32.")
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="[default: all]")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice([*METHODS, *COMPILED]),
+    help="[default: plain, threads, fast, low]",
+)
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="Of all networks but in the plain form.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--memory/--no-memory", default=True, help="Count memory too.")
 @click.option("--device", default="cpu", show_default=True)
@@ -187,6 +227,7 @@ def main(
     classes: int | None,
     overrides: tuple[str, ...],
     methods: tuple[str, ...],
+    precision: str | None,
     rounds: int,
     memory: bool,
     device: str,
@@ -196,29 +237,28 @@ def main(
     wishes = [*overrides, *([f"pool=[{pool}]"] if pool else []), *([f"condense.ipc={ipc}"] if ipc else [])]
     resolved, place = recipe_on(source, recipe, wishes), torch.device(device)
     data = first_classes(load_source(resolved.source), classes)
-    steppers = {name: Stepper(name, resolved, data, place) for name in methods or METHODS}
-    gradients = {name: stepper.gradient() for name, stepper in steppers.items()}
+    steppers = {name: Stepper(name, resolved, data, place, precision=precision) for name in methods or METHODS}
+    gradients = {name: torch.stack(stepper.matching(1)) for name, stepper in steppers.items()}
     wanted = next(iter(gradients.values()))
     errors = {name: float((found - wanted).norm() / wanted.norm()) for name, found in gradients.items()}
+    cosines = {name: float(F.cosine_similarity(g.flatten(), wanted.flatten(), 0)) for name, g in gradients.items()}
     took: dict[str, dict[str, list[float]]] = {name: {} for name in steppers}
     for _ in range(rounds):
         for part in next(iter(steppers.values())).parts():
             for name, stepper in steppers.items():
                 took[name].setdefault(part, []).append(stepper.timed(stepper.parts()[part]))
-        for parts in took.values():
-            latest = {part: seconds[-1] for part, seconds in parts.items() if part != "a step"}
-            parts.setdefault("a step", []).append(whole(latest, resolved))
         click.echo(f"{ {name: round(parts['a step'][-1], 3) for name, parts in took.items()} }", err=True)
     for stepper in steppers.values():
-        stepper.threads.close()
+        stepper.close()
     peaks = {
-        name: {part: allocated_peak(work, place) for part, work in one.parts().items()}
+        name: {part: allocated_peak(work, place) for part, work in one.parts().items() if not part.startswith("a step")}
         for name in (steppers if memory else ())
-        for one in [Stepper(name, resolved, data, place, serial=True)]
+        for one in [Stepper(name, resolved, data, place, serial=True, precision=precision)]
     }
     settings = {
         "recipe": resolved.name,
         "pool": [spec.name for spec in resolved.pool],
+        "precision": precision or [spec.precision for spec in resolved.pool],
         "ipc": resolved.condense.ipc,
         "classes": data.train.num_classes,
         "batch": resolved.condense.batch,
@@ -228,10 +268,13 @@ def main(
         "load": os.getloadavg()[0],
     }
     click.echo("; ".join(f"{key} {value}" for key, value in settings.items()))
-    click.echo("difference of image gradients: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+    apart = ", ".join(f"{name} {error:.1e} (cosine {cosines[name]:.4f})" for name, error in errors.items())
+    click.echo(f"difference of image gradients: {apart}")
     click.echo(f"\n{table(took, peaks)}")
     if out is not None:
-        write_json_atomic(out, {"settings": settings, "errors": errors, "seconds": took, "bytes": peaks})
+        write_json_atomic(
+            out, {"settings": settings, "errors": errors, "cosines": cosines, "seconds": took, "bytes": peaks}
+        )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [MODEL ...] [--images 16] [--side 32] [--threads 4]
 
-Pools: each model alone, then the first two, three, ... of them, `fast` (holds the graphs of a pair) and `low` (of one
-model). Memory is the growth of the process from just before the step to its peak (of what is allocated, on a GPU); time
-is the median of three steps after it. Prints a Markdown table with ratios to the largest model alone.
+Pools: each model alone, then the first two, three, ... of them, `fast` (holds the graphs of a pair for all images) and
+`low` (for a tenth of them, or for `--at-once`). Memory is the growth of the process from just before the step to its
+peak (of what is allocated, on a GPU); time is the median of three steps after it, or of fewer once ten seconds have
+passed. Prints a Markdown table with ratios to the largest model alone.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from typing import Any
 
 import click
 
+FORMS = ("alone", "fast", "low")
 
-def measure(names: list[str], low: bool, images: int, side: int, threads: int, device: str) -> tuple[int, float]:
-    """Run one pool in this process; bytes and seconds."""
+
+def measure(
+    names: list[str], at_once: int | None, images: int, side: int, threads: int, device: str
+) -> tuple[int, float]:
+    """Run one pool in this process, with the graphs of so many images at a time; bytes and seconds."""
     import torch
 
     from hmdc_hub import rng
     from hmdc_hub.catalog import load_model
-    from hmdc_hub.condense import low_memory, match
+    from hmdc_hub.condense import match
     from hmdc_hub.condense.align import Alignment
-    from hmdc_hub.condense.loop import plain_attention
+    from hmdc_hub.condense.class_gradient import plain_attention
     from hmdc_hub.condense.match import Objectives
     from hmdc_hub.condense.meter import growth, milliseconds
     from hmdc_hub.models import build_model
@@ -40,16 +45,15 @@ def measure(names: list[str], low: bool, images: int, side: int, threads: int, d
         models.append(model.to(place).eval())
     pairs = [(a, b) for a in range(len(models)) for b in range(a + 1, len(models))]
     alignments = [Alignment(pair, (models[pair[0]].taps, models[pair[1]].taps)).to(place) for pair in pairs]
-    targets = Objectives(models, alignments, low_memory=low)
+    targets = Objectives(models, alignments, at_once=at_once)
     real, synthetic = (
         torch.randn(images, 3, side, side, generator=rng.generator(i, "memory")).to(place) for i in range(2)
     )
-    engine = low_memory if low else match
     weights = [1.0] * len(targets.names())
 
     def step() -> Any:
         with plain_attention():
-            return engine.image_derivatives(targets, real, synthetic, 1, weights)
+            return match.image_derivatives(targets, real, synthetic, 1, weights)
 
     with torch.no_grad():  # what libraries allocate at a first call is no part of it
         for model in models:
@@ -60,31 +64,42 @@ def measure(names: list[str], low: bool, images: int, side: int, threads: int, d
 
 @click.command()
 @click.argument("names", nargs=-1)
+@click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="[default: all]")
 @click.option("--images", default=16, show_default=True, help="Real ones, and as many synthetic ones.")
+@click.option("--at-once", type=int, help="Images whose graphs `low` holds.  [default: a tenth of them]")
 @click.option("--side", default=32, show_default=True, help="Of the source's images.")
 @click.option("--threads", default=4, show_default=True, help="On a CPU.")
 @click.option("--device", default="cpu", show_default=True)
-def main(names: tuple[str, ...], images: int, side: int, threads: int, device: str) -> None:
+def main(
+    names: tuple[str, ...],
+    forms: tuple[str, ...],
+    images: int,
+    at_once: int | None,
+    side: int,
+    threads: int,
+    device: str,
+) -> None:
     """Measure and print."""
+    from hmdc_hub.condense.memory import LOW
+
     models = list(names or ("convnet3", "vit_tiny", "resnet18"))
-    jobs = [([name], False) for name in models]
-    jobs += [(models[:count], low) for count in range(2, len(models) + 1) for low in (False, True)]
+    jobs = [([name], "alone") for name in models]
+    jobs += [(models[:count], form) for count in range(2, len(models) + 1) for form in ("fast", "low")]
+    jobs = [job for job in jobs if job[1] in (forms or FORMS)]
     rows, spawn = [], multiprocessing.get_context("spawn")
-    for pool, low in jobs:
+    for pool, form in jobs:
         with ProcessPoolExecutor(1, mp_context=spawn) as process:
-            grown, seconds = process.submit(measure, pool, low, images, side, threads, device).result()
-        rows.append((pool, low, grown, seconds))
+            few = (at_once or max(1, images // LOW)) if form == "low" else None
+            grown, seconds = process.submit(measure, pool, few, images, side, threads, device).result()
+        rows.append((pool, form, grown, seconds))
         click.echo(f"{' + '.join(pool)}: {grown / 2**20:.0f} MiB, {seconds:.2f} s", err=True)
-    largest = max(grown for pool, _, grown, _ in rows if len(pool) == 1)
+    largest = max((grown for _, form, grown, _ in rows if form == "alone"), default=None)
     print(f"{images} + {images} images of {side} pixels, {device}, {threads} threads\n")
     print("| pool | memory | MiB | to the largest alone | s | to fast |\n|---|---|---|---|---|---|")
-    for pool, low, grown, seconds in rows:
-        fast = next(s for p, is_low, _, s in rows if p == pool and not is_low)
-        form = "alone" if len(pool) == 1 else "low" if low else "fast"
-        print(
-            f"| {' + '.join(pool)} | {form} | {grown / 2**20:.0f} | {grown / largest:.2f} | {seconds:.2f} "
-            f"| {seconds / fast:.2f} |"
-        )
+    for pool, form, grown, seconds in rows:
+        fast = next((s for p, other, _, s in rows if p == pool and other == "fast"), None)
+        shares = f"{grown / largest:.2f}" if largest else "", f"{seconds / fast:.2f}" if fast else ""
+        print(f"| {' + '.join(pool)} | {form} | {grown / 2**20:.0f} | {shares[0]} | {seconds:.2f} | {shares[1]} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The plain form of an image step, for `benchmarks/image_step.py` to compare with.
+"""The plain form of an image step, for benchmarks to compare with.
 
 Eager, one class after another, torch's own threads inside each operation, the whole graph held, double backward down to
 the stored images: what the method's description says, written down without a thought for time or memory. Networks,
@@ -7,42 +7,36 @@ clustering, augmentation and everything that is drawn are the condenser's, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmdc_hub.condense.loop import Condenser
-from hmdc_hub.condense.threads import Threads
+from hmdc_hub.condense.balance import Balance
+from hmdc_hub.condense.hand import Hand
+from hmdc_hub.condense.team import Threads
 from hmdc_hub.condense.views import draw_view
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class Serial(Threads):
-    """No threads of our own: one thing after another, minibatches whole."""
+    """No threads of our own: one thing after another, each operation with torch's threads."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device, 1)
-        super().close()
-        self.parallel, self._executor = False, None
-
-    def map(self, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-        return [work(item) for item in items]
+        self._on_cpu = False
 
 
-class PlainCondenser(Condenser):
-    """A condenser, made with `Serial` threads, whose matching is plain."""
+class PlainHand(Hand):
+    """Parts of a step with a plain matching."""
 
-    def class_part(self, update: bool, label: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows = self.real_batches[label]
-        view = draw_view(self.spec, self.real.side, len(rows), self.seed, (self.outer, self.inner, label))
-        leaf = self.images.pixels[label].detach().requires_grad_()
-        wanted = self._gradients(view.real(self.real.take(rows)), label, create_graph=False)
-        given = self._gradients(view.synthetic(leaf, self.spec.factor), label, create_graph=True)
+    def class_part(
+        self, place: tuple[int, int], label: int, rows: Tensor, stored: Tensor, accumulated: Tensor, update: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        view = draw_view(self.spec, self.real.side, len(rows), self.seed, (*place, label))
+        balance = Balance.fresh(self.real.classes, len(accumulated), enabled=self.spec.balance)
+        balance.accumulated[label] = accumulated
+        leaf = stored.detach().to(self.real.device).requires_grad_()
+        wanted = self.gradients(view.real(self.real.take(rows)), label, create_graph=False)
+        given = self.gradients(view.synthetic(leaf, self.spec.factor), label, create_graph=True)
         losses = [
             torch.stack(
                 [(a - b).square().sum() for a, b in zip(*both, strict=True) if a is not None and b is not None]
@@ -51,22 +45,18 @@ class PlainCondenser(Condenser):
         ]
         if update:
             apart = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
-            gradient, share = self.balance.combine(apart, label)
+            gradient, share = balance.combine(apart, label)
         else:
-            weights = self.balance.weights(label).to(leaf.device)
+            weights = balance.weights(label).to(leaf.device)
             gradient = torch.autograd.grad((weights * torch.stack(losses)).sum(), leaf)[0]
             share = torch.zeros(len(losses))
-        return gradient, torch.stack([loss.detach() for loss in losses]), share
+        found = torch.stack([loss.detach() for loss in losses])
+        return gradient.cpu(), found.cpu(), share, balance.accumulated[label]
 
-    def real_gradients(self) -> None:
-        """Compute what real images give, and no more."""
-        for label in range(self.real.classes):
-            self._gradients(self.real.take(self.real_batches[label]), label, create_graph=False)
-
-    def _gradients(self, images: Tensor, label: int, *, create_graph: bool) -> list[tuple[Tensor | None, ...]]:
+    def gradients(self, images: Tensor, label: int, *, create_graph: bool) -> list[tuple[Tensor | None, ...]]:
         """Compute the parameter gradient of every loss, all of them from one pass of each network."""
-        targets = self.pool.objectives
-        nets = self.pool.networks
+        targets = self.members.objectives
+        nets = self.members.networks
         features = {m: net(net.prepare(images)) for m, net in enumerate(nets)}
         labels = torch.full((len(images),), label, device=images.device)
         trained = [list(net.trained().values()) for net in nets]
