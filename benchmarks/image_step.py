@@ -117,6 +117,9 @@ class Stepper:
         pool.reset(0, real)
         pixels = torch.stack([self.hand.starting_images(label) for label in range(real.classes)])
         self.condenser = Condenser(spec, seed, real, pool, StoredImages.begin(range(real.classes), pixels, source))
+        with self.threads.one_each():
+            if not self.plain:
+                self.hand.prepare()  # now, so that no measurement has it in it
         self.crew: Crew | None = None
         if method in ("fast", "low") and not serial and device.type == "cpu":
             self.crew = Crew(torch.get_num_threads(), recipe, source)
@@ -125,8 +128,6 @@ class Stepper:
                 time.sleep(0.1)
             pool.team = self.crew
         with self.threads.one_each():
-            if self.crew is None and not self.plain:
-                self.hand.prepare()  # now, so that no measurement has it in it
             self.choose_real_batches()
 
     def parts(self) -> dict[str, Callable[[], Any]]:
