@@ -134,4 +134,4 @@ def test_light_modules_stay_light(module: str) -> None:
 
 def test_files_stay_readable() -> None:
     long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 300}
-    assert not long, f"over 300 lines: {long}"
+    assert not long, f"over 600 lines: {long}"

@@ -39,13 +39,31 @@ class SetHeader(Strict):
     condense_hash: str
 
 
+class LeftOut(Strict):
+    """Files of a source that are no part of it.
+
+    Attributes:
+        reason: Why, such as "no images".
+        count: How many.
+        examples: The first few, as paths below the source's folder.
+    """
+
+    reason: str
+    count: NotNegative
+    examples: list[str]
+
+
 class SourceInfo(Strict):
     """Where the real images came from.
 
     Attributes:
         id: As in the recipe; published, a local path is `local:<base name>@<fingerprint>`.
         fingerprint: SHA-256 (hex) over the pixels and labels of both splits as this program sees them.
-        train_counts: Images per class of the train split.
+        test_split: Equal to `train_split` where `test_fraction` divides that split in two.
+        train_counts: Images per class that are condensed.
+        repeated: Test images that are, pixel by pixel, train images too.
+        bits: Bits in use of images of more than eight; null: none of the images has more, or all 16 are in use.
+        left_out: What is in the source's folder and was not read.
         license: Hub licence id if the source names one.
         gated: Whether the Hub asks for consent before a download.
         private: Whether only some accounts of the Hub see it.
@@ -70,6 +88,10 @@ class SourceInfo(Strict):
     license: str | None
     gated: bool
     private: bool = False
+    test_fraction: float | None = None
+    repeated: NotNegative = 0
+    bits: NotNegative | None = None
+    left_out: list[LeftOut] = []
 
 
 class ArtifactInfo(Strict):

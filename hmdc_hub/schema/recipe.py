@@ -29,6 +29,12 @@ class SourceSpec(Strict):
         None, description="Split to condense; null: detected. Slices such as train[:80%] work.", examples=["train"]
     )
     test_split: str | None = Field(None, description="Split to score on; null: detected.", examples=["test"])
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="In place of test_split: this share of every class of train_split, one image at least, is drawn to "
+        "be scored on and not condensed.",
+        examples=[0.2],
+    )
     image_column: str | None = Field(None, description="Column with the images; null: detected.", examples=["img"])
     label_column: str | None = Field(None, description="Column with the labels; null: detected.", examples=["label"])
     size: Annotated[int, Field(ge=4, le=1024)] = Field(
@@ -41,6 +47,15 @@ class SourceSpec(Strict):
         "keep proportions.",
         examples=["crop"],
     )
+    background: Literal["white", "black"] = Field(
+        "white", description="What transparent pixels are laid over.", examples=["white"]
+    )
+
+    @model_validator(mode="after")
+    def _one_test_part(self) -> SourceSpec:
+        if self.test_fraction is not None and self.test_split is not None:
+            raise ValueError("source.test_split and source.test_fraction both say what is scored on; leave one out")
+        return self
 
 
 class ImagesSpec(Strict):
@@ -228,6 +243,12 @@ class Recipe(Strict):
         section = self.model_dump(mode="json")[key]
         if key == "pool":
             return plain_models(section)
+        if key == "source":
+            # Younger than the first sets, whose hashes stay as they are.
+            if section["test_fraction"] is None:
+                del section["test_fraction"]
+            if section["background"] == "white":
+                del section["background"]
         if key == "condense":
             # How it is computed, not what.
             del section["memory"], section["derivative"], section["networks"]["parts"]
