@@ -54,7 +54,7 @@ def forecast(
     """
     recipe = settled(recipe, None)
     listener(Stage("source", recipe.source.id))
-    source = load_source(recipe.source)
+    source = load_source(recipe.source, listener=listener)
     models = [build_for(spec, source) for spec in recipe.evaluate.settled().models]
     listener(Stage("probe", f"a few steps of each part on {device}"))
     return Forecast(

@@ -104,7 +104,7 @@ def describe(
     sample = _sample(reader, index.train[0], str(spec.image_column))
     sides = sorted(min(one.size) for one in sample)
     return Detection(
-        facts=reader.facts,
+        facts=index.facts,
         splits={part.split: reader.rows(part.split) for part in (*index.train, *index.test)},
         train_split=str(spec.train_split),
         test_split=spec.test_split,

@@ -56,6 +56,11 @@ class Listing:
     archives: list[Names] = field(default_factory=list)
     left_out: dict[str, list[Names]] = field(default_factory=lambda: defaultdict(list))
 
+    @property
+    def files(self) -> list[Names]:
+        """All files but hidden ones."""
+        return [*self.images, *self.metadata, *self.tables, *self.left_out["no images"]]
+
 
 def list_folder(root: Path) -> Listing:
     """List a folder and everything below it, links followed.
@@ -224,7 +229,7 @@ def open_class_folders(source: str, root: Path, found: Listing, facts: Facts) ->
             classes.setdefault(split, {}).setdefault(below, []).append(path)
         else:
             left_out["in no class folder"].append(path)
-    if "train" not in classes:
+    if not classes or ("train" not in classes and left_out["beside the splits"]):
         raise _no_classes(source, found.images, folders, classes)
     _refuse_mixed_depth(source, classes)
     splits = {}
