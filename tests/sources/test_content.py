@@ -17,8 +17,7 @@ from hmdc_hub.events import Event
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, load_source, source_notes
 from hmdc_hub.sources.content import file_keys, held_out_count, held_out_rows, pixel_keys, repeated_rows
-from tests.sources.files import CLASSES, cells, encoded, parquet_folder, picture, png, rows, write_parquet
-from tests.sources.test_folder import tree
+from tests.sources.files import CLASSES, cells, encoded, parquet_folder, picture, png, rows, tree, write_parquet
 
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
 

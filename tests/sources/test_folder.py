@@ -2,47 +2,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, describe, index_source, load_source, local
-from tests.sources.files import encoded, parquet_folder, rows, write_parquet
+from tests.sources.files import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    RED,
+    YELLOW,
+    encoded,
+    parquet_folder,
+    rows,
+    tree,
+    write,
+    write_parquet,
+)
 
-RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)
-COLOURS = (RED, GREEN, BLUE, YELLOW)
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee", "cat"])}
 
 
 def load(path: Path | str, **keys: Any) -> Source:
     return load_source(SourceSpec.model_validate({"id": str(path), "size": 8} | keys))
-
-
-def write(file: Path, colour: tuple[int, int, int], seed: int) -> Path:
-    """Write an image of about one colour that no other seed gives; the format is the suffix's, else PNG."""
-    noise = np.random.RandomState(seed).randint(-25, 26, (8, 8, 3))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
-    kind = Image.registered_extensions().get(file.suffix.lower(), "PNG")
-    file.write_bytes(encoded(image, kind))
-    return file
-
-
-def tree(root: Path, classes: Mapping[str, int], kind: str = "png") -> Path:
-    """Write so many images below each folder; a name's colour is that of its place among the last names."""
-    lasts = list(dict.fromkeys(name.split("/", 1)[-1] for name in classes))
-    for number, (name, count) in enumerate(classes.items()):
-        for k in range(count):
-            colour = COLOURS[lasts.index(name.split("/", 1)[-1]) % 4]
-            write(root / name / f"{k:02}.{kind}", colour, 100 * number + k)
-    return root
 
 
 def colours(source: Source) -> list[tuple[int, ...]]:

@@ -11,8 +11,8 @@ import pytest
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, load_source
-from tests.sources.files import image_folder
-from tests.sources.test_folder import COLOURS, colours, left_out, write
+from tests.sources.files import COLOURS, image_folder, write
+from tests.sources.test_folder import colours, left_out
 
 
 def load(path: Path, **keys: Any) -> Source:
