@@ -229,8 +229,9 @@ def open_class_folders(source: str, root: Path, found: Listing, facts: Facts) ->
             classes.setdefault(split, {}).setdefault(below, []).append(path)
         else:
             left_out["in no class folder"].append(path)
-    if not classes or ("train" not in classes and left_out["beside the splits"]):
-        raise _no_classes(source, found.images, folders, classes)
+    beside = left_out["beside the splits"]
+    if not classes or ("train" not in classes and beside):
+        raise _no_classes(source, found.images, folders, beside)
     _refuse_mixed_depth(source, classes)
     splits = {}
     for split in sorted(classes, key=list(dict.fromkeys(SPLITS.values())).index):
@@ -281,22 +282,20 @@ def _refuse_splits_below(source: str, images: Sequence[Names]) -> None:
 
 
 def _no_classes(
-    source: str, images: Sequence[Names], folders: Mapping[str, str], classes: Mapping[str, object]
+    source: str, images: Sequence[Names], folders: Mapping[str, str], beside: Sequence[Names]
 ) -> SourceError:
     """Say why no class was found among the images that are condensed."""
-    example = "/".join(images[0])
-    if classes:
-        there = ", ".join(f"{name}/" for name, split in folders.items() if split in classes)
-        return SourceError(
-            f"source.id: {source} has no train split: of its top-level folders only {there} is called like a split, so "
-            "the others are left out",
-            hint="Put the images to condense into  train/<class>/ ; or if such a folder is a class, put all class "
-            "folders into one folder called train.",
-        )
     where = " and ".join(f"{name}/" for name in folders) or "the folder"
+    if beside:
+        return SourceError(
+            f"source.id: {source} has no classes to condense: {where} is a split by its name, and "
+            f"{'/'.join(beside[0])} and whatever else is beside it is left out",
+            hint=f"If {where} is a class, put all class folders into one folder called train; if it is a split, put "
+            "those to condense into  train/<class>/",
+        )
     return SourceError(
-        f"source.id: {source} has images without labels: {where} has {example} and {len(images) - 1} more, but no "
-        "folder for each class",
+        f"source.id: {source} has images without labels: {where} has {'/'.join(images[0])} and {len(images) - 1} more, "
+        "but no folder for each class",
         hint="Make a folder for each class, as in  train/<class>/<image> ; or write the labels into a file "
         f"metadata.csv beside the images:\n  file_name,label\n  {images[0][-1]},<class>",
     )

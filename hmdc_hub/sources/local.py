@@ -53,7 +53,7 @@ def local_path(source: str) -> Path | None:
 
 
 def open_local(source: str, path: Path, config: str | None) -> TableReader | FolderReader:
-    """Open a folder or one parquet file.
+    """Open a folder, or one file: parquet, or the tar of a webdataset.
 
     A folder is one of images in class folders or beside metadata files, or laid out for `datasets` (parquet files, a
     README with configurations), or written by its `save_to_disk`.
@@ -71,13 +71,14 @@ def open_local(source: str, path: Path, config: str | None) -> TableReader | Fol
             _no_config(source, config)
             return TableReader(Facts(source, "local"), _saved_to_disk(source, path))
         return _open_folder(source, path, config)
-    if path.suffix != ".parquet":
+    reader = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix)
+    if reader is None:
         raise SourceError(
-            f"source.id: {source!r} is a file, and of files only .parquet can be read",
+            f"source.id: {source!r} is a file, and of files only .parquet and .tar (webdataset) can be read",
             hint="Give the folder it is in, or convert it with  datasets.load_dataset(...).to_parquet(...)",
         )
     _no_config(source, config)
-    builder = load_builder(source, "parquet", data_files={"train": glob.escape(str(path))})
+    builder = load_builder(source, reader, data_files={"train": glob.escape(str(path))})
     return TableReader(Facts(source, "local"), prepared_splits(source, builder))
 
 

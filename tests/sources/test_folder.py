@@ -237,8 +237,13 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
         (("train/0.png", "test/0.png"), r"without labels: (test/ and train/|train/ and test/) has", "metadata.csv"),
         (
             ("test/a/0.png", "cat/0.png", "dog/0.png"),
-            "no train split: .* only test/ is called like a split",
-            "train/<cl",
+            "no classes to condense: test/ is a split by its name, and cat/0.png and",
+            "train/<class>/",
+        ),
+        (
+            ("train/0.png", "bus/0.png", "tram/0.png"),
+            "no classes to condense: train/ is a split by its name, and bus/0.png and",
+            "If train/ is a class, put all class folders into one folder called train",
         ),
         (("test/a/0.png", "test/b/0.png"), "has no split named 'train'; its splits are test", "train_split: test"),
         (("train/a/0.png", "test/a/0.png", "train/a/1.png"), "one class, 'a'", "two classes or more"),

@@ -301,7 +301,7 @@ def test_folders_that_hold_no_dataset(tmp_path: Path, content: str) -> None:
 
 def test_other_files_than_parquet(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"of files only \.parquet can be read"):
+    with pytest.raises(SourceError, match=r"of files only \.parquet and \.tar"):
         load(tmp_path / "pets.zip")
 
 
