@@ -58,9 +58,8 @@ def metadata(name: str, text: str, *patterns: str) -> Callable[[Path], None]:
     def make(root: Path) -> None:
         folder(*patterns)(root)
         head, line = text.split("\n")
-        lines = [
-            line.format(k=k, label="yes" if k % 2 else "NA", split="test" if k > 1 else "train") for k in range(EACH)
-        ]
+        cells = [{"k": k, "label": ("NA", "yes")[k % 2], "split": ("train", "test")[k // 2]} for k in range(EACH)]
+        lines = [line.format(**values) for values in cells]
         (root / name).write_text("\n".join([head, *lines]) + "\n")
 
     return make
