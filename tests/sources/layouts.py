@@ -1,4 +1,4 @@
-"""The table of layouts in docs/your-data.md: what is on disk, what is read, what is said. `python -m tests.sources.layouts`
+"""The table of layouts in docs/your-data.md, written by `python -m tests.sources.layouts`.
 
 Every row is made as real files and read by the real readers; a test holds the page equal to what comes out.
 """
@@ -75,6 +75,16 @@ def tables(*names: str, readme: str = "") -> Callable[[Path], None]:
             write_parquet(root / name, dict(zip(("image", "label"), rows(9, 20 * number), strict=True)), features)
         if readme:
             (root / "README.md").write_text(readme)
+
+    return make
+
+
+def both(one: Callable[[Path], None], other: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Write one layout and then another."""
+
+    def make(root: Path) -> None:
+        one(root)
+        other(root)
 
     return make
 
@@ -186,8 +196,8 @@ def _looked_at(name: str) -> tuple[str, str, str]:
     test, said = f", {index.spec.test_split} {index.test_count}", [*left_out_notes(index.facts.left_out)]
     if index.spec.test_split is None:
         test = ""
-        error = no_test_split(index.reader)
-        said.append(f"{error.message.partition(':')[0]} → {error.hint}")
+        none = no_test_split(index.reader)
+        said.append(f"{none.message.partition(':')[0]} → {none.hint}")
     return (
         f"{index.spec.train_split} {sum(index.train_counts)}{test}",
         ", ".join(f"`{name}`" for name in index.class_names),
