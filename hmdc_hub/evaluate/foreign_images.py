@@ -15,7 +15,9 @@ from torch import Tensor
 from hmdc_hub.errors import NetworkError, SourceError, UsageError
 from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, refuse_pickle
 from hmdc_hub.sources import Source, open_reader
-from hmdc_hub.sources.convert import fill, open_image
+from hmdc_hub.sources.convert import fill
+from hmdc_hub.sources.decode import open_image
+from hmdc_hub.sources.levels import Levels
 from hmdc_hub.sources.reader import Encoded, Part, Reader
 from hmdc_hub.store import sha256_file
 
@@ -133,12 +135,13 @@ def _pixels(
                 yield encoded  # `fill` fails at it too, and says in which row
                 continue
             sizes[image.size] += 1
-            colour += image.mode not in ("1", "L", "LA") and not image.mode.startswith("I")
+            colour += image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I")
             yield image
 
     out = np.empty((len(part), channels, side, side), dtype=np.uint8)
-    fill(out, opened(), np.arange(len(part)), (part,), column, fit)
-    notes = []
+    levels = Levels(lambda: reader.images(part, column))
+    fill(out, opened(), np.arange(len(part)), (part,), column, fit, levels=levels)
+    notes = [*levels.notes]
     others = [size for size, _ in sizes.most_common() if size != (side, side)]
     if others:
         width, height = others[0]

@@ -96,12 +96,14 @@ class Source:
         test_images: uint8 N x channels x side x side, in the order of the dataset.
         test_labels: int64 N, in 0..C-1.
         info: Provenance, class names and statistics.
+        notes: What was decided in reading it, for the person at the terminal.
     """
 
     train: ClassBank
     test_images: Tensor
     test_labels: Tensor
     info: SourceInfo
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def mean(self) -> Tensor:
@@ -162,6 +164,8 @@ def make_source(
     class_names: Sequence[str],
     splits: tuple[str, str] = ("train", "test"),
     columns: tuple[str, str] = ("image", "label"),
+    bits: int | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Source:
     """Compute statistics and fingerprint of images and put everything together.
 
@@ -173,6 +177,8 @@ def make_source(
         class_names: C names.
         splits: Train and test split as in the recipe.
         columns: Image and label column.
+        bits: As `Levels.in_use`.
+        notes: As in `Source`.
     """
     mean, std = channel_statistics(train.images)
     info = SourceInfo(
@@ -195,8 +201,9 @@ def make_source(
         license=facts.license,
         gated=facts.gated,
         private=facts.private,
+        bits=bits,
     )
-    return Source(train, test_images, test_labels, info)
+    return Source(train, test_images, test_labels, info, notes)
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

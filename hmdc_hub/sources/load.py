@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of
+from hmdc_hub.sources.blank import check_varied
 from hmdc_hub.sources.convert import fill
 from hmdc_hub.sources.digits import DigitsReader
 from hmdc_hub.sources.labels import read_labels, train_counts
+from hmdc_hub.sources.levels import Levels
 from hmdc_hub.sources.mapped import allocate
-from hmdc_hub.sources.reader import Part, Reader
+from hmdc_hub.sources.reader import Encoded, Part, Reader, locate
 from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
 
 BUILTINS = ("builtin:digits",)
@@ -98,15 +100,19 @@ def load_source(spec: SourceSpec) -> Source:
     order = np.argsort(train_labels, kind="stable")
     positions = np.empty_like(order)
     positions[order] = np.arange(len(order))
-    bank = ClassBank(_pixels(reader, spec, train, positions), offsets_of(train_counts(names, train_labels)))
+    levels = _levels(reader, spec, (*train, *test))
+    bank = ClassBank(_pixels(reader, spec, train, positions, levels), offsets_of(train_counts(names, train_labels)))
+    check_varied(bank, names, spec, lambda row: _image(reader, train, int(order[row]), str(spec.image_column)))
     return make_source(
         bank,
-        _pixels(reader, spec, test, np.arange(len(test_labels))),
+        _pixels(reader, spec, test, np.arange(len(test_labels)), levels),
         torch.from_numpy(test_labels),
         facts=reader.facts,
         class_names=names,
         splits=(train_split, test_split),
         columns=(str(spec.image_column), str(spec.label_column)),
+        bits=levels.in_use,
+        notes=levels.notes,
     )
 
 
@@ -132,11 +138,24 @@ def _resolved(reader: Reader, spec: SourceSpec) -> SourceSpec:
     )
 
 
-def _pixels(reader: Reader, spec: SourceSpec, parts: tuple[Part, ...], positions: NDArray[np.int64]) -> torch.Tensor:
+def _levels(reader: Reader, spec: SourceSpec, parts: tuple[Part, ...]) -> Levels:
+    """Find white over all rows of the splits, so that no slice of them changes it."""
+    splits = [Part(name, 0, reader.rows(name)) for name in dict.fromkeys(part.split for part in parts)]
+    return Levels(lambda: (image for split in splits for image in reader.images(split, str(spec.image_column))))
+
+
+def _image(reader: Reader, parts: tuple[Part, ...], index: int, column: str) -> Encoded:
+    split, row = locate(parts, index)
+    return next(iter(reader.images(Part(split, row, row + 1), column)))
+
+
+def _pixels(
+    reader: Reader, spec: SourceSpec, parts: tuple[Part, ...], positions: NDArray[np.int64], levels: Levels
+) -> torch.Tensor:
     out = allocate((len(positions), spec.channels, spec.size, spec.size))
     column = str(spec.image_column)
     images = (image for part in parts for image in reader.images(part, column))
-    fill(out, images, positions, parts, column, spec.fit)
+    fill(out, images, positions, parts, column, spec.fit, background=spec.background, levels=levels)
     return torch.from_numpy(out)
 
 
