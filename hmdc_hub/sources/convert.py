@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.decode import decode, open_header
+from hmdc_hub.sources.decode import decode, header
 from hmdc_hub.sources.levels import Levels, eight_bits
 from hmdc_hub.sources.reader import Encoded, Part, locate
 
@@ -141,8 +141,7 @@ def _is_large(encoded: Encoded) -> bool:
 def _convert(encoded: Encoded, **options: Any) -> NDArray[np.uint8] | SourceError:
     """Decode and convert one image, the huge ones one at a time."""
     try:
-        image = open_header(encoded)
-        with _ALONE if image.width * image.height > _HUGE else nullcontext():
+        with header(encoded) as image, _ALONE if image.width * image.height > _HUGE else nullcontext():
             return to_pixels(decode(image, encoded), **options)
     except SourceError as error:
         return error

@@ -32,11 +32,21 @@ def open_image(encoded: Encoded) -> Image.Image:
         SourceError: There is no image, the file is missing, it cannot be decoded, or it is so large that Pillow takes
             it for an attack (`Image.MAX_IMAGE_PIXELS`); nothing of such a file is decoded.
     """
-    return encoded if isinstance(encoded, Image.Image) else decode(open_header(encoded), encoded)
+    return encoded if isinstance(encoded, Image.Image) else decode(_open(encoded), encoded)
 
 
-def open_header(encoded: Encoded) -> Image.Image:
-    """Read the header of an image file; arguments and errors as `open_image`."""
+@contextmanager
+def header(encoded: Encoded) -> Iterator[Image.Image]:
+    """Read the header of an image file, which is closed afterwards; arguments and errors as `open_image`."""
+    image = _open(encoded)
+    try:
+        yield image
+    finally:
+        if image is not encoded:
+            image.close()
+
+
+def _open(encoded: Encoded) -> Image.Image:
     if encoded is None:
         raise SourceError("the image is empty (null)", hint="Remove the row from the dataset, or choose other rows.")
     if isinstance(encoded, Image.Image):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.decode import HALVED, decode, is_deep, is_halved, open_header, scaled
+from hmdc_hub.sources.decode import HALVED, decode, header, is_deep, is_halved, scaled
 from hmdc_hub.sources.reader import Encoded
 
 _DEPTHS = (8, 10, 12, 14, 16)
@@ -78,30 +79,24 @@ class Levels:
 
 def _brightest(encoded: Encoded) -> int:
     """Give the largest value of an image of 16 bits; 0 for others, and for those that are refused later."""
-    try:
-        image = open_header(encoded)
-        if not is_deep(image) and not is_halved(image):
-            return 0
-        image = decode(image, encoded)
-    except SourceError:
-        return 0
-    values = np.asarray(image)
-    if HALVED in image.info:
-        return 256 * int(values[..., :3].max(initial=0) if values.ndim == 3 else values.max(initial=0)) + 255
-    return int(values.max(initial=0)) if is_deep(image) else 0
+    with suppress(SourceError), header(encoded) as image:
+        if is_deep(image) or is_halved(image):
+            image = decode(image, encoded)
+            values = np.asarray(image)
+            if HALVED in image.info:
+                return 256 * int((values[..., :3] if values.ndim == 3 else values).max(initial=0)) + 255
+            return int(values.max(initial=0)) if is_deep(image) else 0
+    return 0
 
 
 def _span(encoded: Encoded, mode: str) -> tuple[float, float] | None:
     """Give the least and the largest number in an image of a mode; None for others."""
-    try:
-        image = open_header(encoded)
-        if image.mode != mode or (image := decode(image, encoded)).mode != mode:
-            return None
-    except SourceError:
-        return None
-    values = np.asarray(image)
-    values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if len(values) else None
+    with suppress(SourceError), header(encoded) as image:
+        if image.mode == mode and (image := decode(image, encoded)).mode == mode:
+            values = np.asarray(image)
+            values = values[np.isfinite(values)]
+            return (float(values.min()), float(values.max())) if len(values) else None
+    return None
 
 
 def eight_bits(image: Image.Image, levels: Levels | None) -> Image.Image:

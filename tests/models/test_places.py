@@ -135,7 +135,7 @@ def test_modules_by_name() -> None:
         (["layer9"], "it has no module 'layer9' to tap"),
         (["4.1"], "no module '4.1'"),
         (["avgpool.1"], "no module"),
-        (["fc"], "its module 'fc' gives (2, 3), which is neither a square map nor tokens of one"),
+        (["fc"], "its module 'fc' gives (2, 3), which is neither a map nor tokens of one"),
     ],
 )
 def test_names_that_cannot_be_tapped(taps: list[str], words: str) -> None:
