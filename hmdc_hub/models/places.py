@@ -42,11 +42,16 @@ class Place:
     prefix: int = 0
     class_token: bool = False
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self.info.grid or (self.info.side, self.info.side)
+
     def read(self, output: Tensor) -> TapOutput:
         """Split the module's output into semantic B x C and spatial B x C x height x width."""
         if self.layout == "tokens":
             patches = output[:, self.prefix :].transpose(1, 2)
-            spatial = patches.reshape(*patches.shape[:2], *(self.info.grid or (self.info.side, self.info.side)))
+            spatial = patches.reshape(*patches.shape[:2], *self.grid)
             return TapOutput(output[:, 0] if self.class_token else patches.mean(2), spatial)
         spatial = output.permute(0, 3, 1, 2) if self.layout == "nhwc" else output
         return TapOutput(spatial.mean((2, 3)), spatial)
