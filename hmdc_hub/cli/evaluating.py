@@ -140,7 +140,15 @@ def score_foreign(
     def prepare(listener: Listener, device: torch.device) -> tuple[Subject, EvaluateSpec, Source, RunDir]:
         listener(Stage("source", spec.id))
         source = load_source(resolve_source(spec), listener=listener)
-        subject = read_set(target, source, config=config, revision=revision, normalised=normalised, fit=spec.fit)
+        subject = read_set(
+            target,
+            source,
+            config=config,
+            revision=revision,
+            normalised=normalised,
+            fit=spec.fit,
+            background=spec.background,
+        )
         for note in subject.notes:
             listener(Note(note))
         protocol = possible(wanted, subject, asked=wishes.against is not None, listener=listener)

@@ -166,6 +166,7 @@ def make_source(
     columns: tuple[str, str] = ("image", "label"),
     test_fraction: float | None = None,
     repeated: int = 0,
+    bits: int | None = None,
 ) -> Source:
     """Compute statistics and fingerprint of images and put everything together.
 
@@ -179,6 +180,7 @@ def make_source(
         columns: Image and label column.
         test_fraction: As in the recipe.
         repeated: Test images that are train images too.
+        bits: As `Levels.in_use`.
     """
     mean, std = channel_statistics(train.images)
     info = SourceInfo(
@@ -203,6 +205,7 @@ def make_source(
         private=facts.private,
         test_fraction=test_fraction,
         repeated=repeated,
+        bits=bits,
         left_out=list(facts.left_out),
     )
     return Source(train, test_images, test_labels, info)

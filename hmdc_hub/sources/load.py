@@ -13,6 +13,7 @@ from hmdc_hub.errors import SourceError
 from hmdc_hub.events import Listener, Note, silent
 from hmdc_hub.schema import LeftOut, SourceSpec
 from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of, source_notes
+from hmdc_hub.sources.blank import check_varied
 from hmdc_hub.sources.content import (
     TRACE,
     file_keys,
@@ -25,6 +26,7 @@ from hmdc_hub.sources.content import (
 from hmdc_hub.sources.convert import fill
 from hmdc_hub.sources.digits import DigitsReader
 from hmdc_hub.sources.labels import read_labels, train_counts
+from hmdc_hub.sources.levels import Levels
 from hmdc_hub.sources.mapped import allocate
 from hmdc_hub.sources.reader import Encoded, Facts, Part, Reader, locate
 from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
@@ -184,10 +186,20 @@ def load_source(spec: SourceSpec, *, listener: Listener = silent) -> Source:
     positions[rows] = np.arange(len(rows))
     parts = (*index.train, *index.test)
     out = allocate((len(rows), spec.channels, spec.size, spec.size))
-    fill(out, _images(index, parts), positions, parts, str(spec.image_column), spec.fit)
+    levels = _levels(index)
+    fill(
+        out,
+        _images(index, parts),
+        positions,
+        lambda row: _where(index, row),
+        spec.fit,
+        background=spec.background,
+        levels=levels,
+    )
     images = torch.from_numpy(out)
     bank = ClassBank(images[: len(train)], offsets_of(train_counts(names, labels[train])))
     test_images = images[len(train) :]
+    check_varied(bank, names, spec, lambda row: _image(index, int(rows[row])))
     source = make_source(
         bank,
         test_images,
@@ -198,8 +210,9 @@ def load_source(spec: SourceSpec, *, listener: Listener = silent) -> Source:
         columns=(str(spec.image_column), str(spec.label_column)),
         test_fraction=spec.test_fraction,
         repeated=_count_repeated(index, rows, bank.images, test_images),
+        bits=levels.in_use,
     )
-    for text in source_notes(source.info):
+    for text in (*source_notes(source.info), *levels.notes):
         listener(Note(text))
     return source
 
@@ -216,6 +229,23 @@ def _images(index: SourceIndex, parts: tuple[Part, ...]) -> Iterator[Encoded]:
     return (image for part in parts for image in index.reader.images(part, str(index.spec.image_column)))
 
 
+def _image(index: SourceIndex, row: int) -> Encoded:
+    split, place = locate((*index.train, *index.test), row)
+    return next(iter(index.reader.images(Part(split, place, place + 1), str(index.spec.image_column))))
+
+
+def _where(index: SourceIndex, row: int) -> str:
+    """Name a row of all parts for errors."""
+    split, place = locate((*index.train, *index.test), row)
+    return index.reader.where(split, str(index.spec.image_column), place)
+
+
+def _levels(index: SourceIndex) -> Levels:
+    """Find white over all rows of the splits, so that no slice of them changes it."""
+    splits = dict.fromkeys(part.split for part in (*index.train, *index.test))
+    return Levels(lambda: _images(index, tuple(Part(name, 0, index.reader.rows(name)) for name in splits)))
+
+
 def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Tensor, test: torch.Tensor) -> int:
     """Count the test images that are train images too, and refuse more than a trace of them.
 
@@ -228,15 +258,10 @@ def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Te
     found = repeated_rows(pixel_keys(train), pixel_keys(test))
     if len(found) <= TRACE * len(test):
         return len(found)
-
-    def name(place: int) -> str:
-        split, row = locate((*index.train, *index.test), int(rows[place]))
-        return index.reader.where(split, str(index.spec.image_column), row)
-
-    one, same = found[0]
+    one, same = (_where(index, int(rows[place])) for place in (len(train) + found[0, 0], found[0, 1]))
     raise SourceError(
         f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too, such as "
-        f"{name(len(train) + one)} and {name(same)}; a score on images that were condensed says nothing",
+        f"{one} and {same}; a score on images that were condensed says nothing",
         hint="Remove the copies."
         if index.spec.test_fraction is not None
         else "Remove them from one of the splits; or leave test_split out and say  test_fraction: 0.2 , which keeps "
