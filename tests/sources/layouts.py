@@ -147,6 +147,7 @@ LAYOUTS: dict[str, Callable[[Path], None]] = {
     "`{train,Train,test}/{ant,bee}/*.png`": folder("{train,Train,test}/{ant,bee}/*.png"),
     "`pets/{train,test}/{ant,bee}/*.png`": folder("pets/{train,test}/{ant,bee}/*.png"),
     "`{ant,bee}/{train,test}/*.png`": folder("{ant,bee}/{train,test}/*.png"),
+    "`{train_images,test_images}/{ant,bee}/*.png`": folder("{train_images,test_images}/{ant,bee}/*.png"),
     "`{test,ant,bee}/x/*.png`": folder("{test,ant,bee}/x/*.png"),
     "`{bus,train,tram}/*.png`": folder("{bus,train,tram}/*.png"),
     "`*.png`": folder("*.png"),

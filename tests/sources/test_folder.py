@@ -233,6 +233,13 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
             "dev and val .* both a validation split",
             "mv val unused-val",
         ),
+        (
+            ("Train set/a/0.png", "Test set/a/0.png"),
+            "the folders Test set, Train set .* look like",
+            "mv 'Test set' test",
+        ),
+        (("train_images/0.png", "test-images/1.png"), "would all be classes", "mv test-images test"),
+        (("0.png", "1.png", "labels.csv"), "without labels: the folder", "If labels.csv has them, call it so"),
         (("0.png", "1.png"), r"without labels: the folder has 0\.png and 1 more", "metadata.csv"),
         (("train/0.png", "test/0.png"), r"without labels: (test/ and train/|train/ and test/) has", "metadata.csv"),
         (
@@ -251,10 +258,18 @@ def test_folders_that_may_not_be_read(tmp_path: Path) -> None:
 )
 def test_trees_that_do_not_say_what_is_what(tmp_path: Path, files: tuple[str, ...], words: str, step: str) -> None:
     for k, file in enumerate(files):
-        write(tmp_path / file, RED, k)
+        if file.endswith(".csv"):
+            (tmp_path / file).write_text("id,class\n")
+        else:
+            write(tmp_path / file, RED, k)
     with pytest.raises(SourceError, match=words) as caught:
         load(tmp_path)
     assert step.format(root=tmp_path) in caught.value.hint
+
+
+def test_classes_of_one_word_of_splits_are_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"bullet_train": 2, "freight_train": 2, "model train": 2})
+    assert load(root, test_fraction=0.5).info.class_names == ["bullet_train", "freight_train", "model train"]
 
 
 def test_a_class_that_only_the_test_split_has_is_named_with_its_file(tmp_path: Path) -> None:
@@ -265,8 +280,9 @@ def test_a_class_that_only_the_test_split_has_is_named_with_its_file(tmp_path: P
 
 def test_a_damaged_image_is_named_and_not_left_out(tmp_path: Path) -> None:
     root = tree(tmp_path, {"train/ant": 3, "train/bee": 3, "test/ant": 1, "test/bee": 1})
-    (root / "train/ant/01.png").write_bytes(b"\x89PNG nothing more")
-    with pytest.raises(SourceError, match=r"train/ant/01\.png.* cannot be decoded"):
+    (root / "train/ant/01.png").unlink()
+    (root / "train/ant/01.PNG").write_bytes(b"\x89PNG nothing more")
+    with pytest.raises(SourceError, match=r"train/ant/01\.PNG.* cannot be decoded"):
         load(root)
 
 
