@@ -65,8 +65,8 @@ class Hints:
         modules: Dotted names of the modules to tap; None: by the rules.
         heads: Dotted names of the classifiers.
         nhwc: Whether maps are laid out B x H x W x C.
-        patch: Height and width of a patch in pixels, where all tokens are patches of one size; None: the first
-            convolution says how many rows and columns there are, and each stage may halve them.
+        patch: Height and width of a patch in pixels, where all tokens are patches of one size; None: the
+            convolutions that read the image say how many rows and columns there are, and each stage may halve them.
         class_token: Whether a first token that is no patch is a class token.
     """
 
@@ -94,10 +94,9 @@ def find_places(model: nn.Module, images: Tensor, hints: Hints) -> tuple[Place, 
         near = ", ".join(_near(unknown[0], list(modules))) or "`pool check` prints its taps"
         raise ModelError(f"it has no module {unknown[0]!r} to tap", hint=f"Modules with such names: {near}.")
     wanted = list(hints.modules) if hints.modules is not None else _candidates(model, hints.heads)
-    outputs, stem = _run(model, {name: modules[name] for name in wanted}, images)
+    outputs, stems = _run(model, {name: modules[name] for name in wanted}, images)
     exact = (images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1]) if hints.patch else None
-    whole = exact or stem
-    grids = _halved(whole) if whole else []
+    grids = [grid for whole in ([exact] if exact else stems) for grid in _halved(whole)]
     places = {
         name: place
         for name, output in outputs.items()
@@ -228,15 +227,15 @@ def _info(name: str, kind: Literal["map", "tokens"], channels: int, grid: tuple[
 
 def _run(
     model: nn.Module, modules: dict[str, nn.Module], images: Tensor
-) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
+) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
     """Run a network once.
 
     Returns:
         The output of each module that was called, in the order in which they ended; and height and width of what the
-        first convolution of all gives, None without one.
+        convolutions give that read the image.
     """
     found: dict[str, Tensor] = {}
-    stem: list[tuple[int, int]] = []
+    stems: dict[tuple[int, int], None] = {}
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -248,14 +247,16 @@ def _run(
         return hook
 
     def measure(name: str) -> Callable[..., None]:
-        return lambda module, args, output: stem.append(tuple(output.shape[-2:]))
+        return lambda module, args, output: stems.setdefault(tuple(output.shape[-2:]))
 
     convolutions: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == images.shape[1]
     }
     with _hooked(modules, record), _hooked(convolutions, measure), torch.no_grad():
         model(images)
-    return found, stem[0] if stem else None
+    return found, list(stems)
 
 
 @contextmanager

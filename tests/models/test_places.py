@@ -155,7 +155,7 @@ def test_maps_of_stages_that_are_no_squares(source: str, id_: str, args: dict[st
     assert [tap.spatial.shape[2:] for tap in model(images(model, 2)).taps] == [(16, 8), (8, 4)]
 
 
-def test_tokens_are_those_of_the_first_convolution() -> None:
+def test_tokens_are_those_of_the_convolution_that_reads_the_image() -> None:
     """Nine tokens of a grid of 2 x 2 are four behind five, not three rows and columns."""
 
     class Tokens(nn.Module):
