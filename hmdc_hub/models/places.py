@@ -95,12 +95,13 @@ def find_places(model: nn.Module, images: Tensor, hints: Hints) -> tuple[Place, 
         raise ModelError(f"it has no module {unknown[0]!r} to tap", hint=f"Modules with such names: {near}.")
     wanted = list(hints.modules) if hints.modules is not None else _candidates(model, hints.heads)
     outputs, stems = _run(model, {name: modules[name] for name in wanted}, images)
-    exact = (images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1]) if hints.patch else None
-    grids = [grid for whole in ([exact] if exact else stems) for grid in _halved(whole)]
+    if hints.patch:
+        stems = [(images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1])]
+    grids = [grid for stem in stems for grid in _halved(stem)]
     places = {
         name: place
         for name, output in outputs.items()
-        if len(output) == len(images) and (place := _place(name, output, hints, exact, grids))
+        if len(output) == len(images) and (place := _place(name, output, hints, grids))
     }
     if hints.modules is not None:
         flat = [name for name in hints.modules if name not in places]
@@ -182,16 +183,13 @@ def _of(grids: list[tuple[int, int]]) -> str:
     return " of {} x {} or half of that, and so on".format(*grids[0]) if grids else ""
 
 
-def _place(
-    name: str, output: Tensor, hints: Hints, exact: tuple[int, int] | None, grids: list[tuple[int, int]]
-) -> Place | None:
+def _place(name: str, output: Tensor, hints: Hints, grids: list[tuple[int, int]]) -> Place | None:
     """Say how a module's output is laid out; None if it is neither a map nor tokens of one.
 
     Args:
         name: The module's.
         output: What it gives for a batch of square images.
         hints: What the library says.
-        exact: Rows and columns of patches, if the library says how large one is.
         grids: Those that a map can have; no others are read unless they are squares, and then only maps.
     """
     if output.dim() == 4:
@@ -203,7 +201,7 @@ def _place(
     if output.dim() != 3:
         return None
     length, channels = output.shape[1:]
-    grid = _grid_of(length, exact, grids)
+    grid = _grid_of(length, grids)
     if grid is None:
         return None
     prefix = length - math.prod(grid)
@@ -211,10 +209,8 @@ def _place(
     return Place(name, _info(name, "tokens" if class_token else "map", channels, grid), "tokens", prefix, class_token)
 
 
-def _grid_of(length: int, exact: tuple[int, int] | None, grids: list[tuple[int, int]]) -> tuple[int, int] | None:
+def _grid_of(length: int, grids: list[tuple[int, int]]) -> tuple[int, int] | None:
     """Find the rows and columns that tokens are of, with the fewest tokens before them."""
-    if exact and 0 <= length - math.prod(exact) <= MOST_PREFIXES:
-        return exact
     if not grids and math.isqrt(length) ** 2 == length:
         return math.isqrt(length), math.isqrt(length)
     fitting = [grid for grid in grids if 0 <= length - math.prod(grid) <= MOST_PREFIXES]
