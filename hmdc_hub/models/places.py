@@ -65,8 +65,8 @@ class Hints:
         modules: Dotted names of the modules to tap; None: by the rules.
         heads: Dotted names of the classifiers.
         nhwc: Whether maps are laid out B x H x W x C.
-        patch: Height and width of a patch in pixels, where all tokens are patches of one size; None: the first
-            convolution says how many rows and columns there are, and each stage may halve them.
+        patch: Height and width of a patch in pixels, where all tokens are patches of one size; None: the
+            convolutions that read the image say how many rows and columns there are, and each stage may halve them.
         class_token: Whether a first token that is no patch is a class token.
     """
 
@@ -94,14 +94,14 @@ def find_places(model: nn.Module, images: Tensor, hints: Hints) -> tuple[Place, 
         near = ", ".join(_near(unknown[0], list(modules))) or "`pool check` prints its taps"
         raise ModelError(f"it has no module {unknown[0]!r} to tap", hint=f"Modules with such names: {near}.")
     wanted = list(hints.modules) if hints.modules is not None else _candidates(model, hints.heads)
-    outputs, stem = _run(model, {name: modules[name] for name in wanted}, images)
-    exact = (images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1]) if hints.patch else None
-    whole = exact or stem
-    grids = _halved(whole) if whole else []
+    outputs, stems = _run(model, {name: modules[name] for name in wanted}, images)
+    if hints.patch:
+        stems = [(images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1])]
+    grids = [grid for stem in stems for grid in _halved(stem)]
     places = {
         name: place
         for name, output in outputs.items()
-        if len(output) == len(images) and (place := _place(name, output, hints, exact, grids))
+        if len(output) == len(images) and (place := _place(name, output, hints, grids))
     }
     if hints.modules is not None:
         flat = [name for name in hints.modules if name not in places]
@@ -183,16 +183,13 @@ def _of(grids: list[tuple[int, int]]) -> str:
     return " of {} x {} or half of that, and so on".format(*grids[0]) if grids else ""
 
 
-def _place(
-    name: str, output: Tensor, hints: Hints, exact: tuple[int, int] | None, grids: list[tuple[int, int]]
-) -> Place | None:
+def _place(name: str, output: Tensor, hints: Hints, grids: list[tuple[int, int]]) -> Place | None:
     """Say how a module's output is laid out; None if it is neither a map nor tokens of one.
 
     Args:
         name: The module's.
         output: What it gives for a batch of square images.
         hints: What the library says.
-        exact: Rows and columns of patches, if the library says how large one is.
         grids: Those that a map can have; no others are read unless they are squares, and then only maps.
     """
     if output.dim() == 4:
@@ -204,7 +201,7 @@ def _place(
     if output.dim() != 3:
         return None
     length, channels = output.shape[1:]
-    grid = _grid_of(length, exact, grids)
+    grid = _grid_of(length, grids)
     if grid is None:
         return None
     prefix = length - math.prod(grid)
@@ -212,10 +209,8 @@ def _place(
     return Place(name, _info(name, "tokens" if class_token else "map", channels, grid), "tokens", prefix, class_token)
 
 
-def _grid_of(length: int, exact: tuple[int, int] | None, grids: list[tuple[int, int]]) -> tuple[int, int] | None:
+def _grid_of(length: int, grids: list[tuple[int, int]]) -> tuple[int, int] | None:
     """Find the rows and columns that tokens are of, with the fewest tokens before them."""
-    if exact and 0 <= length - math.prod(exact) <= MOST_PREFIXES:
-        return exact
     if not grids and math.isqrt(length) ** 2 == length:
         return math.isqrt(length), math.isqrt(length)
     fitting = [grid for grid in grids if 0 <= length - math.prod(grid) <= MOST_PREFIXES]
@@ -228,15 +223,15 @@ def _info(name: str, kind: Literal["map", "tokens"], channels: int, grid: tuple[
 
 def _run(
     model: nn.Module, modules: dict[str, nn.Module], images: Tensor
-) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
+) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
     """Run a network once.
 
     Returns:
         The output of each module that was called, in the order in which they ended; and height and width of what the
-        first convolution of all gives, None without one.
+        convolutions give that read the image.
     """
     found: dict[str, Tensor] = {}
-    stem: list[tuple[int, int]] = []
+    stems: dict[tuple[int, int], None] = {}
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -248,14 +243,16 @@ def _run(
         return hook
 
     def measure(name: str) -> Callable[..., None]:
-        return lambda module, args, output: stem.append(tuple(output.shape[-2:]))
+        return lambda module, args, output: stems.setdefault(tuple(output.shape[-2:]))
 
     convolutions: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.in_channels == images.shape[1]
     }
     with _hooked(modules, record), _hooked(convolutions, measure), torch.no_grad():
         model(images)
-    return found, stem[0] if stem else None
+    return found, list(stems)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def check_varied(bank: ClassBank, names: Sequence[str], spec: SourceSpec, image:
         what, rows = f"all {len(images)} images of the source", range(len(images))
     elif flat := equal_classes(images, bank.offsets):
         rows = range(bank.offsets[flat[0]], bank.offsets[flat[0] + 1])
-        others = f", and those of each of {len(flat) - 1} other classes," if len(flat) > 1 else ""
+        others = f" (and likewise in {len(flat) - 1} more)" if len(flat) > 1 else ""
         what = f"all {len(rows)} images of class {names[flat[0]]!r}{others}"
     else:
         return

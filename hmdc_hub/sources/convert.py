@@ -9,11 +9,9 @@ size already keeps its pixels exactly.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -36,9 +34,7 @@ _LARGE = 16 * 1024
 """Bytes of a file from which threads pay: Pillow decodes outside the interpreter lock, but small files are all lock."""
 
 _HUGE = 2**25
-"""Pixels from which images are decoded one at a time: a few copies of four bytes each take half a gigabyte."""
-
-_ALONE = threading.Lock()
+"""Pixels from which images are decoded one after the other, and in one thread: each keeps what it has allocated."""
 
 _Result = TypeVar("_Result")
 
@@ -75,7 +71,8 @@ def to_pixels(
         image = _opaque(image, background)
         # By way of RGB, since some modes (LAB) have no conversion to grey of their own.
         image = image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-        image = image.convert("RGB" if channels == 3 else "L")
+        wanted = "RGB" if channels == 3 else "L"
+        image = image if image.mode == wanted else image.convert(wanted)
     except ValueError as error:
         raise SourceError(
             f"the image has the mode {image.mode}, which has no conversion to RGB", hint="Save it as PNG or JPEG."
@@ -108,11 +105,11 @@ def fill(
     Raises:
         SourceError: An image cannot be used; names the first such row.
     """
-    convert = partial(
-        _convert, size=out.shape[-1], channels=out.shape[1], fit=fit, background=background, levels=levels
-    )
+    options = {"size": out.shape[-1], "channels": out.shape[1], "fit": fit, "background": background, "levels": levels}
     # Pillow warns of half of what it refuses.
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+    with quiet, ThreadPoolExecutor(1) as alone:
+        convert = partial(_convert, options=options, alone=alone)
         for done, pixels in enumerate(_each(convert, images)):
             if isinstance(pixels, SourceError):
                 raise SourceError(f"{where(done)}: {pixels.message}", hint=pixels.hint) from pixels
@@ -134,11 +131,15 @@ def _is_large(encoded: Encoded) -> bool:
     return isinstance(encoded, bytes) and len(encoded) >= _LARGE
 
 
-def _convert(encoded: Encoded, **options: Any) -> NDArray[np.uint8] | SourceError:
-    """Decode and convert one image, the huge ones one at a time."""
+def _convert(encoded: Encoded, options: dict[str, Any], alone: ThreadPoolExecutor) -> NDArray[np.uint8] | SourceError:
+    """Decode and convert one image, here or, if it is huge, in the thread for those."""
+
+    def converted() -> NDArray[np.uint8]:
+        return to_pixels(decode(image, encoded), **options)
+
     try:
-        with header(encoded) as image, _ALONE if image.width * image.height > _HUGE else nullcontext():
-            return to_pixels(decode(image, encoded), **options)
+        with header(encoded) as image:
+            return alone.submit(converted).result() if image.width * image.height > _HUGE else converted()
     except SourceError as error:
         return error
 

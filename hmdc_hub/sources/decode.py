@@ -73,7 +73,8 @@ def decode(image: Image.Image, encoded: Encoded) -> Image.Image:
             codec.startswith("ppm") and args[1:] != (65535,) for codec, args in _tiles(image)
         )
         image.load()
-        image = ImageOps.exif_transpose(scaled(image, 65535) if declared else image)
+        ImageOps.exif_transpose(image, in_place=True)
+        image = scaled(image, 65535) if declared else image
     if halved:
         image.info[HALVED] = True
     return image

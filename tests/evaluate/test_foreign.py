@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
 
 from hmdc_hub.errors import NetworkError, UsageError
 from hmdc_hub.evaluate import foreign_images
@@ -129,6 +130,26 @@ def test_a_file_whose_images_are_resized_is_known_by_its_pixels(side: int, resiz
 def test_grey_files_become_colour() -> None:
     found = read_set(folder("theirs", ROWS), colour())
     assert torch.equal(found.images, noise(3).expand(-1, 3, -1, -1)) and found.notes == ()
+
+
+@pytest.mark.parametrize(("background", "levels"), [("white", [255, 255]), ("black", [0, 255])])
+def test_transparent_parts_lie_over_what_the_source_says(background: Any, levels: list[int]) -> None:
+    for name in ROWS:
+        picture = Image.new("LA", (8, 8), (255, 0))
+        picture.paste((255, 255), (0, 0, 8, 4))
+        Path("theirs", name).mkdir(parents=True)
+        picture.save(Path("theirs", name, "0.png"))
+    images = read_set("theirs", toys.source(), background=background).images
+    assert [int(images[:, :, 7].max()), int(images[:, :, 0].min())] == levels
+
+
+def test_images_of_12_bits_are_read_by_one_white() -> None:
+    for name, level in zip(ROWS, (4095, 2048, 410), strict=True):
+        Path("theirs", name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), level, np.uint16)).save(Path("theirs", name, "0.png"))
+    found = read_set("theirs", toys.source())
+    assert found.images.amax((1, 2, 3)).tolist() == [255, 128, 26]
+    assert "taken for images of 12 bits" in found.notes[0]
 
 
 def test_several_sizes_are_noted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def normalised_by(statistics: Statistics, pixels: Tensor) -> Tensor:
 
 def source(channels: int) -> Source:
     return toys.source() if channels == 1 else colour()
+
+
+def with_statistics(real: Source, mean: list[float], std: list[float]) -> Source:
+    return replace(real, info=real.info.model_copy(update={"mean": mean, "std": std}))
 
 
 def optimised(channels: int, spread: float, middle: float = 0.5) -> Tensor:
@@ -93,10 +98,7 @@ def test_images_standardised_one_by_one(channels: int, dims: tuple[int, ...], un
 
 def test_what_is_far_outside_comes_with_the_statistics_that_would_fit() -> None:
     """Optimised images that were not held in [0, 1] prove nothing, but they rule the source's statistics out."""
-    dark = toys.source()
-    dark = Source(
-        dark.train, dark.test_images, dark.test_labels, dark.info.model_copy(update={"mean": [0.13], "std": [0.31]})
-    )
+    dark = with_statistics(toys.source(), [0.13], [0.31])
     error = refused(normalised_by(Statistics("", (0.5,), (0.5,)), optimised(1, 0.2)), dark)
     assert "of the pixels lie more than 0.02 outside" in error.message
     assert "these would fit: those of most GANs and many tutorials (mean 0.5, std 0.5)" in error.hint
@@ -121,3 +123,20 @@ def test_published_statistics_of_the_source_itself_are_its_own() -> None:
         path = tensors(images=normalised_by(rounded, pixels), labels=torch.tensor(LABELS))
         found = read_set(path, real, normalised=True)
         assert int((found.images.int() - to_uint8(pixels).int()).abs().max()) <= 1
+
+
+def test_a_source_may_have_the_statistics_that_are_in_use() -> None:
+    real = with_statistics(colour(), [0.49139968, 0.48215841, 0.44653091], [0.24703223, 0.24348513, 0.26158784])
+    cifar = next(s for s in USUAL if s.name == "those of CIFAR-10")
+    pixels = noise(channels=3)
+    path = tensors(images=normalised_by(cifar, pixels / 255), labels=torch.tensor(LABELS))
+    assert torch.equal(read_set(path, real, normalised=True).images, pixels)
+
+
+def test_a_few_values_on_the_grid_by_chance_are_no_proof() -> None:
+    """Seven greys, all of them whole numbers of 255 under mean and deviation 0.5 too."""
+    real = with_statistics(toys.source(), [0.3], [0.25])
+    greys = (torch.tensor([-0.5, -0.3, -0.1, 0.1, 0.3, 0.5, 0.7]) * 127.5).round() / 127.5 + 1 / 255
+    images = greys[torch.arange(320) % 7].view(5, 1, 8, 8)
+    found = read_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
+    assert found.exact is not None and torch.allclose(found.exact, (images * 0.25 + 0.3).clamp(0, 1), atol=1e-6)

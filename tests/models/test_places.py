@@ -155,7 +155,7 @@ def test_maps_of_stages_that_are_no_squares(source: str, id_: str, args: dict[st
     assert [tap.spatial.shape[2:] for tap in model(images(model, 2)).taps] == [(16, 8), (8, 4)]
 
 
-def test_tokens_are_those_of_the_first_convolution() -> None:
+def test_tokens_are_those_of_the_convolution_that_reads_the_image() -> None:
     """Nine tokens of a grid of 2 x 2 are four behind five, not three rows and columns."""
 
     class Tokens(nn.Module):
@@ -179,6 +179,18 @@ def test_tokens_are_those_of_the_first_convolution() -> None:
     ) as caught:
         find_places(Tokens((2, 4), 28), torch.zeros(2, 3, 8, 8), Hints(heads=("head",), modules=("blocks.0",)))
     assert "Leave taps out" in caught.value.hint
+
+
+def test_maps_that_are_not_of_the_image_are_no_taps() -> None:
+    """Where patches are no squares, squares are something else, such as weights of attention."""
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(2)[..., :4].reshape(len(x), -1, 2, 2)
+
+    body = (nn.Conv2d(3, 4, (2, 4), (2, 4)), nn.Conv2d(4, 4, 1), Square(), nn.Flatten(), nn.Linear(16, 2))
+    places = find_places(nn.Sequential(*body), torch.zeros(2, 3, 8, 8), Hints(heads=("4",)))
+    assert {place.grid for place in places} == {(4, 2)}
 
 
 def test_networks_of_unlike_grids_are_aligned() -> None:

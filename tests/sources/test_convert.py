@@ -182,24 +182,23 @@ def test_large_photographs_pass_without_a_warning(recwarn: pytest.WarningsRecord
     assert not recwarn.list
 
 
-def test_huge_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_images_are_decoded_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hmdc_hub.sources.convert._HUGE", 100 * 100)
     noise = np.random.RandomState(0).randint(0, 256, (200, 200)).astype(np.uint8)
     files = [encoded(Image.fromarray(noise))] * 8
-    busy, most = 0, 0
+    threads = set()
 
     def counted(image: Image.Image, **options: Any) -> NDArray[np.uint8]:
-        nonlocal busy, most
-        busy += 1
-        most = max(most, busy)
-        threading.Event().wait(0.002)  # gives other threads their turn
-        busy -= 1
+        threads.add(threading.get_ident())
         return to_pixels(image, **options)
 
     monkeypatch.setattr("hmdc_hub.sources.convert.to_pixels", counted)
     out = np.zeros((8, 1, 8, 8), np.uint8)
     fill(out, files, np.arange(8), "row {}".format, "crop", levels=Levels(lambda: files))
-    assert most == 1 and out.any(axis=(1, 2, 3)).all()
+    assert len(threads) == 1 and out.any(axis=(1, 2, 3)).all()
+    broken = encoded(Image.fromarray(noise))[:9000]
+    with pytest.raises(SourceError, match="row 0.*cannot be decoded"):
+        fill(out, [broken], np.arange(1), "row {}".format, "crop", levels=Levels(lambda: []))
 
 
 def test_the_first_image_of_several_is_the_image() -> None:

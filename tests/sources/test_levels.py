@@ -38,8 +38,8 @@ def pgm(x: Values, white: int = 65535, declared: int = 65535) -> bytes:
     return b"P5\n%d %d\n%d\n" % (*x.shape[::-1], declared) + (x * white).astype(">u2").tobytes()
 
 
-def plain_pgm(x: Values, white: int = 4095) -> bytes:
-    return b"P2\n%d %d\n%d\n" % (*x.shape[::-1], white) + " ".join(map(str, (x * white).astype(int).flat)).encode()
+def plain_pgm(x: Values, white: int = 4095, declared: int = 4095) -> bytes:
+    return b"P2\n%d %d\n%d\n" % (*x.shape[::-1], declared) + " ".join(map(str, (x * white).astype(int).flat)).encode()
 
 
 def big_endian(x: Values, white: int = 65535) -> bytes:
@@ -56,12 +56,14 @@ def floats(x: Values, white: float = 1.0) -> bytes:
 
 
 def colour16(x: Values, white: int = 65535, channels: int = 3) -> bytes:
-    """Write a PNG of 16 bits per colour, which Pillow cannot."""
+    """Write an opaque PNG of 16 bits per colour, which Pillow cannot."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     values = np.repeat((x * white).astype(">u2")[..., None], channels, 2)
+    if channels in (2, 4):
+        values[..., -1] = 65535
     head = struct.pack(">IIBBBBB", x.shape[1], x.shape[0], 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -112,6 +114,7 @@ def means(source: Source) -> list[float]:
         (lambda x: thirty_two(x, 1023), 10),
         (lambda x: pgm(x, 4095, 4095), None),
         (plain_pgm, None),
+        (lambda x: plain_pgm(x, 4095, 65535), 12),
         (floats, None),
         (colour16, None),
         (lambda x: ppm(x, 1023, 1023), None),
@@ -166,7 +169,7 @@ def test_files_of_8_and_16_bits_side_by_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize("white", [4095, 300])
 def test_a_file_that_says_what_is_white_is_believed(white: int) -> None:
     dark = np.full((8, 8), 0.1)
-    for file in (pgm(dark, white, white), plain_pgm(dark, white)):
+    for file in (pgm(dark, white, white), plain_pgm(dark, white, white)):
         levels = Levels(lambda file=file: [file])  # type: ignore[misc]
         pixels = to_pixels(open_image(file), size=8, channels=1, fit="crop", levels=levels)
         assert np.abs(pixels.astype(int) - 25).max() <= 1 and levels.notes == ()
