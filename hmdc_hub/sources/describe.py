@@ -67,8 +67,18 @@ class Detection:
         )
 
 
-def describe(source: str, revision: str | None = None, config: str | None = None) -> Detection:
-    """Look at a dataset; arguments as the recipe's keys `id`, `revision` and `config`.
+def describe(
+    source: str,
+    revision: str | None = None,
+    config: str | None = None,
+    *,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    test_fraction: float | None = None,
+) -> Detection:
+    """Look at a dataset; arguments as the recipe's keys: `id` and those of their names.
 
     Downloads the dataset if it is not in the cache; reads all labels, decodes up to 64 images.
 
@@ -77,16 +87,17 @@ def describe(source: str, revision: str | None = None, config: str | None = None
         NetworkError: It must be downloaded and that failed.
     """
     reader = open_reader(source, revision, config)
-    train_split, test_split = find_splits(reader, None, None)
+    train_split, found = find_splits(reader, train_split, test_split)
+    test_split = None if test_fraction is not None else found
     train = parse_split(reader, train_split, "train_split")
     test = parse_split(reader, test_split, "test_split") if test_split else ()
-    image, label = reader.columns(train_split, None, None)
+    image, label = reader.columns(train[0].split, image_column, label_column)
     names, labels, test_labels = read_labels(reader, train, test, label)
     sample = _sample(reader, train[0], image)
     sides = sorted(min(one.size) for one in sample)
     return Detection(
         facts=reader.facts,
-        splits={name: reader.rows(name) for name in dict.fromkeys((train_split, test_split)) if name},
+        splits={name: reader.rows(name) for name in dict.fromkeys(part.split for part in (*train, *test))},
         train_split=train_split,
         test_split=test_split,
         image_column=image,
