@@ -133,5 +133,5 @@ def test_light_modules_stay_light(module: str) -> None:
 
 
 def test_files_stay_readable() -> None:
-    long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 300}
+    long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 600}
     assert not long, f"over 600 lines: {long}"

@@ -6,7 +6,7 @@ theirs is opened, never before.
 
 from hmdc_hub.sources.bank import ClassBank, Source, make_source
 from hmdc_hub.sources.describe import Detection, describe
-from hmdc_hub.sources.load import load_source, open_reader, resolve_source
+from hmdc_hub.sources.load import SourceIndex, index_source, load_source, open_reader, resolve_source
 from hmdc_hub.sources.reader import Facts
 
 __all__ = [
@@ -14,7 +14,9 @@ __all__ = [
     "Detection",
     "Facts",
     "Source",
+    "SourceIndex",
     "describe",
+    "index_source",
     "load_source",
     "make_source",
     "open_reader",

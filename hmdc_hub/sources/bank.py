@@ -162,6 +162,8 @@ def make_source(
     class_names: Sequence[str],
     splits: tuple[str, str] = ("train", "test"),
     columns: tuple[str, str] = ("image", "label"),
+    test_fraction: float | None = None,
+    repeated: int = 0,
 ) -> Source:
     """Compute statistics and fingerprint of images and put everything together.
 
@@ -173,6 +175,8 @@ def make_source(
         class_names: C names.
         splits: Train and test split as in the recipe.
         columns: Image and label column.
+        test_fraction: As in the recipe.
+        repeated: Test images that are train images too.
     """
     mean, std = channel_statistics(train.images)
     info = SourceInfo(
@@ -195,6 +199,9 @@ def make_source(
         license=facts.license,
         gated=facts.gated,
         private=facts.private,
+        test_fraction=test_fraction,
+        repeated=repeated,
+        left_out=list(facts.left_out),
     )
     return Source(train, test_images, test_labels, info)
 

@@ -11,10 +11,8 @@ from PIL import Image
 
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources.convert import open_image
-from hmdc_hub.sources.labels import read_labels, train_counts
-from hmdc_hub.sources.load import open_reader
+from hmdc_hub.sources.load import index_source
 from hmdc_hub.sources.reader import Facts, Part, Reader
-from hmdc_hub.sources.splits import find_splits, parse_split
 
 SAMPLE = 64
 LARGEST_SIZE = 224
@@ -29,7 +27,9 @@ class Detection:
         facts: Id, kind, commit, configuration, licence, gating.
         splits: Rows of the splits that were opened, by name.
         train_split: Split to condense.
-        test_split: Split to score on; None if the dataset has none, then the recipe must name one.
+        test_split: Split to score on; None if the dataset has none, then the recipe says where the images to score on
+            come from.
+        test_fraction: Share of the train split to score on, as it was asked for.
         image_column: Column of the images; `label_column` of the labels.
         class_names: C names.
         train_counts: Images per class of the train split.
@@ -43,6 +43,7 @@ class Detection:
     splits: Mapping[str, int]
     train_split: str
     test_split: str | None
+    test_fraction: float | None
     image_column: str
     label_column: str
     class_names: tuple[str, ...]
@@ -60,6 +61,7 @@ class Detection:
             config=self.facts.config,
             train_split=self.train_split,
             test_split=self.test_split,
+            test_fraction=self.test_fraction,
             image_column=self.image_column,
             label_column=self.label_column,
             size=self.size,
@@ -74,11 +76,11 @@ def describe(
     *,
     train_split: str | None = None,
     test_split: str | None = None,
+    test_fraction: float | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
-    test_fraction: float | None = None,
 ) -> Detection:
-    """Look at a dataset; arguments as the recipe's keys: `id` and those of their names.
+    """Look at a dataset; arguments as the recipe's keys, with `source` for `id`.
 
     Downloads the dataset if it is not in the cache; reads all labels, decodes up to 64 images.
 
@@ -86,25 +88,32 @@ def describe(
         SourceError: It cannot be used as a source, apart from a missing test split.
         NetworkError: It must be downloaded and that failed.
     """
-    reader = open_reader(source, revision, config)
-    train_split, found = find_splits(reader, train_split, test_split)
-    test_split = None if test_fraction is not None else found
-    train = parse_split(reader, train_split, "train_split")
-    test = parse_split(reader, test_split, "test_split") if test_split else ()
-    image, label = reader.columns(train[0].split, image_column, label_column)
-    names, labels, test_labels = read_labels(reader, train, test, label)
-    sample = _sample(reader, train[0], image)
+    asked = SourceSpec(
+        id=source,
+        revision=revision,
+        config=config,
+        train_split=train_split,
+        test_split=test_split,
+        test_fraction=test_fraction,
+        image_column=image_column,
+        label_column=label_column,
+        size=LARGEST_SIZE,
+    )
+    index = index_source(asked, require_test=False)
+    reader, spec = index.reader, index.spec
+    sample = _sample(reader, index.train[0], str(spec.image_column))
     sides = sorted(min(one.size) for one in sample)
     return Detection(
         facts=reader.facts,
-        splits={name: reader.rows(name) for name in dict.fromkeys(part.split for part in (*train, *test))},
-        train_split=train_split,
-        test_split=test_split,
-        image_column=image,
-        label_column=label,
-        class_names=tuple(names),
-        train_counts=tuple(train_counts(names, labels)),
-        test_count=len(test_labels),
+        splits={part.split: reader.rows(part.split) for part in (*index.train, *index.test)},
+        train_split=str(spec.train_split),
+        test_split=spec.test_split,
+        test_fraction=spec.test_fraction,
+        image_column=str(spec.image_column),
+        label_column=str(spec.label_column),
+        class_names=tuple(index.class_names),
+        train_counts=tuple(index.train_counts),
+        test_count=index.test_count,
         sides=(sides[0], int(statistics.median(sides)), sides[-1]),
         size=_even(statistics.median(sides)),
         channels=1 if all(_is_grey(one) for one in sample) else 3,

@@ -11,15 +11,23 @@ from typing import Any
 from hmdc_hub.errors import SourceError
 
 IMAGE_NAMES = ("image", "img", "images", "pixels", "pixel_values", "picture", "photo")
-LABEL_NAMES = ("label", "fine_label", "labels", "class", "target", "category", "y")
+LABEL_NAMES = ("label", "labels", "class", "target", "y")
+"""Names, in any case, that say that a column holds the classes."""
+LESSER_LABEL_NAMES = ("fine_label", "category", "cls")
+"""Usual names of it where no column has one of those, the first one first."""
+
+_CLASSES = ("class label", "int", "string")
+_IMAGES = ("image", "image file")
 
 
 def kind_of(feature: Any) -> str:
-    """Classify a feature of `datasets`.
+    """Classify a feature of `datasets`, or the column of a source that is none of its: then the kind itself.
 
     Returns:
         image, image file (a struct of bytes and path, or bytes), class label, int, string, float or other.
     """
+    if isinstance(feature, str):
+        return feature
     name = type(feature).__name__
     if name == "Image":
         return "image"
@@ -53,13 +61,13 @@ def image_column(features: Mapping[str, Any], wanted: str | None, where: str) ->
     kinds = {name: kind_of(feature) for name, feature in features.items()}
     if wanted is not None:
         _present(features, wanted, "image_column", where)
-        if kinds[wanted] not in ("image", "image file"):
+        if kinds[wanted] not in _IMAGES:
             raise SourceError(
                 f"source.image_column: column {wanted!r} of {where} holds {_describe(features[wanted])}, not images",
-                hint=_choices(kinds, ("image", "image file"), "image_column"),
+                hint=_choices(kinds, _IMAGES, "image_column") or _as_images(features, wanted),
             )
         return wanted
-    for kind in ("image", "image file"):
+    for kind in _IMAGES:
         candidates = [name for name, other in kinds.items() if other == kind]
         if len(candidates) == 1:
             return candidates[0]
@@ -73,15 +81,15 @@ def image_column(features: Mapping[str, Any], wanted: str | None, where: str) ->
             )
     raise SourceError(
         f"{where} has no image column; its columns: {_listing(features)}",
-        hint="A source needs a column of the feature type Image; cast it with datasets' Dataset.cast_column.",
+        hint=_as_images(features, None),
     )
 
 
 def label_column(features: Mapping[str, Any], wanted: str | None, where: str) -> str:
     """Check the label column that a recipe names, or find it; arguments as `image_column`.
 
-    Found are the only ClassLabel column, or the one among several with a usual name (fine_label before coarse_label);
-    without any, a column of whole numbers or text with a usual name.
+    Found is the column whose name says that it holds the classes; without one, fine_label, the only ClassLabel column,
+    or a column of whole numbers or text called category or cls.
 
     Raises:
         SourceError: There is no such column, it holds no classes, or several would do.
@@ -91,30 +99,37 @@ def label_column(features: Mapping[str, Any], wanted: str | None, where: str) ->
         _present(features, wanted, "label_column", where)
         _check_label(features, kinds, wanted, where)
         return wanted
-    labels = [name for name, kind in kinds.items() if kind == "class label"]
-    if len(labels) == 1:
-        return labels[0]
-    usual = [name for name in LABEL_NAMES if name in (labels or features)]
-    if usual:
-        _check_label(features, kinds, usual[0], where)
-        return usual[0]
-    if labels:
-        raise SourceError(
-            f"{where} has several label columns and none has a usual name: {', '.join(labels)}",
-            hint=f"Say which one, for example  label_column: {labels[0]}",
-        )
+    possible = [name for name, kind in kinds.items() if kind in _CLASSES]
+    labels = [name for name in possible if kinds[name] == "class label"]
+    for candidates in (
+        [name for name in possible if name.lower() in LABEL_NAMES],
+        [name for name in LESSER_LABEL_NAMES[:1] if name in possible],
+        labels,
+        [name for name in LESSER_LABEL_NAMES if name in possible],
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise SourceError(
+                f"{where} has several columns that may hold the classes: {', '.join(candidates)}",
+                hint=f"Say which one, for example  label_column: {candidates[0]}",
+            )
+    for name in features:
+        if name.lower() in LABEL_NAMES:
+            _check_label(features, kinds, name, where)
     raise SourceError(
         f"{where} has no label column; its columns: {_listing(features)}",
-        hint=_choices(kinds, ("int", "string"), "label_column"),
+        hint=_choices(kinds, ("int", "string"), "label_column")
+        or "Add a column of whole numbers or text with the class of each image, or make a folder of images per class.",
     )
 
 
 def _check_label(features: Mapping[str, Any], kinds: Mapping[str, str], name: str, where: str) -> None:
-    if kinds[name] not in ("class label", "int", "string"):
+    if kinds[name] not in _CLASSES:
         raise SourceError(
             f"source.label_column: column {name!r} of {where} holds {_describe(features[name])}; labels must be a "
             "ClassLabel, whole numbers or text, one class per image",
-            hint=_choices(kinds, ("class label", "int", "string"), "label_column"),
+            hint=_choices(kinds, _CLASSES, "label_column") or _as_classes(features, name),
         )
 
 
@@ -128,9 +143,55 @@ def _present(features: Mapping[str, Any], name: str, key: str, where: str) -> No
 
 def _choices(kinds: Mapping[str, str], wanted: tuple[str, ...], key: str) -> str:
     names = [name for name, kind in kinds.items() if kind in wanted]
-    if names:
-        return f"Name one that fits, for example  {key}: {names[0]}"
-    return "Add such a column to the dataset, or choose another dataset."
+    return f"Name one that fits, for example  {key}: {names[0]}" if names else ""
+
+
+_READ = 'data = load_dataset("parquet", data_files="<file>.parquet", split="train")'
+_WRITE = '.to_parquet("converted.parquet")'
+
+
+def _as_classes(features: Mapping[str, Any], name: str) -> str:
+    """Give the lines of Python that turn a column into classes."""
+    if kind_of(features[name]) == "float":
+        convert, needs = f'data.cast_column({name!r}, Value("int64"))', "Value, load_dataset"
+    else:
+        first = f"[str(label) for (label,) in data[{name!r}]]"
+        convert, needs = f"data.remove_columns({name!r}).add_column({name!r}, {first})", "load_dataset"
+    return (
+        "Where each image has one class, write it as a whole number or text, and name the new file as the source:\n"
+        f"  from datasets import {needs}\n  {_READ}\n  {convert}{_WRITE}"
+    )
+
+
+def _as_images(features: Mapping[str, Any], wanted: str | None) -> str:
+    """Give the lines of Python that turn what may be images into images."""
+    kinds = {name: kind_of(feature) for name, feature in features.items()}
+    usual = [name for name in features if name.lower() in IMAGE_NAMES]
+    others = [name for name, kind in kinds.items() if kind == "other"]
+    name = wanted or next(iter(usual + others), None)
+    if name is None:
+        return "A source needs a column of image files; or give a folder that holds a folder of images per class."
+    if kinds[name] == "string":
+        lines = (
+            "  from datasets import Image, load_dataset\n"
+            f"  {_READ}\n"
+            f"  data.cast_column({name!r}, Image()){_WRITE}   # paths of files\n"
+            "or, where the text is base64,\n"
+            "  import base64\n"
+            f'  files = [{{"bytes": base64.b64decode(text), "path": None}} for text in data[{name!r}]]\n'
+            f"  data.remove_columns({name!r}).add_column({name!r}, files).cast_column({name!r}, Image()){_WRITE}"
+        )
+    else:
+        lines = (
+            "  import numpy, PIL.Image\n  from datasets import Image, load_dataset\n"
+            f"  {_READ}\n"
+            "  shape = (28, 28)   # height, width, and 3 for colour\n"
+            f"  images = [PIL.Image.fromarray(numpy.uint8(row).reshape(shape)) for row in data[{name!r}]]\n"
+            f"  encode = Image().encode_example\n"
+            f"  data = data.remove_columns({name!r}).add_column({name!r}, [encode(image) for image in images])\n"
+            f"  data.cast_column({name!r}, Image()){_WRITE}"
+        )
+    return f"Write the images as files, and name the new one as the source:\n{lines}"
 
 
 def _listing(features: Mapping[str, Any]) -> str:

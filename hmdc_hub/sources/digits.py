@@ -14,7 +14,7 @@ from PIL import Image
 
 from hmdc_hub import rng
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.reader import Encoded, Facts, Part
+from hmdc_hub.sources.reader import Encoded, Facts, Part, row_of_split
 
 _TEST_SHARE = 0.2
 _COLUMNS = ("image", "label")
@@ -63,6 +63,10 @@ class DigitsReader:
         """Give the images of some rows, 8 x 8 and grey."""
         for pixels in self._pixels[part.split][part.start : part.stop]:
             yield Image.fromarray(pixels)
+
+    def where(self, split: str, column: str, row: int) -> str:
+        """Name a row for errors."""
+        return row_of_split(split, column, row)
 
 
 def fixed_columns(source: str, image: str | None, label: str | None) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.sources.reader import Part, Reader, locate
+from hmdc_hub.sources.splits import TEST_NAMES
 
 _SHOWN = 5
 
@@ -39,19 +42,24 @@ def read_labels(
                 f"column {column!r} names other classes in split {part.split!r} than in {train[0].split!r}",
                 hint="Give both splits the same ClassLabel feature, with Dataset.cast_column.",
             )
-    _check_types(raw_train, train, column)
-    _check_types(raw_test, test, column)
+    if raw_test and all(value is None or value == -1 for value in raw_test):
+        raise _unlabelled(reader, train, test, column)
+    _check_types(reader, raw_train, train, column)
+    _check_types(reader, raw_test, test, column)
     if names is None:
         values = sorted(set(raw_train))  # type: ignore[type-var]  # all whole numbers or all text, just checked
         names = [str(value) for value in values]
+        _check_spelling(names)
         known = {value: index for index, value in enumerate(values)}
         rule = "no image of the train split has it, so no class can be learned for it"
     else:
         known = {index: index for index in range(len(names))}
         rule = f"the {len(names)} classes are numbered 0 to {len(names) - 1}"
-    indices = _indices(raw_train, known, train, column, rule), _indices(raw_test, known, test, column, rule)
+    indices = tuple(
+        _indices(reader, raw, known, parts, column, rule) for raw, parts in ((raw_train, train), (raw_test, test))
+    )
     _check_classes(names, indices[0], train)
-    return names, *indices
+    return names, indices[0], indices[1]
 
 
 def train_counts(names: Sequence[str], labels: NDArray[np.int64]) -> list[int]:
@@ -63,28 +71,29 @@ def _raw(reader: Reader, parts: tuple[Part, ...], column: str) -> list[object]:
     return [value for part in parts for value in reader.labels(part, column)]
 
 
-def _check_types(values: list[object], parts: tuple[Part, ...], column: str) -> None:
+def _check_types(reader: Reader, values: list[object], parts: tuple[Part, ...], column: str) -> None:
     if not values:
         return  # `describe` looks at datasets without a split to score on, too
     kind = type(values[0])
     for index, value in enumerate(values):
         if value is None:
-            raise _bad(parts, index, column, "the label is empty (null)")
+            raise _bad(reader, parts, index, column, "the label is empty (null)")
         if not isinstance(value, int | str):
-            raise _bad(parts, index, column, f"the label is {value!r}; labels must be whole numbers or text")
+            raise _bad(reader, parts, index, column, f"the label is {value!r}; labels must be whole numbers or text")
         if isinstance(value, int) and value < 0:
-            raise _bad(parts, index, column, f"the label is {value}, which usually marks a row without one")
+            raise _bad(reader, parts, index, column, f"the label is {value}, which usually marks a row without one")
         if type(value) is not kind:
-            raise _bad(parts, index, column, f"the label is {value!r}; others are of the type {kind.__name__}")
+            raise _bad(reader, parts, index, column, f"the label is {value!r}; others are of the type {kind.__name__}")
 
 
 def _indices(
-    values: list[object], known: dict[object, int], parts: tuple[Part, ...], column: str, rule: str
+    reader: Reader, values: list[object], known: dict[object, int], parts: tuple[Part, ...], column: str, rule: str
 ) -> NDArray[np.int64]:
     indices = [known.get(value, -1) for value in values]
     if -1 in indices:
         index = indices.index(-1)
-        raise _bad(parts, index, column, f"the label is {values[index]!r}; {rule}")
+        alike = _alike(str(values[index]), [str(value) for value in known])
+        raise _bad(reader, parts, index, column, f"the label is {values[index]!r}; {rule}{alike}")
     return np.asarray(indices, dtype=np.int64)
 
 
@@ -106,9 +115,58 @@ def _check_classes(names: list[str], labels: NDArray[np.int64], train: tuple[Par
         )
 
 
-def _bad(parts: tuple[Part, ...], index: int, column: str, what: str) -> SourceError:
+def _alike(name: str, names: Sequence[str]) -> str:
+    """Say which class a name that is none may mean."""
+    for other in names:
+        if other != name and _plain(other) == _plain(name):
+            return f"; a class looks the same but has other characters ({_characters(other, name)})"
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (there is {close[0]!r})" if close else ""
+
+
+def _check_spelling(names: Sequence[str]) -> None:
+    """Refuse two classes whose names look the same."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_plain(name), name)
+        if other != name:
+            raise SourceError(
+                f"two classes are called {name!r}: the names look the same but have other characters "
+                f"({_characters(other, name)})",
+                hint="Give the class one name: rename the folder, or correct the label, of the one that is wrong.",
+            )
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _characters(one: str, other: str) -> str:
+    """Show where two names that look the same differ: in the way that letters with marks are written."""
+    forms = ["composed, NFC" if name == _plain(name) else "decomposed, NFD" for name in (one, other)]
+    return f"{ascii(one)}, {forms[0]}, and {ascii(other)}, {forms[1]}"
+
+
+def _unlabelled(reader: Reader, train: tuple[Part, ...], test: tuple[Part, ...], column: str) -> SourceError:
+    """Say that a split to score on has no labels, and which one has."""
+    split = test[0].split
+    for name in TEST_NAMES:
+        if name in reader.splits and name not in {part.split for part in (*train, *test)} and reader.rows(name):
+            values = reader.labels(Part(name, 0, reader.rows(name)), column)
+            if not any(value is None or value == -1 for value in values):
+                hint = f"The split {name} has: score on it with  test_split: {name}"
+                break
+    else:
+        hint = "Keep a part of the train split for it:  test_fraction: 0.2"
+    return SourceError(
+        f"split {split!r} has no labels: all {sum(map(len, test))} are empty or -1; without them nothing can be scored",
+        hint=hint,
+    )
+
+
+def _bad(reader: Reader, parts: tuple[Part, ...], index: int, column: str, what: str) -> SourceError:
     split, row = locate(parts, index)
     return SourceError(
-        f"split {split!r}, column {column!r}, row {row} (counted from 0): {what}",
+        f"{reader.where(split, column, row)}: {what}",
         hint="Correct or remove the row, or choose another column with  label_column: <name>",
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,11 +12,20 @@ from numpy.typing import NDArray
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of
+from hmdc_hub.sources.content import (
+    TRACE,
+    file_keys,
+    held_out_count,
+    held_out_rows,
+    pixel_keys,
+    repeated_rows,
+    undividable,
+)
 from hmdc_hub.sources.convert import fill
 from hmdc_hub.sources.digits import DigitsReader
 from hmdc_hub.sources.labels import read_labels, train_counts
 from hmdc_hub.sources.mapped import allocate
-from hmdc_hub.sources.reader import Part, Reader
+from hmdc_hub.sources.reader import Encoded, Part, Reader, locate
 from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
 
 BUILTINS = ("builtin:digits",)
@@ -64,20 +76,76 @@ def open_reader(source: str, revision: str | None = None, config: str | None = N
 def resolve_source(spec: SourceSpec) -> SourceSpec:
     """Fill what a recipe leaves to detection: commit, configuration, splits and columns.
 
-    Opens the dataset, and downloads it if it is not in the cache; decodes nothing.
+    Opens the dataset, and downloads it if it is not in the cache; reads no label and decodes nothing.
 
     Raises:
         SourceError: Detection fails or a key is wrong.
         NetworkError: The dataset must be downloaded and that failed.
     """
-    return _resolved(open_reader(spec.id, spec.revision, spec.config), spec)
+    return _resolved(open_reader(spec.id, spec.revision, spec.config), spec, require_test=True)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceIndex:
+    """What can be told of a source without decoding an image.
+
+    Attributes:
+        reader: The opened dataset.
+        spec: The recipe's section with nothing left to detection.
+        train: Rows of its train split; `test` of its test split, none where `spec.test_fraction` divides the
+            other.
+        class_names: C names.
+        train_labels: int64, in 0..C-1, of the rows of `train`; `test_labels` of `test`.
+    """
+
+    reader: Reader
+    spec: SourceSpec
+    train: tuple[Part, ...]
+    test: tuple[Part, ...]
+    class_names: list[str]
+    train_labels: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+
+    @property
+    def train_counts(self) -> list[int]:
+        """Images per class that are condensed; up to equal files where a fraction of them is scored on."""
+        counts, fraction = train_counts(self.class_names, self.train_labels), self.spec.test_fraction
+        return counts if fraction is None else [count - held_out_count(count, fraction) for count in counts]
+
+    @property
+    def test_count(self) -> int:
+        """Images that are scored on, likewise."""
+        return len(self.test_labels) + len(self.train_labels) - sum(self.train_counts)
+
+
+def index_source(spec: SourceSpec, *, require_test: bool = True) -> SourceIndex:
+    """Open a source and read its labels; decodes nothing.
+
+    Args:
+        spec: The recipe's section; what is None in it is detected.
+        require_test: Whether there must be images to score on.
+
+    Raises:
+        SourceError: A split, column or label is not as it must be; names the split, column and row.
+        NetworkError: The dataset must be downloaded and that failed.
+    """
+    reader = open_reader(spec.id, spec.revision, spec.config)
+    spec = _resolved(reader, spec, require_test)
+    train = parse_split(reader, str(spec.train_split), "train_split")
+    test = parse_split(reader, spec.test_split, "test_split") if spec.test_split is not None else ()
+    names, train_labels, test_labels = read_labels(reader, train, test, str(spec.label_column))
+    if spec.test_fraction is not None:
+        counts = train_counts(names, train_labels)
+        if alone := [name for name, count in zip(names, counts, strict=True) if count < 2]:
+            raise undividable(alone)
+    return SourceIndex(reader, spec, train, test, names, train_labels, test_labels)
 
 
 def load_source(spec: SourceSpec) -> Source:
     """Read and decode a source dataset.
 
     All labels are checked before the first image is decoded, and each image is decoded into its place in the order of
-    the classes. A split of more than `mapped.MAPPED_FROM` bytes lies in a temporary file, which its tensors view.
+    the classes. More than `mapped.MAPPED_FROM` bytes of images lie in a temporary file, which the tensors view.
 
     Args:
         spec: The recipe's section; what is None in it is detected.
@@ -86,37 +154,86 @@ def load_source(spec: SourceSpec) -> Source:
         uint8 images of `spec.size` and `spec.channels`, the train split sorted by class, on the CPU.
 
     Raises:
-        SourceError: A split, column, label or image is not as it must be; names the split, column and row.
+        SourceError: A split, column, label or image is not as it must be; names the split, column and row. Or more than
+            a trace of the test images are train images too.
         NetworkError: The dataset must be downloaded and that failed.
-        RunError: A split needs a temporary file, and it cannot be made, as on a full disk.
+        RunError: The images need a temporary file, and it cannot be made, as on a full disk.
     """
-    reader = open_reader(spec.id, spec.revision, spec.config)
-    spec = _resolved(reader, spec)
-    train_split, test_split = str(spec.train_split), str(spec.test_split)
-    train, test = parse_split(reader, train_split, "train_split"), parse_split(reader, test_split, "test_split")
-    names, train_labels, test_labels = read_labels(reader, train, test, str(spec.label_column))
-    order = np.argsort(train_labels, kind="stable")
-    positions = np.empty_like(order)
-    positions[order] = np.arange(len(order))
-    bank = ClassBank(_pixels(reader, spec, train, positions), offsets_of(train_counts(names, train_labels)))
+    index = index_source(spec)
+    spec, names = index.spec, index.class_names
+    labels, scored = np.concatenate([index.train_labels, index.test_labels]), _scored_rows(index)
+    train, test = np.flatnonzero(~scored), np.flatnonzero(scored)
+    train = train[np.argsort(labels[train], kind="stable")]
+    rows = np.concatenate([train, test])
+    positions = np.empty_like(rows)
+    positions[rows] = np.arange(len(rows))
+    parts = (*index.train, *index.test)
+    out = allocate((len(rows), spec.channels, spec.size, spec.size))
+    fill(out, _images(index, parts), positions, parts, str(spec.image_column), spec.fit)
+    images = torch.from_numpy(out)
+    bank = ClassBank(images[: len(train)], offsets_of(train_counts(names, labels[train])))
+    test_images = images[len(train) :]
     return make_source(
         bank,
-        _pixels(reader, spec, test, np.arange(len(test_labels))),
-        torch.from_numpy(test_labels),
-        facts=reader.facts,
+        test_images,
+        torch.from_numpy(labels[test]),
+        facts=index.reader.facts,
         class_names=names,
-        splits=(train_split, test_split),
+        splits=(str(spec.train_split), spec.test_split or str(spec.train_split)),
         columns=(str(spec.image_column), str(spec.label_column)),
+        test_fraction=spec.test_fraction,
+        repeated=_count_repeated(index, rows, bank.images, test_images),
     )
 
 
-def _resolved(reader: Reader, spec: SourceSpec) -> SourceSpec:
+def _scored_rows(index: SourceIndex) -> NDArray[np.bool_]:
+    """Tell the rows of all parts that are scored on from those that are condensed."""
+    if index.spec.test_fraction is None:
+        return np.arange(len(index.train_labels) + len(index.test_labels)) >= len(index.train_labels)
+    keys = file_keys(_images(index, index.train))
+    return held_out_rows(keys, index.train_labels, index.class_names, index.spec.test_fraction)
+
+
+def _images(index: SourceIndex, parts: tuple[Part, ...]) -> Iterator[Encoded]:
+    return (image for part in parts for image in index.reader.images(part, str(index.spec.image_column)))
+
+
+def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Tensor, test: torch.Tensor) -> int:
+    """Count the test images that are train images too, and refuse more than a trace of them.
+
+    Args:
+        index: The source.
+        rows: Row of all its parts of each train image, then of each test image.
+        train: uint8 N x channels x side x side.
+        test: uint8 M x channels x side x side.
+    """
+    found = repeated_rows(pixel_keys(train), pixel_keys(test))
+    if len(found) <= TRACE * len(test):
+        return len(found)
+
+    def name(place: int) -> str:
+        split, row = locate((*index.train, *index.test), int(rows[place]))
+        return index.reader.where(split, str(index.spec.image_column), row)
+
+    one, same = found[0]
+    raise SourceError(
+        f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too, such as "
+        f"{name(len(train) + one)} and {name(same)}; a score on images that were condensed says nothing",
+        hint="Remove them from one of the splits; or leave test_split out and say  test_fraction: 0.2 , which keeps a "
+        "part of the train split that is apart.",
+    )
+
+
+def _resolved(reader: Reader, spec: SourceSpec, require_test: bool) -> SourceSpec:
     train_split, test_split = find_splits(reader, spec.train_split, spec.test_split)
     train = parse_split(reader, train_split, "train_split")
-    if test_split is None:
+    if spec.test_fraction is not None:
+        test_split = None
+    elif test_split is None and require_test:
         raise no_test_split(reader)
-    test = parse_split(reader, test_split, "test_split")
-    check_apart(train, test, train_split, test_split)
+    test = () if test_split is None else parse_split(reader, test_split, "test_split")
+    if test_split is not None:
+        check_apart(train, test, train_split, test_split)
     image, label = reader.columns(train[0].split, spec.image_column, spec.label_column)
     for part in (*train, *test):
         reader.columns(part.split, image, label)
@@ -130,14 +247,6 @@ def _resolved(reader: Reader, spec: SourceSpec) -> SourceSpec:
             "label_column": label,
         }
     )
-
-
-def _pixels(reader: Reader, spec: SourceSpec, parts: tuple[Part, ...], positions: NDArray[np.int64]) -> torch.Tensor:
-    out = allocate((len(positions), spec.channels, spec.size, spec.size))
-    column = str(spec.image_column)
-    images = (image for part in parts for image in reader.images(part, column))
-    fill(out, images, positions, parts, column, spec.fit)
-    return torch.from_numpy(out)
 
 
 def _hub_only(source: str, revision: str | None) -> None:

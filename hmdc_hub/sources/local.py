@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hmdc_hub.errors import SourceError
+from hmdc_hub.sources.folder import TABLES, FolderReader, Listing, counted, list_folder, open_class_folders
 from hmdc_hub.sources.loading import card_facts, load_builder, prepared_splits
+from hmdc_hub.sources.metadata import open_metadata
 from hmdc_hub.sources.reader import Facts
 from hmdc_hub.sources.table import TableReader
+from hmdc_hub.store.configs import read_card_text, split_card
+from hmdc_hub.store.files import cache_folder
+
+MANY = 20
+"""So many images to a table or more are the dataset, and the table is something beside them."""
 
 
 def local_path(source: str) -> Path | None:
@@ -41,11 +51,11 @@ def local_path(source: str) -> Path | None:
     return None
 
 
-def open_local(source: str, path: Path, config: str | None) -> TableReader:
+def open_local(source: str, path: Path, config: str | None) -> TableReader | FolderReader:
     """Open a folder or one parquet file.
 
-    A folder is anything that `datasets` can read (class folders of images, parquet files, a README with
-    configurations), or was written by its `save_to_disk`.
+    A folder is one of images in class folders or beside metadata files, or laid out for `datasets` (parquet files, a
+    README with configurations), or written by its `save_to_disk`.
 
     Args:
         source: Id as the user wrote it.
@@ -53,23 +63,89 @@ def open_local(source: str, path: Path, config: str | None) -> TableReader:
         config: Configuration, where a README defines several.
 
     Raises:
-        SourceError: `datasets` cannot read it, or the configuration must be named.
+        SourceError: It cannot be read, splits or classes cannot be told, or the configuration must be named.
     """
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             _no_config(source, config)
             return TableReader(Facts(source, "local"), _saved_to_disk(source, path))
-        builder = load_builder(source, str(path), config=config)
-        facts = Facts(source, "local", config=builder.config.name, license=card_facts(path / "README.md")[0])
-        return TableReader(facts, prepared_splits(source, builder))
+        return _open_folder(source, path, config)
     if path.suffix != ".parquet":
         raise SourceError(
             f"source.id: {source!r} is a file, and of files only .parquet can be read",
             hint="Give the folder it is in, or convert it with  datasets.load_dataset(...).to_parquet(...)",
         )
     _no_config(source, config)
-    builder = load_builder(source, "parquet", data_files={"train": str(path)})
+    builder = load_builder(source, "parquet", data_files={"train": glob.escape(str(path))})
     return TableReader(Facts(source, "local"), prepared_splits(source, builder))
+
+
+def _open_folder(source: str, path: Path, config: str | None) -> TableReader | FolderReader:
+    found = list_folder(path)
+    configured = _names_configurations(path)
+    license_id = card_facts(path / "README.md")[0]
+    if not configured and _is_of_images(source, found):
+        if config not in (None, "default"):
+            _no_config(source, config)
+        facts = Facts(source, "local", config="default", license=license_id)
+        return (open_metadata if found.metadata else open_class_folders)(source, path, found, facts)
+    plain = _plain_path(path)
+    builder = load_builder(source, str(plain), config=config)
+    facts = Facts(source, "local", config=builder.config.name, license=license_id)
+    if not configured:
+        used = {str(file) for files in builder.config.data_files.values() for file in files}
+        there = (*found.tables, *found.images)
+        unused = {"in no split": [names for names in there if str(plain.joinpath(*names)) not in used]}
+        facts = replace(facts, left_out=counted(unused))
+    return TableReader(facts, prepared_splits(source, builder))
+
+
+def _names_configurations(path: Path) -> bool:
+    """Tell whether a folder's README says where its data are, as `datasets` reads it."""
+    readme = path / "README.md"
+    block = split_card(read_card_text(readme))[0] if readme.is_file() else None
+    return bool(block and block.get("configs"))
+
+
+def _is_of_images(source: str, found: Listing) -> bool:
+    """Tell a folder of image files from one of tables, which `datasets` reads.
+
+    Raises:
+        SourceError: It may be either, or has to be unpacked.
+    """
+    tables, images = len(found.tables), len(found.images)
+    if any(names[-1] == "metadata.parquet" for names in found.tables):
+        return False
+    if not images and not tables and found.archives:
+        raise SourceError(
+            f"source.id: {source} holds archives and no images: {', '.join('/'.join(n) for n in found.archives[:3])}",
+            hint=f"Unpack them first, for example  python -m zipfile -e {found.archives[0][-1]} images",
+        )
+    if tables and tables < images < MANY * tables:
+        raise SourceError(
+            f"source.id: {source} holds {images} images and {tables} of {', '.join(TABLES)}: which of them is the "
+            "dataset cannot be told",
+            hint=f"Give a folder with one kind only, or the file itself:  id: {source}/{'/'.join(found.tables[0])}",
+        )
+    return images > tables
+
+
+def _plain_path(path: Path) -> Path:
+    """Give a path to the same folder in which no character means a pattern to `datasets`."""
+    if glob.escape(str(path)) == str(path):
+        return path
+    link = cache_folder("folders") / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(path, target_is_directory=True)
+    except OSError as error:
+        raise SourceError(
+            f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder, and no link "
+            f"without them could be made in {link.parent}: {error.strerror or error}",
+            hint="Rename the folder.",
+        ) from error
+    return link
 
 
 def _saved_to_disk(source: str, path: Path) -> Mapping[str, Any]:

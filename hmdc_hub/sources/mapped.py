@@ -22,7 +22,7 @@ from torch import Tensor
 from hmdc_hub.errors import RunError
 
 MAPPED_FROM = 2**30
-"""Most bytes of the decoded images of one split that are kept in memory."""
+"""Most bytes of the decoded images of a source that are kept in memory."""
 
 _BLOCK = 2**20
 

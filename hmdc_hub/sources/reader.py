@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 from PIL import Image
 
+from hmdc_hub.schema import LeftOut
+
 Encoded = bytes | str | Image.Image | None
 """One image as a dataset holds it: the bytes of a file, the path of one, an open image, or nothing."""
 
@@ -29,6 +31,7 @@ class Facts:
     license: str | None = None
     gated: bool = False
     private: bool = False
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,15 @@ class Reader(Protocol):
     def images(self, part: Part, image: str) -> Iterator[Encoded]:
         """Read the images of some rows without decoding them."""
         ...
+
+    def where(self, split: str, column: str, row: int) -> str:
+        """Name a row, and the place in a file that it comes from where there is one, for errors."""
+        ...
+
+
+def row_of_split(split: str, column: str, row: int) -> str:
+    """Name a row of a table; see `Reader.where`."""
+    return f"split {split!r}, column {column!r}, row {row} (counted from 0)"
 
 
 def locate(parts: Sequence[Part], index: int) -> tuple[str, int]:

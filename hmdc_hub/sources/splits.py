@@ -87,8 +87,7 @@ def no_test_split(reader: Reader) -> SourceError:
     return SourceError(
         f"{reader.facts.id} has no split to score on: none of {', '.join(TEST_NAMES)} is left beside the one that is "
         f"condensed (its splits: {', '.join(reader.splits)})",
-        hint="Name one with  test_split: <name>  or divide a split whose rows are shuffled, for example\n"
-        "  train_split: train[:80%]\n  test_split: train[80%:]",
+        hint="Keep a fifth of every class for it with  test_fraction: 0.2  or name a split with  test_split: <name>",
     )
 
 
@@ -107,7 +106,7 @@ def check_apart(train: tuple[Part, ...], test: tuple[Part, ...], train_text: str
         raise SourceError(
             f"train_split {train_text!r} and test_split {test_text!r} share {shared} rows; a score on images that were "
             "condensed says nothing",
-            hint="Choose splits that are apart, for example  train_split: train[:80%]  and  test_split: train[80%:]",
+            hint="Choose splits that are apart, or leave test_split out and say  test_fraction: 0.2",
         )
 
 

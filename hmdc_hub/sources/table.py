@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hmdc_hub.sources import detect
-from hmdc_hub.sources.reader import Encoded, Facts, Part
+from hmdc_hub.sources.reader import Encoded, Facts, Part, row_of_split
 
 _BATCH = 256
 
@@ -55,6 +55,10 @@ class TableReader:
         for batch in table.with_format("arrow").iter(batch_size=_BATCH):
             for value in batch[image].to_pylist():
                 yield _encoded(value)
+
+    def where(self, split: str, column: str, row: int) -> str:
+        """Name a row for errors."""
+        return row_of_split(split, column, row)
 
 
 def _encoded(value: Any) -> Encoded:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hmdc_hub.errors import NetworkError, SourceError
 from hmdc_hub.sources.digits import fixed_columns
-from hmdc_hub.sources.reader import Encoded, Facts, Part
+from hmdc_hub.sources.reader import Encoded, Facts, Part, row_of_split
 from hmdc_hub.store.files import cache_folder
 
 PREFIX = "torchvision:"
@@ -145,6 +145,10 @@ class VisionReader:
                     f"split {part.split!r}, row {row} (counted from 0): the image cannot be read: {error}",
                     hint=f"Remove the files of {self.name} under {vision_root()} to download them again.",
                 ) from error
+
+    def where(self, split: str, column: str, row: int) -> str:
+        """Name a row for errors."""
+        return row_of_split(split, column, row)
 
     def _dataset(self, split: str) -> Any:
         if split not in self._open:

@@ -70,13 +70,13 @@ def parquet_folder(
 
 
 def image_folder(root: Path, splits: Mapping[str, Mapping[str, int]], kind: str = "PNG") -> Path:
-    """Write `<split>/<class>/<k>.<kind>`: so many images per class."""
-    for split, classes in splits.items():
+    """Write `<split>/<class>/<k>.<kind>`: so many images per class, no two of them alike."""
+    for s, (split, classes) in enumerate(splits.items()):
         for c, (name, count) in enumerate(classes.items()):
             folder = root / split / name
             folder.mkdir(parents=True)
             for k in range(count):
-                picture(40 * c + k, (10, 6)).save(folder / f"{k}.{kind.lower()}")
+                picture(40 * c + 15 * s + k, (10, 6)).save(folder / f"{k}.{kind.lower()}")
     return root
 
 

@@ -58,6 +58,11 @@ def test_image_column_is_found(features: dict[str, Any], found: str) -> None:
         ({"label": Value("int64"), "id": Value("int64")}, "label"),
         ({"class": Value("string"), "name": Value("string")}, "class"),
         ({"label": Value("float32"), "species": LABEL}, "species"),
+        ({"label": Value("string"), "camera": LABEL}, "label"),
+        ({"Label": Value("large_string"), "name": Value("string")}, "Label"),
+        ({"TARGET": Value("int64"), "camera": LABEL, "lens": LABEL}, "TARGET"),
+        ({"image": "image", "label": "string", "note": "string"}, "label"),
+        ({"png": Image(), "cls": Value("int64"), "__key__": Value("string")}, "cls"),
     ],
 )
 def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
@@ -73,10 +78,12 @@ def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
             "several image columns and none has a usual name: a, b",
             "image_column: a",
         ),
-        ({"x": Value("string")}, None, r"no image column; its columns: x \(string\)", "cast_column"),
+        ({"x": Value("string")}, None, r"no image column; its columns: x \(string\)", "a folder of images per class"),
+        ({"Image": Value("string")}, None, r"no image column", "base64.b64decode(text)"),
+        ({"img": List(Value("int64"))}, None, r"no image column; its columns: img \(List\)", "PIL.Image.fromarray"),
         ({"image": Image()}, "img", r"no column 'img'; its columns: image \(images\)", "leave image_column out"),
         ({"image": Image(), "x": LABEL}, "x", "column 'x' of it holds ClassLabel, not images", "image_column: image"),
-        ({"p": Array3D((3, 4, 4), "uint8")}, "p", "holds Array3D, not images", "choose another dataset"),
+        ({"p": Array3D((3, 4, 4), "uint8")}, "p", "holds Array3D, not images", "PIL.Image.fromarray"),
     ],
 )
 def test_refused_image_columns(features: dict[str, Any], wanted: str | None, words: str, next_step: str) -> None:
@@ -88,11 +95,14 @@ def test_refused_image_columns(features: dict[str, Any], wanted: str | None, wor
 @pytest.mark.parametrize(
     ("features", "wanted", "words", "next_step"),
     [
-        ({"a": LABEL, "b": LABEL}, None, "several label columns and none has a usual name: a, b", "label_column: a"),
+        ({"a": LABEL, "b": LABEL}, None, "several columns that may hold the classes: a, b", "label_column: a"),
+        ({"label": LABEL, "Y": Value("int64")}, None, "that may hold the classes: label, Y", "label_column: label"),
+        ({"class": Value("string"), "target": LABEL}, None, "may hold the classes: class, target", "_column: class"),
         ({"img": Image(), "n": Value("int8")}, None, "no label column; its columns: img", "label_column: n"),
-        ({"img": Image()}, None, "no label column", "choose another dataset"),
+        ({"img": Image()}, None, "no label column", "a folder of images per class"),
         ({"label": Value("float64"), "n": Value("int8")}, None, "'label' of it holds float64", "label_column: n"),
-        ({"label": List(LABEL)}, None, "'label' of it holds List", "choose another dataset"),
+        ({"label": List(LABEL)}, None, "'label' of it holds List", "for (label,) in data['label']"),
+        ({"label": Value("float64")}, None, "'label' of it holds float64", "cast_column('label', Value(\"int64\"))"),
         ({"label": LABEL}, "lable", "no column 'lable'", "leave label_column out"),
         ({"img": Image(), "y": LABEL}, "img", "'img' of it holds images", "label_column: y"),
     ],

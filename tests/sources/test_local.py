@@ -85,7 +85,7 @@ def test_one_parquet_file_is_divided_by_slices(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "pets.parquet", {"img": images, "y": labels}, {"img": Image(), "y": LABEL})
     with pytest.raises(SourceError, match="no split to score on") as caught:
         load(file)
-    assert "train_split: train[:80%]\n  test_split: train[80%:]" in caught.value.hint
+    assert "test_fraction: 0.2" in caught.value.hint
     source = load(file, train_split="train[:75%]", test_split="train[75%:]")
     assert values(source) == [[2, 5, 8], [1, 4, 7], [0, 3, 6]]
     assert source.test_images[:, 0, 0, 0].tolist() == [9, 10, 11]
@@ -98,7 +98,8 @@ def test_folders_of_save_to_disk(tmp_path: Path, kind: str) -> None:
     images, labels = rows(9)
     table = Dataset.from_dict({"image": images, "label": labels}, features=features)
     if kind == "dict":
-        DatasetDict({"train": table, "test": table.select([3, 1])}).save_to_disk(tmp_path / "saved")
+        test = Dataset.from_dict({"image": rows(4, 100)[0], "label": [2, 1, 0, 2]}, features=features)
+        DatasetDict({"train": table, "test": test.select([3, 1])}).save_to_disk(tmp_path / "saved")
         source = load(tmp_path / "saved")
         assert source.test_labels.tolist() == [2, 1]
     else:
@@ -148,7 +149,7 @@ def test_a_folder_may_be_called_like_a_file_format(tmp_path: Path, monkeypatch: 
 )
 def test_labels_without_names_are_sorted(tmp_path: Path, label: Any, stored: list[Any], names: list[str]) -> None:
     images = rows(5)[0]
-    source = load(parquet_folder(tmp_path, (images, stored), (images[:2], stored[:2]), label=label))
+    source = load(parquet_folder(tmp_path, (images, stored), (rows(2, 100)[0], stored[:2]), label=label))
     assert source.info.class_names == names
     assert values(source)[:2] == [[1, 2], [0, 3] if len(names) == 3 else [0, 3, 4]]
     assert source.test_labels.tolist() == [1, 0]
@@ -163,9 +164,9 @@ def test_resolved_keys_load_the_same(tmp_path: Path) -> None:
 
 
 def test_struct_columns_without_feature_types_are_images(tmp_path: Path) -> None:
-    images, labels = rows(6)
     plain = {"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("int64")}
-    for split in ("train", "test"):
+    for split, first in (("train", 0), ("test", 100)):
+        images, labels = rows(6, first)
         write_parquet(tmp_path / f"{split}.parquet", {"image": images, "label": labels}, plain)
     assert values(load(tmp_path)) == [[2, 5], [1, 4], [0, 3]]
 

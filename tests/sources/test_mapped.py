@@ -102,19 +102,21 @@ def test_a_mapped_source_is_the_same_bit_for_bit(
     assert sizes == []
     limit(monkeypatch, 0)
     source = load(root)
-    assert sizes == [700 * ROW, 300 * ROW]
+    assert sizes == [1000 * ROW]
     assert_same(source, plain)
     assert list(folder.iterdir()) == []
 
 
-def test_the_limit_is_that_of_each_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+def test_the_limit_is_that_of_both_splits_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
     root = parquet_folder(tmp_path / "pets")
-    limit(monkeypatch, 9 * ROW)
+    limit(monkeypatch, 13 * ROW)
     load(root)
     assert sizes == []
-    limit(monkeypatch, 9 * ROW - 1)
+    limit(monkeypatch, 13 * ROW - 1)
     load(root)
-    assert sizes == [9 * ROW]
+    assert sizes == [13 * ROW]
 
 
 def test_slices_and_holdout_of_a_mapped_source(
@@ -127,7 +129,7 @@ def test_slices_and_holdout_of_a_mapped_source(
     plain = load(file, **splits)
     limit(monkeypatch, 0)
     source = load(file, **splits)
-    assert sizes == [28 * ROW, 8 * ROW]
+    assert sizes == [36 * ROW]
     assert_same(source, plain)
     held = hold_out(source, 0.25, seed=1)
     limit(monkeypatch, 2**30)
@@ -173,7 +175,7 @@ def test_a_full_disk_is_an_error_before_anything_is_decoded(
     if not reserves:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     limit(monkeypatch, 0)
-    text = re.escape(str(folder)) + r": cannot make a temporary file for 11,520 bytes.*File too large"
+    text = re.escape(str(folder)) + r": cannot make a temporary file for 12,288 bytes.*File too large"
     with files_of_at_most(4096), pytest.raises(RunError, match=text) as caught:
         load(root)
     assert "TMPDIR" in caught.value.hint
@@ -236,7 +238,12 @@ class Flat:
     columns = lambda self, split, image, label: ("image", "label")
     class_names = lambda self, split, label: None
     labels = lambda self, part, label: [row % 2 for row in range(part.start, part.stop)]
-    images = lambda self, part, image: (PIL.Image.new("L", (256, 256), row % 251) for row in range(len(part)))
+    images = lambda self, part, image: (shade(part.split, row) for row in range(len(part)))
+
+def shade(split, row):
+    image = PIL.Image.new("L", (256, 256), row % 251)
+    image.putpixel((0, 0), 255 if split == "test" else 0)
+    return image
 
 load.open_reader = lambda *_: Flat()
 spec = SourceSpec(id="flat", size=256, channels=1)

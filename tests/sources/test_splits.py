@@ -110,10 +110,10 @@ def test_no_train_split_lists_what_there_is() -> None:
     assert "train_split: full" in caught.value.hint
 
 
-def test_no_test_split_shows_a_slice() -> None:
+def test_no_test_split_shows_a_fraction() -> None:
     error = no_test_split(reader({"train": 10}))
     assert "its splits: train" in error.message
-    assert "test_split: train[80%:]" in error.hint
+    assert "test_fraction: 0.2" in error.hint
 
 
 @pytest.mark.parametrize(

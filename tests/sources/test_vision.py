@@ -22,11 +22,13 @@ def load(name: str, **keys: Any) -> Source:
 
 
 def write_mnist(folder: str, prefixes: tuple[str, str] = ("train", "t10k"), classes: int = 10, first: int = 0) -> None:
-    """Write raw files in MNIST's format: image k has the value k and the class k mod `classes`."""
+    """Write raw files in MNIST's format: image k has the value k, of the second prefix 255 - k, and the class
+    k mod `classes`."""
     raw = vision.vision_root() / folder / "raw"
     for prefix, count in zip(prefixes, (2 * classes, classes), strict=True):
         numbers = np.arange(count, dtype=np.uint8)
-        write_idx(raw / f"{prefix}-images-idx3-ubyte", np.broadcast_to(numbers[:, None, None], (count, 28, 28)))
+        values = 255 - numbers if prefix == prefixes[1] else numbers
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", np.broadcast_to(values[:, None, None], (count, 28, 28)))
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", (numbers % classes + first).astype(np.uint8))
 
 
@@ -57,6 +59,7 @@ def test_private_and_missing_attributes_for_labels(monkeypatch: pytest.MonkeyPat
 
         def __init__(self, root: str, split: str, size: str, download: bool) -> None:
             assert (size, download) == ("full", False)
+            self.shift = 100 if split == "val" else 0
             self._samples = [("x.jpg", k % 2) for k in range(6)]
             self.targets = [0] * 6  # not what indexing gives: must not be believed
             self.opened = 0
@@ -66,7 +69,7 @@ def test_private_and_missing_attributes_for_labels(monkeypatch: pytest.MonkeyPat
 
         def __getitem__(self, row: int) -> tuple[Image.Image, int]:
             self.opened += 1
-            return Image.new("RGB", (9, 7), (row, row, row)), self._samples[row][1]
+            return Image.new("RGB", (9, 7), (row + self.shift,) * 3), self._samples[row][1]
 
     monkeypatch.setattr(torchvision.datasets, "Imagenette", Fake)
     reader = vision.open_vision("torchvision:Imagenette", None)
