@@ -183,18 +183,17 @@ def counted_text(forecast: Forecast) -> str:
     memory = ", ".join(f"{name} {amount(n)}" for name, n in plan.memory.items())
     lines = [
         f"recipe      {recipe.name}",
-        f"source      {recipe.source.id}, {len(rows.class_names)} classes, {sum(rows.train_counts)} train and "
-        f"{rows.test_count} test images of {recipe.source.size} x {recipe.source.size}",
+        f"source      {recipe.source.id}, at {recipe.source.size} x {recipe.source.size} pixels",
         *(f"            {line}" for line in rows.said()),
         f"condensed   {plan.stored_images} stored images that hold {plan.training_images}",
         f"targets     {len(plan.targets)}: {', '.join(plan.targets)}",
         f"steps       {plan.image_steps}, networks reset {recipe.condense.resets} times",
         f"trainings   {forecast.evaluation.trainings} of {recipe.evaluate.length} in the evaluation",
-        f"memory      {amount(plan.memory_bytes)} ({memory}) beside the libraries and the graphs of the matching step",
+        f"memory      {amount(plan.memory_bytes)} ({memory}), without libraries and graphs",
         *(_ranks(plan) if plan.ranks > 1 else []),
         "",
         columns(["MODEL", "PARAMETERS", "ROLE"], models),
-        "",
+        "\n",
     ]
     return "\n".join(lines)
 

@@ -76,10 +76,7 @@ def init(
     from hmdc_hub.store import write_text_atomic
 
     found = _looked_at(source, keys)
-    chosen = preset or _preset_here()
-    proposal = propose(
-        found, ipc, chosen, size=None if size is None else int(size), test_fraction=keys["test_fraction"]
-    )
+    proposal = propose(found, ipc, preset or _preset_here(), None if size is None else int(size))
     for note in proposal.notes:
         output.talk(f"note: {note}")
     text = render(found, proposal, file)
@@ -103,9 +100,28 @@ def _looked_at(source: str, keys: Mapping[str, Any]) -> Detection:
     try:
         found = describe(source, **keys)
     except SourceError as error:
+        _offer_conversion(Path(source).expanduser())
         raise SourceError(error.message, hint=_KEY.sub(_as_option, error.hint)) from error
     output.talk(summary(found))
     return found
+
+
+def _offer_conversion(path: Path) -> None:
+    """Refuse arrays of older programs, with the lines that make images of them; everything else passes.
+
+    Raises:
+        UsageError: The path is of such, a file or a folder.
+    """
+    from hmdc_hub.evaluate.pairs import class_folder_lines, find_pairs
+
+    pairs = find_pairs(path) if path.exists() else []
+    if pairs:
+        folder = f"{path.resolve().with_suffix('').name}-images"
+        lines = ["python - <<'END'", *class_folder_lines(pairs, folder), "END", f"hmdc-hub init {shlex.quote(folder)}"]
+        raise UsageError(
+            f"{path} holds arrays, and files of arrays can hold a pickle, which can run any program: none is opened.",
+            hint="If you trust them, these lines make a folder of images of them:\n" + "\n".join(lines),
+        )
 
 
 _KEY = re.compile(r"\b(train_split|test_split|test_fraction|image_column|label_column|config|revision): +(?=\S)")
@@ -133,6 +149,8 @@ def _refuse_target(file: Path, force: bool) -> None:
 
 def summary(found: Detection) -> str:
     """Say in a few lines what was found."""
+    from hmdc_hub.cli.rows import left_out_lines
+
     facts, counts = found.facts, found.train_counts
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     names = ", ".join(found.class_names[:8]) + (", ..." if len(found.class_names) > 8 else "")
@@ -141,11 +159,14 @@ def summary(found: Detection) -> str:
     rows = {
         "classes": f"{len(counts)} ({names})",
         "train": f"{found.train_split}: {sum(counts)} images, {each} per class",
-        "test": f"{found.test_split}: {found.test_count} images" if found.test_split else "none found",
+        "test": f"{found.test_split or f'{found.test_fraction:.0%} of each class'}: {found.test_count} images"
+        if found.test_count
+        else "none found",
         "columns": f"{found.image_column}, {found.label_column}",
         "images": f"shorter side {sides} pixels, {'grey' if found.channels == 1 else 'colour'}",
         "licence": (facts.license or "unknown") + (", gated" if facts.gated else ""),
     }
     if facts.revision:
         rows["revision"] = facts.revision
-    return "\n".join(f"  {name.ljust(8)}  {value}" for name, value in rows.items())
+    lines = [f"{name.ljust(8)}  {value}" for name, value in rows.items()]
+    return "\n".join(f"  {line}" for line in (*lines, *left_out_lines(facts.left_out)))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hmdc_hub.errors import UsageError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Detection
+from hmdc_hub.sources.content import held_out_count, undividable
 from hmdc_hub.yaml12 import write_yaml
 
 Preset = Literal["cpu", "gpu", "paper"]
@@ -57,9 +57,10 @@ _QUICK_CONDENSE = """\
   projection: {batches_per_step: 2}
 """
 _QUICK_EVALUATE = """\
-  seeds: 3
+  seeds: 2
   random_draws: 1
-  steps: 200            # of every training, however many classes there are; the paper: 2000 epochs
+  against: [random, random-encoded, start, k-means]
+  steps: 150            # of every training, however many classes there are; the paper: 2000 epochs
   batch: 64
   schedule: cosine
 """
@@ -149,9 +150,7 @@ class Proposal:
     notes: tuple[str, ...]
 
 
-def propose(
-    found: Detection, ipc: int, preset: Preset, *, size: int | None = None, test_fraction: float | None = None
-) -> Proposal:
+def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None) -> Proposal:
     """Choose models and amount of work by the size of images and dataset.
 
     Args:
@@ -159,22 +158,19 @@ def propose(
         ipc: Stored images per class; no class can have more than the largest one has images.
         preset: What it is to run on.
         size: Side of the images; None: the largest of `SIZES` that they need, and that the preset is made for.
-        test_fraction: Share of each class to score on; None: that of `TEST_FRACTION` where no split is there for it.
 
     Raises:
-        UsageError: There is no split to score on, and a class has a single image.
+        SourceError: There is no split to score on, and a class has a single image.
     """
     notes: list[str] = []
     counts, source = found.train_counts, found.spec()
-    if source.test_split is None:
-        fraction = test_fraction or TEST_FRACTION
-        counts = _kept(found, fraction)
-        source = source.model_copy(update={"test_fraction": fraction})
-        if test_fraction is None:
-            notes.append(
-                f"there is no split to score on: a fifth of every class of {source.train_split} is kept apart for it "
-                "(source.test_fraction)"
-            )
+    if source.test_split is None and source.test_fraction is None:
+        counts = _kept(found)
+        source = source.model_copy(update={"test_fraction": TEST_FRACTION})
+        notes.append(
+            f"there is no split to score on: a fifth of every class of {source.train_split} is kept apart for it "
+            "(source.test_fraction)"
+        )
     chosen = size or _size(found, preset)
     if size is None and chosen < _size(found, "paper"):
         notes.append(
@@ -212,16 +208,11 @@ def _size(found: Detection, preset: Preset) -> int:
     return max((side for side in SIZES if side <= min(most, ENLARGED * found.sides[1])), default=SIZES[0])
 
 
-def _kept(found: Detection, fraction: float) -> tuple[int, ...]:
+def _kept(found: Detection) -> tuple[int, ...]:
     """Count the images of each class that are left to condense when a share of it is scored on."""
-    single = [name for name, count in zip(found.class_names, found.train_counts, strict=True) if count < 2]
-    if single:
-        raise UsageError(
-            f"{len(single)} of {len(found.class_names)} classes of {found.facts.id} have a single image, which cannot "
-            f"be both condensed and scored on: {', '.join(map(repr, single[:5]))}{', ...' * (len(single) > 5)}",
-            hint="Add an image to each or leave the class out; or name a split to score on:  --test-split NAME",
-        )
-    return tuple(count - min(count - 1, max(1, round(fraction * count))) for count in found.train_counts)
+    if alone := [name for name, count in zip(found.class_names, found.train_counts, strict=True) if count < 2]:
+        raise undividable(alone)
+    return tuple(count - held_out_count(count, TEST_FRACTION) for count in found.train_counts)
 
 
 def _plain_name(source: str) -> str:

@@ -1,40 +1,57 @@
-"""The rows of a source, without its pixels: what the dry run counts and `recipes validate` checks."""
+"""What a source's labels say, without a pixel: what the dry run counts and `recipes validate` looks at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import open_reader, resolve_source
-from hmdc_hub.sources.labels import read_labels, train_counts
-from hmdc_hub.sources.splits import parse_split
+from hmdc_hub.schema import LeftOut, SourceSpec
+from hmdc_hub.sources import index_source
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a source's labels say.
+    """What is read of a source.
 
     Attributes:
-        spec: The section with nothing left open.
+        spec: The recipe's section with nothing left open.
         class_names: C names.
         train_counts: Images per class that are condensed.
         test_count: Images that are scored on.
+        left_out: What is in the source and is not read.
     """
 
     spec: SourceSpec
     class_names: tuple[str, ...]
     train_counts: tuple[int, ...]
     test_count: int
+    left_out: tuple[LeftOut, ...]
 
     def said(self) -> list[str]:
         """Say which rows and columns were chosen, and what was left out, line by line."""
         spec, counts = self.spec, self.train_counts
-        each = f"{counts[0]}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        test = spec.test_split or f"{spec.test_fraction:.0%} of every class of {spec.train_split}"
+        each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        test = spec.test_split or f"{spec.test_fraction:.0%} of each class of {spec.train_split}"
         return [
-            f"train {spec.train_split}: {sum(counts)} images, {each} in each of {len(counts)} classes",
-            f"test {test}: {self.test_count} images; columns {spec.image_column} and {spec.label_column}",
+            f"{sum(counts)} images of {spec.train_split} to condense, {each} in each of {len(counts)} classes",
+            f"{self.test_count} to score on, {test}; columns {spec.image_column} and {spec.label_column}",
+            *left_out_lines(self.left_out),
         ]
+
+    def document(self) -> dict[str, Any]:
+        """Say the same as plain data for `--json`."""
+        return {
+            **self.spec.model_dump(mode="json"),
+            "class_names": list(self.class_names),
+            "train_counts": list(self.train_counts),
+            "test_count": self.test_count,
+            "left_out": [one.model_dump(mode="json") for one in self.left_out],
+        }
+
+
+def left_out_lines(found: tuple[LeftOut, ...]) -> list[str]:
+    """Say what is in a source and was not read, a line for each reason."""
+    return [f"left out: {one.count} {one.reason}: {', '.join(one.examples)}" for one in found]
 
 
 def read_rows(spec: SourceSpec) -> Rows:
@@ -44,9 +61,11 @@ def read_rows(spec: SourceSpec) -> Rows:
         SourceError: It cannot be used as the section says.
         NetworkError: It must be downloaded and that failed.
     """
-    spec = resolve_source(spec)
-    reader = open_reader(spec.id, spec.revision, spec.config)
-    train = parse_split(reader, str(spec.train_split), "train_split")
-    test = parse_split(reader, spec.test_split, "test_split") if spec.test_split else ()
-    names, labels, test_labels = read_labels(reader, train, test, str(spec.label_column))
-    return Rows(spec, tuple(names), tuple(train_counts(names, labels)), len(test_labels))
+    index = index_source(spec)
+    return Rows(
+        index.spec,
+        tuple(index.class_names),
+        tuple(index.train_counts),
+        index.test_count,
+        index.reader.facts.left_out,
+    )

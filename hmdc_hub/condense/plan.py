@@ -79,7 +79,7 @@ class Plan:
     @property
     def unmeasured(self) -> list[str]:
         """What is not measured yet, in order: `graphs`, and of `PARTS`."""
-        return [part for part in ("graphs", *PARTS) if part not in {*self.memory, *self.parts}]
+        return [*(["graphs"] if "graphs" not in self.memory else []), *(p for p in PARTS if p not in self.parts)]
 
 
 def check_size(recipe: Recipe, counts: Sequence[int]) -> None:

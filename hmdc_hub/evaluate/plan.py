@@ -75,9 +75,10 @@ def planned(
         per_image = _step_seconds(model, source.normalise(pixels).to(device)) / len(pixels)
         tested = len(source.test_labels) * per_image / 3
         total += protocol.seeds * sum(count * per_image + tested for count in images)
-        found = replace(found, per_model=found.per_model | {spec.name: images[0] * per_image + tested})
+        per_model = found.per_model | {spec.name: images[0] * per_image + tested}
+        seconds = total / parallel if len(per_model) == len(protocol.models) else None
+        found = replace(found, per_model=per_model, seconds=seconds)
         yield found
-    yield replace(found, seconds=total / parallel)
 
 
 def _step_seconds(model: PoolModel, images: torch.Tensor) -> float:
