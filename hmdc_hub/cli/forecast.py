@@ -13,13 +13,13 @@ import torch
 from hmdc_hub import condense, evaluate, rng
 from hmdc_hub.cli.flow import settled
 from hmdc_hub.cli.output import amount, columns, duration
-from hmdc_hub.cli.rows import Rows, read_rows
+from hmdc_hub.cli.rows import Rows
 from hmdc_hub.errors import HmdcError
 from hmdc_hub.events import Listener, Stage
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.processes import begin_worker, interrupts_held_back, worker_context
 from hmdc_hub.schema import Recipe, SourceInfo
-from hmdc_hub.sources import ClassBank, Source
+from hmdc_hub.sources import ClassBank, Source, index_source
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -70,7 +70,7 @@ def count(recipe: Recipe, device: torch.device, ranks: int, listener: Listener) 
     """
     listener(Stage("source", recipe.source.id))
     recipe = settled(recipe, None)
-    rows = read_rows(recipe.source)
+    rows = Rows.of(index_source(recipe.source))
     source = noise(recipe, rows)
     models = [build_for(spec, source) for spec in recipe.evaluate.settled().models]
     return Forecast(
@@ -120,17 +120,14 @@ def measuring() -> Iterator[Connection]:
         ours.close()
 
 
-def measure(
-    found: Forecast, probe: Connection, workers: int | None, listener: Listener, seconds: float = SECONDS
-) -> Forecast:
-    """Measure one part after another for a while; what is not reached stays unknown.
+def measure(found: Forecast, probe: Connection, workers: int | None, listener: Listener) -> Forecast:
+    """Measure one part after another; what is not reached within `SECONDS` of the probe's readiness stays unknown.
 
     Args:
         found: As counted.
         probe: Of `measuring`.
         workers: CPU processes of the evaluation; None: one per core.
         listener: Told what is measured.
-        seconds: At most, counted from when the probe has imported its libraries.
 
     Raises:
         HmdcError: What the probe met, such as a model that does not run.
@@ -138,12 +135,12 @@ def measure(
     probe.send((found.recipe, found.rows, found.device, found.condensing.ranks, workers))
     try:
         probe.recv()
-        end = time.monotonic() + seconds
+        end = time.monotonic() + SECONDS
         while found.unmeasured:
             left = end - time.monotonic()
             listener(Stage("measure", f"{found.unmeasured[0]}, {duration(max(left, 0))} left at most"))
             if not probe.poll(max(left, 0)):
-                return replace(found, lost=f"{seconds:.0f} s are over")
+                return replace(found, lost=f"{SECONDS:.0f} s are over")
             answer = probe.recv()
             if isinstance(answer, HmdcError):
                 raise answer

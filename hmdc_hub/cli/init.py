@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +72,17 @@ def init(
         raise UsageError("--test-split and --test-fraction both say what is scored on.", hint="Leave one out.")
     from hmdc_hub.catalog import json_schema
     from hmdc_hub.cli.proposal import propose, render
+    from hmdc_hub.sources import describe
     from hmdc_hub.store import write_text_atomic
 
-    found = _looked_at(source, keys)
-    proposal = propose(found, ipc, preset or _preset_here(), None if size is None else int(size))
+    output.talk(f"looking at {source} ...")
+    try:
+        found = describe(source, **keys)
+        output.talk(summary(found))
+        proposal = propose(found, ipc, preset or _preset_here(), None if size is None else int(size))
+    except SourceError as error:
+        _offer_conversion(Path(source).expanduser())
+        raise SourceError(error.message, hint=_KEY.sub(_as_option, error.hint)) from error
     for note in proposal.notes:
         output.talk(f"note: {note}")
     text = render(found, proposal, file)
@@ -90,20 +96,6 @@ def init(
             write_text_atomic(schema, json_schema())
         output.talk(f"wrote {file}")
         output.hint(f"hmdc-hub condense {shlex.quote(str(file))} --dry-run")
-
-
-def _looked_at(source: str, keys: Mapping[str, Any]) -> Detection:
-    """Look at a dataset and say what was found; errors name options where they would name keys of a recipe."""
-    from hmdc_hub.sources import describe
-
-    output.talk(f"looking at {source} ...")
-    try:
-        found = describe(source, **keys)
-    except SourceError as error:
-        _offer_conversion(Path(source).expanduser())
-        raise SourceError(error.message, hint=_KEY.sub(_as_option, error.hint)) from error
-    output.talk(summary(found))
-    return found
 
 
 def _offer_conversion(path: Path) -> None:
@@ -124,6 +116,7 @@ def _offer_conversion(path: Path) -> None:
         )
 
 
+# Errors of sources name keys of a recipe, which those who call `init` have not written.
 _KEY = re.compile(r"\b(train_split|test_split|test_fraction|image_column|label_column|config|revision): +(?=\S)")
 
 

@@ -98,7 +98,7 @@ def work_of(preset: Preset, size: int) -> Work:
             (convnet, "vit_tiny_imagenet", "resnet18_imagenet", "resnet50_imagenet"),
             _PAPER_CONDENSE,
             _PAPER_EVALUATE,
-            "the paper's numbers: 10,000 image steps, some ten hours on an H100 for ten classes of 32 pixels",
+            "the paper's 10,000 image steps: some ten hours on an H100 for ten small classes",
             "less time: --preset gpu",
         )
     if preset == "gpu":
@@ -111,7 +111,7 @@ def work_of(preset: Preset, size: int) -> Work:
             _HOUR_CONDENSE.format(resets=str(resets).ljust(2), batch=str(batch).ljust(3)),
             _HOUR_EVALUATE,
             f"{100 * resets:,} image steps, made for an hour or so on one GPU (estimated)",
-            "more of it: condense.resets, up to the paper's 100; its models and numbers: --preset paper",
+            "better images: more condense.resets, the paper's are 100; its models: --preset paper",
         )
     pool = ("convnet3_narrow", "vit_micro") if small else ("resnet18", "vit_tiny")
     others = ("resnet_narrow", "mlp") if small else ("mobilenet_v3_small", "regnet_y_400mf")
@@ -121,7 +121,7 @@ def work_of(preset: Preset, size: int) -> Work:
         _QUICK_CONDENSE,
         _QUICK_EVALUATE,
         "40 image steps, some minutes on two CPU cores" if size == SIZES[0] else "40 image steps",
-        "better images: condense.resets; sharper ones: --size 64, four times the time; more of both: --preset gpu",
+        "better images: more condense.resets; sharper ones: --size 64, in four times the time",
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hmdc_hub.schema import LeftOut, SourceSpec
-from hmdc_hub.sources import index_source
+from hmdc_hub.sources import SourceIndex
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Rows:
     train_counts: tuple[int, ...]
     test_count: int
     left_out: tuple[LeftOut, ...]
+
+    @classmethod
+    def of(cls, index: SourceIndex) -> Rows:
+        """Keep what can be sent to another process."""
+        left_out = index.reader.facts.left_out
+        return cls(index.spec, tuple(index.class_names), tuple(index.train_counts), index.test_count, left_out)
 
     def said(self) -> list[str]:
         """Say which rows and columns were chosen, and what was left out, line by line."""
@@ -52,20 +58,3 @@ class Rows:
 def left_out_lines(found: tuple[LeftOut, ...]) -> list[str]:
     """Say what is in a source and was not read, a line for each reason."""
     return [f"left out: {one.count} {one.reason}: {', '.join(one.examples)}" for one in found]
-
-
-def read_rows(spec: SourceSpec) -> Rows:
-    """Open a source and read its labels; no image is decoded.
-
-    Raises:
-        SourceError: It cannot be used as the section says.
-        NetworkError: It must be downloaded and that failed.
-    """
-    index = index_source(spec)
-    return Rows(
-        index.spec,
-        tuple(index.class_names),
-        tuple(index.train_counts),
-        index.test_count,
-        index.reader.facts.left_out,
-    )

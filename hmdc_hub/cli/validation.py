@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from hmdc_hub.cli.rows import Rows, read_rows
+from hmdc_hub.cli.rows import Rows
 from hmdc_hub.condense import check_size
 from hmdc_hub.errors import NetworkError, UsageError
 from hmdc_hub.evaluate.holdout import check_counts
 from hmdc_hub.models import build_model
 from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.sources import SourceIndex, index_source
+from hmdc_hub.sources.content import file_keys, undividable
+from hmdc_hub.sources.reader import Part, locate
 from hmdc_hub.store.offline import without_network
 
 CLASSES = 10
@@ -44,7 +47,9 @@ def look(recipe: Recipe) -> Looked:
     rows = None
     with without_network():
         try:
-            rows = read_rows(recipe.source)
+            index = index_source(recipe.source)
+            rows = Rows.of(index)
+            _check_divisible(index)
             check_size(recipe, rows.train_counts)
             if recipe.evaluate.holdout is not None:
                 check_counts(rows.train_counts, rows.class_names)
@@ -75,6 +80,29 @@ def _build(spec: ModelSpec, recipe: Recipe, rows: Rows | None, problems: list[Us
     except NetworkError:
         unseen.append(f"{spec.weights if spec.weights != 'none' else spec.id} for {spec.name}, not in the cache")
         if spec.weights not in ("none", spec.id):
-            _build(spec.model_copy(update={"weights": "none"}), recipe, rows, problems, unseen)
+            # What its images are normalised by belongs to the weights, as may the number of its channels.
+            scratch = {"weights": "none", "normalize": "source", "mean": None, "std": None}
+            _build(spec.model_copy(update=scratch), recipe, rows, problems, unseen)
     except UsageError as error:
         problems.append(error)
+
+
+def _check_divisible(index: SourceIndex) -> None:
+    """Refuse classes without two different files where a fraction of each is scored on; looks at no more than it must.
+
+    Raises:
+        SourceError: There are such classes.
+    """
+    if index.spec.test_fraction is None:
+        return
+    first: dict[int, int] = {}
+    divisible: set[int] = set()
+    for row, label in enumerate(index.train_labels.tolist()):
+        if label not in divisible:
+            split, start = locate(index.train, row)
+            images = index.reader.images(Part(split, start, start + 1), str(index.spec.image_column))
+            key = int(file_keys(images)[0])
+            if first.setdefault(label, key) != key:
+                divisible.add(label)
+    if whole := [name for label, name in enumerate(index.class_names) if label not in divisible]:
+        raise undividable(whole)
