@@ -142,7 +142,9 @@ def _summary(result: Check) -> str:
     first, last = result.taps[0], result.taps[-1]
     kinds = {tap.kind for tap in result.taps}
     kind = "tokens" if kinds == {"tokens"} else "maps" if kinds == {"map"} else "taps"
-    shapes = list(dict.fromkeys(f"{tap.channels}x{tap.side}" for tap in (first, last)))
+    shapes = list(
+        dict.fromkeys(f"{tap.channels}x{'x'.join(map(str, tap.grid or [tap.side]))}" for tap in (first, last))
+    )
     return f"{len(result.taps)} {kind} {' .. '.join(shapes)}"
 
 
@@ -162,7 +164,8 @@ def _taps(spec: ModelSpec, result: Check | str) -> str:
     if isinstance(result, str):
         return ""
     lines = [
-        f"{number:>3}  {tap.name}  {tap.kind}, {tap.channels} channels, {tap.side} x {tap.side}"
+        f"{number:>3}  {tap.name}  {tap.kind}, {tap.channels} channels, "
+        + " x ".join(map(str, tap.grid or (tap.side, tap.side)))
         for number, tap in enumerate(result.taps)
     ]
     return "\n".join(["", "taps", *lines])

@@ -102,7 +102,7 @@ def score_otherwise(run: RunDir, wishes: Protocol, work: Work) -> None:
 
     def prepare(listener: Listener, device: torch.device) -> tuple[Subject, EvaluateSpec, Source, RunDir]:
         listener(Stage("source", recipe.source.id))
-        source = load_source(recipe.source)
+        source = load_source(recipe.source, listener=listener)
         # One of several processes cannot have the lock; what it writes is then the same bytes as the others write.
         with nullcontext() if work.assists else run.lock():
             complete(recipe, source, run, device, listener)
@@ -139,8 +139,16 @@ def score_foreign(
 
     def prepare(listener: Listener, device: torch.device) -> tuple[Subject, EvaluateSpec, Source, RunDir]:
         listener(Stage("source", spec.id))
-        source = load_source(resolve_source(spec))
-        subject = read_set(target, source, config=config, revision=revision, normalised=normalised, fit=spec.fit)
+        source = load_source(resolve_source(spec), listener=listener)
+        subject = read_set(
+            target,
+            source,
+            config=config,
+            revision=revision,
+            normalised=normalised,
+            fit=spec.fit,
+            background=spec.background,
+        )
         for note in subject.notes:
             listener(Note(note))
         protocol = possible(wanted, subject, asked=wishes.against is not None, listener=listener)

@@ -96,7 +96,7 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
     source = None
     if {"condense", "evaluate"} & set(parts):
         listener(Stage("source", recipe.source.id))
-        source = load_source(recipe.source)
+        source = load_source(recipe.source, listener=listener)
         if "condense" in parts:
             from hmdc_hub.condense import check_size
 

@@ -30,6 +30,7 @@ def read_set(
     revision: str | None = None,
     normalised: bool = False,
     fit: Literal["crop", "stretch"] = "crop",
+    background: Literal["white", "black"] = "white",
 ) -> Subject:
     """Read a condensed set of any program, its labels as those of the source.
 
@@ -42,6 +43,7 @@ def read_set(
         revision: Branch, tag or commit of a dataset on the Hub.
         normalised: The floats of a safetensors file are source-normalised.
         fit: As `source.fit` of the recipe, for images that are not square.
+        background: As `source.background`, for images with transparent pixels.
 
     Returns:
         The set in the order of the file; classes may have different numbers of images, or none. `exact` are the floats
@@ -72,7 +74,7 @@ def read_set(
             hint="Leave it out.",
         )
     else:
-        found = read_images(target, path, source, config, revision, fit)
+        found = read_images(target, path, source, config, revision, fit, background)
     return _subject(target, path, found, source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from hmdc_hub.errors import NetworkError, SourceError, UsageError
 from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, refuse_pickle
-from hmdc_hub.sources import Source, open_reader
-from hmdc_hub.sources.convert import fill, open_image
+from hmdc_hub.sources import Source, left_out_notes, open_reader
+from hmdc_hub.sources.convert import fill
+from hmdc_hub.sources.decode import header
+from hmdc_hub.sources.levels import Levels
 from hmdc_hub.sources.reader import Encoded, Part, Reader
 from hmdc_hub.store import sha256_file
 
@@ -38,6 +41,7 @@ def read_images(
     config: str | None,
     revision: str | None,
     fit: Literal["crop", "stretch"],
+    background: Literal["white", "black"],
 ) -> Contents:
     """Read the train split, or the only one, of what can be a source; arguments and errors as `read_set`.
 
@@ -48,13 +52,14 @@ def read_images(
         config: Configuration.
         revision: Of a dataset on the Hub.
         fit: For images that are not square.
+        background: For images with transparent pixels.
     """
     try:
         reader = _open(target, path, config, revision)
         part = _only_part(target, reader)
         image, label = _columns(reader, part.split)
         names, labels = _labels(target, reader, part, label)
-        images, resized, notes = _pixels(reader, part, image, source, fit)
+        images, resized, notes = _pixels(reader, part, image, source, fit, background)
     except SourceError as error:
         raise UsageError(_reworded(error.message), hint=_reworded(error.hint)) from error
     except NetworkError as error:
@@ -117,28 +122,39 @@ def _labels(target: str, reader: Reader, part: Part, column: str) -> tuple[list[
 
 
 def _pixels(
-    reader: Reader, part: Part, column: str, source: Source, fit: Literal["crop", "stretch"]
+    reader: Reader,
+    part: Part,
+    column: str,
+    source: Source,
+    fit: Literal["crop", "stretch"],
+    background: Literal["white", "black"],
 ) -> tuple[Tensor, bool, tuple[str, ...]]:
     """Read images as the source's are, with whether any was resized, and notes of what changed."""
     side, channels = source.train.side, source.train.channels
     sizes: Counter[tuple[int, int]] = Counter()
     colour = 0
 
-    def opened() -> Iterator[Encoded]:
+    def counted() -> Iterator[Encoded]:
         nonlocal colour
         for encoded in reader.images(part, column):
-            try:
-                image = open_image(encoded)
-            except SourceError:
-                yield encoded  # `fill` fails at it too, and says in which row
-                continue
-            sizes[image.size] += 1
-            colour += image.mode not in ("1", "L", "LA") and not image.mode.startswith("I")
-            yield image
+            # `fill` fails at what cannot be opened too, and says in which row.
+            with suppress(SourceError), header(encoded) as image:
+                sizes[image.size] += 1
+                colour += image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I")
+            yield encoded
 
     out = np.empty((len(part), channels, side, side), dtype=np.uint8)
-    fill(out, opened(), np.arange(len(part)), (part,), column, fit)
-    notes = []
+    levels = Levels(lambda: reader.images(part, column))
+    fill(
+        out,
+        counted(),
+        np.arange(len(part)),
+        lambda row: reader.where(part.split, column, part.start + row),
+        fit,
+        background=background,
+        levels=levels,
+    )
+    notes = [*left_out_notes(reader.facts.left_out), *levels.notes]
     others = [size for size, _ in sizes.most_common() if size != (side, side)]
     if others:
         width, height = others[0]

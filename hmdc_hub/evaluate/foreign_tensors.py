@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hmdc_hub import pack
 from hmdc_hub.errors import UsageError
+from hmdc_hub.evaluate.foreign_statistics import Statistics, one_by_one, proves, usual
 from hmdc_hub.evaluate.pairs import both_as_tensors, find_pairs
 from hmdc_hub.sources import Source
 from hmdc_hub.store import read_condensed, sha256_file, to_uint8
@@ -226,7 +227,8 @@ def _pixels(
     if not inside:
         raise UsageError(
             f"{path}: images reach from {low:.4g} to {high:.4g}; pixels are floats from 0 to 1, or uint8.",
-            hint="--normalised maps pixels that were normalised by the source's mean and std back; values up to 255 "
+            hint=_not_by_the_source(images, source)
+            or "--normalised maps pixels that were normalised by the source's mean and std back; values up to 255 "
             "are saved as images.round().to(torch.uint8).",
         )
     exact = images.clamp(0, 1)
@@ -234,20 +236,52 @@ def _pixels(
 
 
 def _mapped_back(path: Path, images: Tensor, source: Source) -> tuple[Tensor, str]:
-    pixels = source.denormalise(images)
-    mean, std = (values.view(-1, 1, 1) for values in (source.mean, source.std))
-    beyond = (images * std + mean - pixels).abs()
-    share = int((beyond > OVERSHOOT).sum()) / beyond.numel()
-    if share > OVERSHOOT_SHARE:
+    own = Statistics("the source's", tuple(source.info.mean), tuple(source.info.std))
+    if hint := _not_by_the_source(images, source):
         raise UsageError(
-            f"{path}: {share:.1%} of the pixels lie more than {OVERSHOOT} outside [0, 1] when mapped back with the "
-            f"source's statistics (at most {OVERSHOOT_SHARE:.0%} may), so others must have normalised them: mean "
-            f"{_numbers(source.mean)}, std {_numbers(source.std)}.",
-            hint="Map them back with the statistics they were made with, and save pixels from 0 to 1.",
+            f"{path}: these images cannot have been normalised by {own}, with which they would be mapped back.",
+            hint=hint,
+        )
+    pixels = source.denormalise(images)
+    beyond = (own.back(images) - pixels).abs()
+    share = _share_outside(own.back(images))
+    if share > OVERSHOOT_SHARE:
+        fitting = [other for other in usual(images.shape[1]) if _share_outside(other.back(images)) <= OVERSHOOT_SHARE]
+        raise UsageError(
+            f"{path}: {share:.1%} of the pixels lie more than {OVERSHOOT} outside [0, 1] when mapped back with {own}; "
+            f"at most {OVERSHOOT_SHARE:.0%} may, so others must have normalised them.",
+            hint="Map them back with the statistics they were made with, and save pixels from 0 to 1."
+            + (f" Of those in use these would fit: {'; '.join(map(str, fitting))}." if fitting else ""),
         )
     low, high = (float(bound) for bound in pixels.aminmax())
     clamped = int((beyond > ROUNDING).sum()) / beyond.numel()
     return pixels, f"mapped back to pixels from {low:.3f} to {high:.3f}, {clamped:.1%} of them clamped"
+
+
+def _share_outside(pixels: Tensor) -> float:
+    return int(((pixels - pixels.clamp(0, 1)).abs() > OVERSHOOT).sum()) / pixels.numel()
+
+
+def _not_by_the_source(images: Tensor, source: Source) -> str:
+    """Say what to do with floats that something else than the source's statistics made; empty if nothing shows it."""
+    own = Statistics("the source's", tuple(source.info.mean), tuple(source.info.std))
+    if proves(own, images):
+        return ""
+    if proves(Statistics("255", (0.0,) * len(own.mean), (1 / 255,) * len(own.mean)), images):
+        return "They are pixels from 0 to 255: save images.round().to(torch.uint8), and leave --normalised out."
+    for other in usual(images.shape[1]):
+        if proves(other, images):
+            mean, std = (f"torch.tensor({list(values)}).view(-1, 1, 1)" for values in (other.mean, other.std))
+            return (
+                f"They fit {other}. If that is it, save pixels, and leave --normalised out:\n"
+                f"  images = (images * {std} + {mean}).clamp(0, 1)"
+            )
+    if one_by_one(images):
+        return (
+            "Every image has mean 0 and standard deviation 1 by itself, so what it was normalised by is lost: save the "
+            "pixels from before, from 0 to 1."
+        )
+    return ""
 
 
 def _not_normalised(path: Path, why: str) -> UsageError:

@@ -24,17 +24,19 @@ class TapInfo:
         name: What the place is called in its family, such as `block1`.
         kind: Where the semantic vector comes from: the average of a map, or a class token beside patch tokens.
         channels: Length of the semantic vector and channels of the spatial map.
-        side: Side of the spatial map.
+        side: Side of the spatial map, the shorter one if it is no square.
+        grid: Its height and width if it is none, as where patches are not square.
     """
 
     name: str
     kind: Literal["map", "tokens"]
     channels: int
     side: int
+    grid: tuple[int, int] | None = None
 
 
 class TapOutput(NamedTuple):
-    """Features of one tap: `semantic` B x channels, `spatial` B x channels x side x side."""
+    """Features of one tap: `semantic` B x channels, `spatial` B x channels x side x side (or the tap's `grid`)."""
 
     semantic: Tensor
     spatial: Tensor

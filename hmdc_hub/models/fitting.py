@@ -73,10 +73,10 @@ def _resized(key: str, given: Tensor, wanted: Tensor, net: Network) -> Tensor:
     ):
         return given
     for prefix in {net.places[0].prefix, int(net.places[0].class_token), 0}:
-        old, new = (math.isqrt(max(length - prefix, 0)) for length in (given.shape[1], wanted.shape[1]))
-        if old**2 + prefix == given.shape[1] and new**2 + prefix == wanted.shape[1]:
+        old, new = math.isqrt(max(given.shape[1] - prefix, 0)), net.places[0].grid
+        if old**2 + prefix == given.shape[1] and math.prod(new) + prefix == wanted.shape[1]:
             grid = given[:, prefix:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-            grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+            grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
             return torch.cat([given[:, :prefix].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
     return given
 

@@ -210,9 +210,10 @@ def _hints(shape: Shape, model: Any) -> Hints:
         if isinstance(part, nn.Linear) and part.out_features == shape.classes and not name.startswith(base)
     ]
     patch = getattr(config, "patch_size", None)
-    isotropic = isinstance(patch, int) and not hasattr(config, "depths")
+    pair = (patch, patch) if isinstance(patch, int) else tuple(patch or ())
+    isotropic = len(pair) == 2 and not hasattr(config, "depths")
     modules = shape.modules or _customary(base, config)
-    return Hints(heads=tuple(heads), modules=modules, patch=patch if isotropic else None)
+    return Hints(heads=tuple(heads), modules=modules, patch=pair if isotropic else None)
 
 
 def _customary(base: str, config: Any) -> tuple[str, ...] | None:

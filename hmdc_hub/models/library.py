@@ -199,8 +199,8 @@ def _tried(
 def _run_once(model: nn.Module, hints: Hints, images: Tensor) -> None:
     """Run a model to see whether it takes images of this size; a map of one pixel must not be halved."""
     side = images.shape[-1]
-    if hints.patch and side % hints.patch:
-        raise ValueError(f"its patches of {hints.patch} x {hints.patch} pixels do not cover them")
+    if hints.patch and any(side % length for length in hints.patch):
+        raise ValueError(f"its patches of {hints.patch[0]} x {hints.patch[1]} pixels do not cover them")
     strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 and max(m.kernel_size) > 1]
     handles = [module.register_forward_pre_hook(_refuse_one_pixel) for module in strided]
     try:

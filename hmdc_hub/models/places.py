@@ -42,11 +42,16 @@ class Place:
     prefix: int = 0
     class_token: bool = False
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self.info.grid or (self.info.side, self.info.side)
+
     def read(self, output: Tensor) -> TapOutput:
-        """Split the module's output into semantic B x C and spatial B x C x side x side."""
+        """Split the module's output into semantic B x C and spatial B x C x height x width."""
         if self.layout == "tokens":
             patches = output[:, self.prefix :].transpose(1, 2)
-            spatial = patches.reshape(*patches.shape[:2], self.info.side, self.info.side)
+            spatial = patches.reshape(*patches.shape[:2], *self.grid)
             return TapOutput(output[:, 0] if self.class_token else patches.mean(2), spatial)
         spatial = output.permute(0, 3, 1, 2) if self.layout == "nhwc" else output
         return TapOutput(spatial.mean((2, 3)), spatial)
@@ -60,14 +65,15 @@ class Hints:
         modules: Dotted names of the modules to tap; None: by the rules.
         heads: Dotted names of the classifiers.
         nhwc: Whether maps are laid out B x H x W x C.
-        patch: Side of a patch in pixels, where all tokens are patches of one size; None: whatever square fits.
+        patch: Height and width of a patch in pixels, where all tokens are patches of one size; None: the first
+            convolution says how many rows and columns there are, and each stage may halve them.
         class_token: Whether a first token that is no patch is a class token.
     """
 
     heads: tuple[str, ...]
     modules: tuple[str, ...] | None = None
     nhwc: bool = False
-    patch: int | None = None
+    patch: tuple[int, int] | None = None
     class_token: bool = True
 
 
@@ -88,21 +94,27 @@ def find_places(model: nn.Module, images: Tensor, hints: Hints) -> tuple[Place, 
         near = ", ".join(_near(unknown[0], list(modules))) or "`pool check` prints its taps"
         raise ModelError(f"it has no module {unknown[0]!r} to tap", hint=f"Modules with such names: {near}.")
     wanted = list(hints.modules) if hints.modules is not None else _candidates(model, hints.heads)
-    outputs = _run(model, {name: modules[name] for name in wanted}, images)
-    grid = images.shape[-1] // hints.patch if hints.patch else None
-    places = {n: place for n, out in outputs.items() if (place := _place(n, out, len(images), hints, grid))}
+    outputs, stem = _run(model, {name: modules[name] for name in wanted}, images)
+    exact = (images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1]) if hints.patch else None
+    whole = exact or stem
+    grids = _halved(whole) if whole else []
+    places = {
+        name: place
+        for name, output in outputs.items()
+        if len(output) == len(images) and (place := _place(name, output, hints, exact, grids))
+    }
     if hints.modules is not None:
         flat = [name for name in hints.modules if name not in places]
         if flat:
             shape = tuple(outputs[flat[0]].shape) if flat[0] in outputs else "nothing"
             raise ModelError(
-                f"its module {flat[0]!r} gives {shape}, which is neither a square map nor tokens of one",
+                f"its module {flat[0]!r} gives {shape}, which is neither a map nor tokens of one{_of(grids)}",
                 hint="Leave taps out for the default ones.",
             )
         return tuple(places[name] for name in hints.modules)
     chosen = _by_the_rules(places, modules)
     if not chosen:
-        raise ModelError("nothing in it gives maps or tokens", hint="Name its modules under taps.")
+        raise ModelError(f"nothing in it gives maps or tokens{_of(grids)}", hint="Name its modules under taps.")
     return tuple(places[name] for name in chosen)
 
 
@@ -140,9 +152,10 @@ def _closing(module: nn.Module) -> bool:
 def _by_the_rules(places: dict[str, Place], modules: dict[str, nn.Module]) -> list[str]:
     # At one pixel there is nothing spatial left, as in what follows a global average.
     spatial = {name: place for name, place in places.items() if place.info.side > 1} or places
-    if len({place.info.side for place in spatial.values()}) == 1:
+    if len({(place.info.side, place.info.grid) for place in spatial.values()}) == 1:
         return _longest_row(list(spatial), modules)
-    return list({place.info.side: name for name, place in spatial.items()}.values())  # the last of each resolution
+    # The last of each resolution.
+    return list({(place.info.side, place.info.grid): name for name, place in spatial.items()}.values())
 
 
 def _longest_row(names: Sequence[str], modules: dict[str, nn.Module]) -> list[str]:
@@ -153,30 +166,77 @@ def _longest_row(names: Sequence[str], modules: dict[str, nn.Module]) -> list[st
     return max(rows.values(), key=len, default=[])
 
 
-def _place(name: str, output: Tensor, batch: int, hints: Hints, grid: int | None) -> Place | None:
-    """Say how a module's output is laid out; None if it is neither a square map nor tokens of one, image by image."""
-    if output.shape[0] != batch:
-        return None
+def _halved(grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """List a grid and those that stages make of it, each half of the one before, rounded up or down."""
+    grids, rounds = [grid], [grid]
+    while rounds := [
+        (height, width)
+        for h, w in rounds
+        for height, width in {(h // 2, w // 2), (-(-h // 2), -(-w // 2))}
+        if (height, width) not in grids and height and width
+    ]:
+        grids += rounds
+    return grids
+
+
+def _of(grids: list[tuple[int, int]]) -> str:
+    return " of {} x {} or half of that, and so on".format(*grids[0]) if grids else ""
+
+
+def _place(
+    name: str, output: Tensor, hints: Hints, exact: tuple[int, int] | None, grids: list[tuple[int, int]]
+) -> Place | None:
+    """Say how a module's output is laid out; None if it is neither a map nor tokens of one.
+
+    Args:
+        name: The module's.
+        output: What it gives for a batch of square images.
+        hints: What the library says.
+        exact: Rows and columns of patches, if the library says how large one is.
+        grids: Those that a map can have; no others are read unless they are squares, and then only maps.
+    """
     if output.dim() == 4:
         height, width, channels = (output.shape[i] for i in ((1, 2, 3) if hints.nhwc else (2, 3, 1)))
-        if height != width:
+        square = not grids or grids[0][0] == grids[0][1]
+        if height != width if square else (height, width) not in grids:
             return None
-        return Place(name, TapInfo(name, "map", channels, height), "nhwc" if hints.nhwc else "nchw")
+        return Place(name, _info(name, "map", channels, (height, width)), "nhwc" if hints.nhwc else "nchw")
     if output.dim() != 3:
         return None
     length, channels = output.shape[1:]
-    side = grid if grid is not None and length >= grid**2 else math.isqrt(length)
-    prefix = length - side**2
-    if prefix > MOST_PREFIXES or side == 0:
+    grid = _grid_of(length, exact, grids)
+    if grid is None:
         return None
+    prefix = length - math.prod(grid)
     class_token = prefix > 0 and hints.class_token
-    info = TapInfo(name, "tokens" if class_token else "map", channels, side)
-    return Place(name, info, "tokens", prefix, class_token)
+    return Place(name, _info(name, "tokens" if class_token else "map", channels, grid), "tokens", prefix, class_token)
 
 
-def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
-    """Run a network once; gives the output of each module that was called, in the order in which they ended."""
+def _grid_of(length: int, exact: tuple[int, int] | None, grids: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """Find the rows and columns that tokens are of, with the fewest tokens before them."""
+    if exact and 0 <= length - math.prod(exact) <= MOST_PREFIXES:
+        return exact
+    if not grids and math.isqrt(length) ** 2 == length:
+        return math.isqrt(length), math.isqrt(length)
+    fitting = [grid for grid in grids if 0 <= length - math.prod(grid) <= MOST_PREFIXES]
+    return max(fitting, key=math.prod, default=None)
+
+
+def _info(name: str, kind: Literal["map", "tokens"], channels: int, grid: tuple[int, int]) -> TapInfo:
+    return TapInfo(name, kind, channels, min(grid), grid if grid[0] != grid[1] else None)
+
+
+def _run(
+    model: nn.Module, modules: dict[str, nn.Module], images: Tensor
+) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
+    """Run a network once.
+
+    Returns:
+        The output of each module that was called, in the order in which they ended; and height and width of what the
+        first convolution of all gives, None without one.
+    """
     found: dict[str, Tensor] = {}
+    stem: list[tuple[int, int]] = []
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -187,9 +247,15 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> dic
 
         return hook
 
-    with _hooked(modules, record), torch.no_grad():
+    def measure(name: str) -> Callable[..., None]:
+        return lambda module, args, output: stem.append(tuple(output.shape[-2:]))
+
+    convolutions: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    with _hooked(modules, record), _hooked(convolutions, measure), torch.no_grad():
         model(images)
-    return found
+    return found, stem[0] if stem else None
 
 
 @contextmanager

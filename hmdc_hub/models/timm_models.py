@@ -143,7 +143,7 @@ def _hints(modules: tuple[str, ...] | None, model: Any) -> Hints:
         heads=tuple(named(model, head) for head in heads),
         modules=modules or (RESNET_TAPS if kind == "ResNet" else None),
         nhwc=getattr(model, "output_fmt", "NCHW") == "NHWC" or kind == "VisionTransformerSAM",
-        patch=int(patch[0]) if isotropic and patch else None,
+        patch=(int(patch[0]), int(patch[1])) if isotropic and patch else None,
         class_token=getattr(model, "cls_token", None) is not None,
     )
 

@@ -57,6 +57,7 @@ def _construct(id_: str, classes: int, side: int) -> nn.Module:
 
 
 def _hints(shape: Shape, model: nn.Module) -> Hints:
+    patch: Any = getattr(model, "patch_size", None)
     kind, parts = type(model).__name__, dict(model.named_modules())
     linear = [
         name for name, part in parts.items() if isinstance(part, nn.Linear) and part.out_features == shape.classes
@@ -69,7 +70,7 @@ def _hints(shape: Shape, model: nn.Module) -> Hints:
         heads=tuple(heads),
         modules=shape.modules or (RESNET_TAPS if kind == "ResNet" else None),
         nhwc=kind == "SwinTransformer",
-        patch=int(getattr(model, "patch_size", 1)) if kind == "VisionTransformer" else None,
+        patch=(patch, patch) if kind == "VisionTransformer" else None,
     )
 
 

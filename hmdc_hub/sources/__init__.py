@@ -4,7 +4,7 @@
 theirs is opened, never before.
 """
 
-from hmdc_hub.sources.bank import ClassBank, Source, make_source
+from hmdc_hub.sources.bank import ClassBank, Source, left_out_notes, make_source, source_notes
 from hmdc_hub.sources.describe import Detection, describe
 from hmdc_hub.sources.load import SourceIndex, index_source, load_source, open_reader, resolve_source
 from hmdc_hub.sources.reader import Facts
@@ -17,8 +17,10 @@ __all__ = [
     "SourceIndex",
     "describe",
     "index_source",
+    "left_out_notes",
     "load_source",
     "make_source",
     "open_reader",
     "resolve_source",
+    "source_notes",
 ]

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmdc_hub.schema import SourceInfo, canonical_json
+from hmdc_hub.schema import LeftOut, SourceInfo, canonical_json
 from hmdc_hub.sources.mapped import take
 from hmdc_hub.sources.reader import Facts
 
 STD_FLOOR = 1 / 255
 """Least standard deviation: one grey level, so that a constant channel can be normalised."""
+
+_SHOWN = 8
 
 _STATISTICS_CHUNK = 2**20
 """Pixels of one channel that are counted at a time: numpy makes eight bytes of each."""
@@ -164,6 +166,7 @@ def make_source(
     columns: tuple[str, str] = ("image", "label"),
     test_fraction: float | None = None,
     repeated: int = 0,
+    bits: int | None = None,
 ) -> Source:
     """Compute statistics and fingerprint of images and put everything together.
 
@@ -177,6 +180,7 @@ def make_source(
         columns: Image and label column.
         test_fraction: As in the recipe.
         repeated: Test images that are train images too.
+        bits: As `Levels.in_use`.
     """
     mean, std = channel_statistics(train.images)
     info = SourceInfo(
@@ -201,9 +205,33 @@ def make_source(
         private=facts.private,
         test_fraction=test_fraction,
         repeated=repeated,
+        bits=bits,
         left_out=list(facts.left_out),
     )
     return Source(train, test_images, test_labels, info)
+
+
+def source_notes(info: SourceInfo) -> list[str]:
+    """Say in lines what of a source is used as what, and what of it is not used."""
+    test = f"{info.test_split!r}" if info.test_fraction is None else f"{info.test_fraction:g} of each class"
+    names = ", ".join(info.class_names[:_SHOWN]) + (", ..." if len(info.class_names) > _SHOWN else "")
+    notes = [
+        f"{sum(info.train_counts)} images of split {info.train_split!r} are condensed, {info.test_count} scored on "
+        f"({test}); columns {info.image_column} and {info.label_column}; {len(info.class_names)} classes: {names}",
+        *left_out_notes(info.left_out),
+    ]
+    if info.repeated:
+        notes.append(f"{info.repeated} of {info.test_count} test images are, pixel by pixel, train images too")
+    return notes
+
+
+def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
+    """Say in lines what of a folder is not used."""
+    return [
+        f"left out, {one.reason}: {one.count}"
+        + (f" ({', '.join(one.examples)}{', ...' if one.count > len(one.examples) else ''})" if one.examples else "")
+        for one in left_out
+    ]
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

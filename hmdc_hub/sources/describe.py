@@ -5,12 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from PIL import Image
 
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources.convert import open_image
+from hmdc_hub.sources.blank import is_blank
+from hmdc_hub.sources.convert import to_pixels
+from hmdc_hub.sources.decode import open_image
 from hmdc_hub.sources.load import index_source
 from hmdc_hub.sources.reader import Facts, Part, Reader
 
@@ -37,6 +40,7 @@ class Detection:
         sides: Smallest, median and largest shorter side in pixels, over a sample of the train split.
         size: Proposed side: the median, even, at most 224.
         channels: Proposed: 1 if every image of the sample is grey, else 3.
+        background: Proposed: black if every image of the sample is blank on white, and not every one on black.
     """
 
     facts: Facts
@@ -52,6 +56,7 @@ class Detection:
     sides: tuple[int, int, int]
     size: int
     channels: Literal[1, 3]
+    background: Literal["white", "black"] = "white"
 
     def spec(self) -> SourceSpec:
         """Give the `source` section with everything filled in that was found."""
@@ -66,6 +71,7 @@ class Detection:
             label_column=self.label_column,
             size=self.size,
             channels=self.channels,
+            background=self.background,
         )
 
 
@@ -104,7 +110,7 @@ def describe(
     sample = _sample(reader, index.train[0], str(spec.image_column))
     sides = sorted(min(one.size) for one in sample)
     return Detection(
-        facts=reader.facts,
+        facts=index.facts,
         splits={part.split: reader.rows(part.split) for part in (*index.train, *index.test)},
         train_split=str(spec.train_split),
         test_split=spec.test_split,
@@ -117,6 +123,7 @@ def describe(
         sides=(sides[0], int(statistics.median(sides)), sides[-1]),
         size=_even(statistics.median(sides)),
         channels=1 if all(_is_grey(one) for one in sample) else 3,
+        background="black" if _vanish(sample, "white") and not _vanish(sample, "black") else "white",
     )
 
 
@@ -131,8 +138,14 @@ def _even(side: float) -> int:
     return min(LARGEST_SIZE, max(SMALLEST_SIZE, 2 * round(side / 2)))
 
 
+def _vanish(sample: list[Image.Image], background: Literal["white", "black"]) -> bool:
+    """Tell whether there is nothing to be seen in transparent images, as in white drawings on white."""
+    convert = partial(to_pixels, size=LARGEST_SIZE, channels=3, fit="stretch", background=background)
+    return all(one.has_transparency_data and is_blank(convert(one)) for one in sample)
+
+
 def _is_grey(image: Image.Image) -> bool:
-    if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"):
+    if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
         return True
     red, green, blue = image.convert("RGB").split()
     return red.tobytes() == green.tobytes() == blue.tobytes()

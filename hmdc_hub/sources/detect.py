@@ -102,7 +102,7 @@ def label_column(features: Mapping[str, Any], wanted: str | None, where: str) ->
     possible = [name for name, kind in kinds.items() if kind in _CLASSES]
     labels = [name for name in possible if kinds[name] == "class label"]
     for candidates in (
-        [name for name in possible if name.lower() in LABEL_NAMES],
+        [name for name in possible if name.strip().lower() in LABEL_NAMES],
         [name for name in LESSER_LABEL_NAMES[:1] if name in possible],
         labels,
         [name for name in LESSER_LABEL_NAMES if name in possible],

@@ -8,6 +8,8 @@ anything but itself.
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,6 +57,11 @@ class Listing:
     tables: list[Names] = field(default_factory=list)
     archives: list[Names] = field(default_factory=list)
     left_out: dict[str, list[Names]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def files(self) -> list[Names]:
+        """All files but hidden ones."""
+        return [*self.images, *self.metadata, *self.tables, *self.left_out["no images"]]
 
 
 def list_folder(root: Path) -> Listing:
@@ -213,6 +220,7 @@ def open_class_folders(source: str, root: Path, found: Listing, facts: Facts) ->
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in found.left_out.items()})
     left_out["no images"] += found.tables
     if not folders:
+        _refuse_near_splits(source, found.images)
         _refuse_splits_below(source, found.images)
     classes: dict[str, dict[Names, list[Names]]] = {}
     for path in found.images:
@@ -224,8 +232,9 @@ def open_class_folders(source: str, root: Path, found: Listing, facts: Facts) ->
             classes.setdefault(split, {}).setdefault(below, []).append(path)
         else:
             left_out["in no class folder"].append(path)
-    if "train" not in classes:
-        raise _no_classes(source, found.images, folders, classes)
+    beside = left_out["beside the splits"]
+    if not classes or ("train" not in classes and beside):
+        raise _no_classes(source, found, folders, beside)
     _refuse_mixed_depth(source, classes)
     splits = {}
     for split in sorted(classes, key=list(dict.fromkeys(SPLITS.values())).index):
@@ -261,6 +270,19 @@ def split_folders(source: str, found: Listing) -> dict[str, str]:
     return folders
 
 
+def _refuse_near_splits(source: str, images: Sequence[Names]) -> None:
+    """Refuse top-level folders of which every one is called somewhat like a split, train among them."""
+    tops = list(dict.fromkeys(path[0] for path in images if len(path) > 1))
+    splits = [{SPLITS[word] for word in re.split(r"[\W\d_]+", name.lower()) if word in SPLITS} for name in tops]
+    if all(len(found) == 1 for found in splits) and {"train"} < set().union(*splits):
+        raise SourceError(
+            f"source.id: the folders {', '.join(tops)} of {source} look like splits, but a split is a top-level folder "
+            "whose whole name is that of one: they would all be classes",
+            hint=f"Rename them, for example  mv {shlex.quote(tops[0])} {splits[0].pop()} ; or if they are classes, put "
+            "them into one folder called train.",
+        )
+
+
 def _refuse_splits_below(source: str, images: Sequence[Names]) -> None:
     """Refuse folders that are called like splits, but are not at the top: every one of them would become a class."""
     for level in range(1, min(map(len, images)) - 1):
@@ -275,25 +297,24 @@ def _refuse_splits_below(source: str, images: Sequence[Names]) -> None:
             )
 
 
-def _no_classes(
-    source: str, images: Sequence[Names], folders: Mapping[str, str], classes: Mapping[str, object]
-) -> SourceError:
+def _no_classes(source: str, found: Listing, folders: Mapping[str, str], beside: Sequence[Names]) -> SourceError:
     """Say why no class was found among the images that are condensed."""
-    example = "/".join(images[0])
-    if classes:
-        there = ", ".join(f"{name}/" for name, split in folders.items() if split in classes)
-        return SourceError(
-            f"source.id: {source} has no train split: of its top-level folders only {there} is called like a split, so "
-            "the others are left out",
-            hint="Put the images to condense into  train/<class>/ ; or if such a folder is a class, put all class "
-            "folders into one folder called train.",
-        )
+    images = found.images
     where = " and ".join(f"{name}/" for name in folders) or "the folder"
+    if beside:
+        return SourceError(
+            f"source.id: {source} has no classes to condense: {where} is a split by its name, and "
+            f"{'/'.join(beside[0])} and whatever else is beside it is left out",
+            hint=f"If {where} is a class, put all class folders into one folder called train; if it is a split, put "
+            "those to condense into  train/<class>/",
+        )
+    lists = ["/".join(names) for names in found.left_out["no images"] if names[-1].lower().endswith(".csv")]
+    known = f" If {lists[0]} has them, call it so, and its column of names file_name." if lists else ""
     return SourceError(
-        f"source.id: {source} has images without labels: {where} has {example} and {len(images) - 1} more, but no "
-        "folder for each class",
+        f"source.id: {source} has images without labels: {where} has {'/'.join(images[0])} and {len(images) - 1} more, "
+        "but no folder for each class",
         hint="Make a folder for each class, as in  train/<class>/<image> ; or write the labels into a file "
-        f"metadata.csv beside the images:\n  file_name,label\n  {images[0][-1]},<class>",
+        f"metadata.csv beside the images:\n  file_name,label\n  {images[0][-1]},<class>\n{known}".rstrip(),
     )
 
 

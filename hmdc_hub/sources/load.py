@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of
+from hmdc_hub.events import Listener, Note, silent
+from hmdc_hub.schema import LeftOut, SourceSpec
+from hmdc_hub.sources.bank import ClassBank, Source, make_source, offsets_of, source_notes
+from hmdc_hub.sources.blank import check_varied
 from hmdc_hub.sources.content import (
     TRACE,
     file_keys,
@@ -24,8 +26,9 @@ from hmdc_hub.sources.content import (
 from hmdc_hub.sources.convert import fill
 from hmdc_hub.sources.digits import DigitsReader
 from hmdc_hub.sources.labels import read_labels, train_counts
+from hmdc_hub.sources.levels import Levels
 from hmdc_hub.sources.mapped import allocate
-from hmdc_hub.sources.reader import Encoded, Part, Reader, locate
+from hmdc_hub.sources.reader import Encoded, Facts, Part, Reader, locate
 from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
 
 BUILTINS = ("builtin:digits",)
@@ -117,6 +120,19 @@ class SourceIndex:
         """Images that are scored on, likewise."""
         return len(self.test_labels) + len(self.train_labels) - sum(self.train_counts)
 
+    @property
+    def facts(self) -> Facts:
+        """Where the source comes from; the splits that are not used are among what was left out."""
+        facts, used = self.reader.facts, {part.split for part in (*self.train, *self.test)}
+        if facts.kind == "torchvision":
+            return facts  # to count the rows of a split might download it
+        unused = [
+            LeftOut(reason=f"split {split!r} is not used", count=self.reader.rows(split), examples=[])
+            for split in self.reader.splits
+            if split not in used
+        ]
+        return replace(facts, left_out=(*facts.left_out, *unused))
+
 
 def index_source(spec: SourceSpec, *, require_test: bool = True) -> SourceIndex:
     """Open a source and read its labels; decodes nothing.
@@ -141,7 +157,7 @@ def index_source(spec: SourceSpec, *, require_test: bool = True) -> SourceIndex:
     return SourceIndex(reader, spec, train, test, names, train_labels, test_labels)
 
 
-def load_source(spec: SourceSpec) -> Source:
+def load_source(spec: SourceSpec, *, listener: Listener = silent) -> Source:
     """Read and decode a source dataset.
 
     All labels are checked before the first image is decoded, and each image is decoded into its place in the order of
@@ -149,6 +165,7 @@ def load_source(spec: SourceSpec) -> Source:
 
     Args:
         spec: The recipe's section; what is None in it is detected.
+        listener: Told what is used as what, and what is left out.
 
     Returns:
         uint8 images of `spec.size` and `spec.channels`, the train split sorted by class, on the CPU.
@@ -169,21 +186,35 @@ def load_source(spec: SourceSpec) -> Source:
     positions[rows] = np.arange(len(rows))
     parts = (*index.train, *index.test)
     out = allocate((len(rows), spec.channels, spec.size, spec.size))
-    fill(out, _images(index, parts), positions, parts, str(spec.image_column), spec.fit)
+    levels = _levels(index)
+    fill(
+        out,
+        _images(index, parts),
+        positions,
+        lambda row: _where(index, row),
+        spec.fit,
+        background=spec.background,
+        levels=levels,
+    )
     images = torch.from_numpy(out)
     bank = ClassBank(images[: len(train)], offsets_of(train_counts(names, labels[train])))
     test_images = images[len(train) :]
-    return make_source(
+    check_varied(bank, names, spec, lambda row: _image(index, int(rows[row])))
+    source = make_source(
         bank,
         test_images,
         torch.from_numpy(labels[test]),
-        facts=index.reader.facts,
+        facts=index.facts,
         class_names=names,
         splits=(str(spec.train_split), spec.test_split or str(spec.train_split)),
         columns=(str(spec.image_column), str(spec.label_column)),
         test_fraction=spec.test_fraction,
         repeated=_count_repeated(index, rows, bank.images, test_images),
+        bits=levels.in_use,
     )
+    for text in (*source_notes(source.info), *levels.notes):
+        listener(Note(text))
+    return source
 
 
 def _scored_rows(index: SourceIndex) -> NDArray[np.bool_]:
@@ -198,6 +229,23 @@ def _images(index: SourceIndex, parts: tuple[Part, ...]) -> Iterator[Encoded]:
     return (image for part in parts for image in index.reader.images(part, str(index.spec.image_column)))
 
 
+def _image(index: SourceIndex, row: int) -> Encoded:
+    split, place = locate((*index.train, *index.test), row)
+    return next(iter(index.reader.images(Part(split, place, place + 1), str(index.spec.image_column))))
+
+
+def _where(index: SourceIndex, row: int) -> str:
+    """Name a row of all parts for errors."""
+    split, place = locate((*index.train, *index.test), row)
+    return index.reader.where(split, str(index.spec.image_column), place)
+
+
+def _levels(index: SourceIndex) -> Levels:
+    """Find white over all rows of the splits, so that no slice of them changes it."""
+    splits = dict.fromkeys(part.split for part in (*index.train, *index.test))
+    return Levels(lambda: _images(index, tuple(Part(name, 0, index.reader.rows(name)) for name in splits)))
+
+
 def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Tensor, test: torch.Tensor) -> int:
     """Count the test images that are train images too, and refuse more than a trace of them.
 
@@ -210,17 +258,14 @@ def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Te
     found = repeated_rows(pixel_keys(train), pixel_keys(test))
     if len(found) <= TRACE * len(test):
         return len(found)
-
-    def name(place: int) -> str:
-        split, row = locate((*index.train, *index.test), int(rows[place]))
-        return index.reader.where(split, str(index.spec.image_column), row)
-
-    one, same = found[0]
+    one, same = (_where(index, int(rows[place])) for place in (len(train) + found[0, 0], found[0, 1]))
     raise SourceError(
         f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too, such as "
-        f"{name(len(train) + one)} and {name(same)}; a score on images that were condensed says nothing",
-        hint="Remove them from one of the splits; or leave test_split out and say  test_fraction: 0.2 , which keeps a "
-        "part of the train split that is apart.",
+        f"{one} and {same}; a score on images that were condensed says nothing",
+        hint="Remove the copies."
+        if index.spec.test_fraction is not None
+        else "Remove them from one of the splits; or leave test_split out and say  test_fraction: 0.2 , which keeps "
+        "a part of the train split that is apart.",
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.folder import TABLES, FolderReader, Listing, counted, list_folder, open_class_folders
+from hmdc_hub.sources.folder import TABLES, FolderReader, Listing, Names, counted, list_folder, open_class_folders
 from hmdc_hub.sources.loading import card_facts, load_builder, prepared_splits
 from hmdc_hub.sources.metadata import open_metadata
 from hmdc_hub.sources.reader import Facts
@@ -52,7 +53,7 @@ def local_path(source: str) -> Path | None:
 
 
 def open_local(source: str, path: Path, config: str | None) -> TableReader | FolderReader:
-    """Open a folder or one parquet file.
+    """Open a folder, or one file: parquet, or the tar of a webdataset.
 
     A folder is one of images in class folders or beside metadata files, or laid out for `datasets` (parquet files, a
     README with configurations), or written by its `save_to_disk`.
@@ -70,13 +71,14 @@ def open_local(source: str, path: Path, config: str | None) -> TableReader | Fol
             _no_config(source, config)
             return TableReader(Facts(source, "local"), _saved_to_disk(source, path))
         return _open_folder(source, path, config)
-    if path.suffix != ".parquet":
+    reader = {".parquet": "parquet", ".tar": "webdataset"}.get(path.suffix)
+    if reader is None:
         raise SourceError(
-            f"source.id: {source!r} is a file, and of files only .parquet can be read",
+            f"source.id: {source!r} is a file, and of files only .parquet and .tar (webdataset) can be read",
             hint="Give the folder it is in, or convert it with  datasets.load_dataset(...).to_parquet(...)",
         )
     _no_config(source, config)
-    builder = load_builder(source, "parquet", data_files={"train": glob.escape(str(path))})
+    builder = load_builder(source, reader, data_files={"train": glob.escape(str(path))})
     return TableReader(Facts(source, "local"), prepared_splits(source, builder))
 
 
@@ -89,7 +91,7 @@ def _open_folder(source: str, path: Path, config: str | None) -> TableReader | F
             _no_config(source, config)
         facts = Facts(source, "local", config="default", license=license_id)
         return (open_metadata if found.metadata else open_class_folders)(source, path, found, facts)
-    plain = _plain_path(path)
+    plain = _plain_path(path, found.files)
     builder = load_builder(source, str(plain), config=config)
     facts = Facts(source, "local", config=builder.config.name, license=license_id)
     if not configured:
@@ -130,22 +132,30 @@ def _is_of_images(source: str, found: Listing) -> bool:
     return images > tables
 
 
-def _plain_path(path: Path) -> Path:
-    """Give a path to the same folder in which no character means a pattern to `datasets`."""
+def _plain_path(path: Path, files: Sequence[Names]) -> Path:
+    """Give a path to the same files in which no character means a pattern to `datasets`: a folder of links if need be.
+
+    Args:
+        path: The folder.
+        files: Those in it that matter.
+    """
     if glob.escape(str(path)) == str(path):
         return path
-    link = cache_folder("folders") / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join([str(path), *map("/".join, files)]).encode(errors="surrogateescape"))
+    plain = cache_folder("folders") / digest.hexdigest()[:32]
     try:
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(path, target_is_directory=True)
+        for names in files:
+            link = plain.joinpath(*names)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(path.joinpath(*names))
     except OSError as error:
         raise SourceError(
-            f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder, and no link "
-            f"without them could be made in {link.parent}: {error.strerror or error}",
+            f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder, and no links "
+            f"to its files could be made in {plain}: {error.strerror or error}",
             hint="Rename the folder.",
         ) from error
-    return link
+    return plain
 
 
 def _saved_to_disk(source: str, path: Path) -> Mapping[str, Any]:

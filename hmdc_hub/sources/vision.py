@@ -46,8 +46,8 @@ def _named(*names: str) -> Mapping[str, Mapping[str, Any]]:
     return {name: {"split": name} for name in names}
 
 
-# Sets without a test split of their own (Caltech, EuroSAT, ...) are missing: their rows are sorted by class, so that no
-# slice of them would do. FGVCAircraft's trainval is missing because it overlaps train; write train+val.
+# Sets without a test split of their own (Caltech, EuroSAT, ...) are missing. FGVCAircraft's trainval is missing because
+# it overlaps train; write train+val.
 SETS: Mapping[str, _Set] = {
     "CIFAR10": _Set(_FLAG),
     "CIFAR100": _Set(_FLAG),

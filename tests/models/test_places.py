@@ -104,6 +104,93 @@ def test_tokens_that_are_no_patches_stay_out_of_maps(family: str, prefix: int, c
     torch.testing.assert_close(tap.semantic, tokens[:, 0] if class_token else patches.mean(1))
 
 
+WIDTH = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
+ROWS_AND_COLUMNS: list[tuple[str, str, dict[str, Any], str, int]] = [
+    ("timm", "vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 3}, "patch_embed", 1),
+    ("timm", "vit_medium_patch16_reg4_gap_256", {"embed_dim": 12, "depth": 2, "num_heads": 3}, "patch_embed", 4),
+    ("timm", "deit_tiny_distilled_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 3}, "patch_embed", 2),
+    ("transformers", "deit", WIDTH, "deit.embeddings.patch_embeddings", 2),
+    ("transformers", "beit", WIDTH, "beit.embeddings.patch_embeddings", 1),
+    (
+        "transformers",
+        "dinov2_with_registers",
+        WIDTH,
+        "dinov2_with_registers.embeddings.patch_embeddings",
+        5,
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "id_", "args", "embedding", "prefix"), ROWS_AND_COLUMNS)
+@pytest.mark.parametrize(("patch", "grid"), [([4, 8], (8, 4)), ([8, 4], (4, 8)), ([16, 2], (2, 16))])
+def test_patches_that_are_no_squares(
+    source: str, id_: str, args: dict[str, Any], embedding: str, prefix: int, patch: list[int], grid: tuple[int, int]
+) -> None:
+    """33 tokens were once read as five rows and columns behind eight tokens of another kind."""
+    model = make(source, id_, 32, args={**args, "patch_size": patch})
+    assert [(tap.grid, tap.side) for tap in model.taps] == [(grid, min(grid))] * 2
+    x = images(model, 2)
+    tap, tokens = model(x).taps[0], raw(model, model.taps[0].name, x)
+    assert tap.spatial.shape[2:] == grid and tokens.shape[1] == prefix + grid[0] * grid[1]
+    torch.testing.assert_close(tap.spatial.flatten(2).transpose(1, 2), tokens[:, prefix:])
+    # A patch of the image is where its token is in the map.
+    y = x.clone()
+    row, column = grid[0] - 1, 1
+    y[:, :, row * patch[0] : (row + 1) * patch[0], column * patch[1] : (column + 1) * patch[1]] += 1
+    changed = (raw(model, embedding, x) != raw(model, embedding, y)).any(-1).any(0)
+    assert changed[-grid[0] * grid[1] :].nonzero().flatten().tolist() == [row * grid[1] + column]
+
+
+@pytest.mark.parametrize(
+    ("source", "id_", "args"),
+    [
+        ("timm", "swin_tiny_patch4_window7_224", {}),
+        ("transformers", "swin", {}),
+    ],
+)
+def test_maps_of_stages_that_are_no_squares(source: str, id_: str, args: dict[str, Any]) -> None:
+    sizes = {"embed_dim": 6, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+    model = make(source, id_, 32, args={**sizes, "patch_size": [2, 4]})
+    assert [tap.grid for tap in model.taps] == [(16, 8), (8, 4)]
+    assert [tap.spatial.shape[2:] for tap in model(images(model, 2)).taps] == [(16, 8), (8, 4)]
+
+
+def test_tokens_are_those_of_the_first_convolution() -> None:
+    """Nine tokens of a grid of 2 x 2 are four behind five, not three rows and columns."""
+
+    class Tokens(nn.Module):
+        def __init__(self, patch: int | tuple[int, int], more: int) -> None:
+            super().__init__()
+            self.patches, self.more = nn.Conv2d(3, 4, patch, patch), more
+            self.blocks = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.patches(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([tokens.new_zeros(len(x), self.more, 4), tokens], 1)
+            out: Tensor = self.head(self.blocks(tokens).mean(1))
+            return out
+
+    for patch, more, grid in ((4, 5, (2, 2)), (2, 0, (4, 4)), ((2, 4), 8, (4, 2)), ((4, 1), 16, (2, 8))):
+        places = find_places(Tokens(patch, more), torch.zeros(2, 3, 8, 8), Hints(heads=("head",)))
+        assert [(p.module, p.grid, p.prefix) for p in places] == [(f"blocks.{k}", grid, more) for k in range(2)]
+    with pytest.raises(
+        ModelError, match=r"'blocks.0' gives \(2, 36, 4\), which is .* of 4 x 2 or half of that"
+    ) as caught:
+        find_places(Tokens((2, 4), 28), torch.zeros(2, 3, 8, 8), Hints(heads=("head",), modules=("blocks.0",)))
+    assert "Leave taps out" in caught.value.hint
+
+
+def test_networks_of_unlike_grids_are_aligned() -> None:
+    from hmdc_hub.condense.align import Alignment
+
+    args = {"embed_dim": 12, "depth": 2, "num_heads": 3, "patch_size": [4, 8]}
+    models = [make("timm", "vit_tiny_patch16_224", 32, args=args), build(spec_of("convnet"), source_size=32)]
+    alignment = Alignment((0, 1), (models[0].taps, models[1].taps))
+    assert alignment.side == 4
+    assert bool(alignment({k: model(images(model, 2)) for k, model in enumerate(models)}).isfinite())
+
+
 def test_maps_with_channels_last() -> None:
     model = tiny("timm-swin")
     x = images(model)
@@ -135,7 +222,7 @@ def test_modules_by_name() -> None:
         (["layer9"], "it has no module 'layer9' to tap"),
         (["4.1"], "no module '4.1'"),
         (["avgpool.1"], "no module"),
-        (["fc"], "its module 'fc' gives (2, 3), which is neither a square map nor tokens of one"),
+        (["fc"], "its module 'fc' gives (2, 3), which is neither a map nor tokens of one"),
     ],
 )
 def test_names_that_cannot_be_tapped(taps: list[str], words: str) -> None:

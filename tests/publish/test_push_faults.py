@@ -212,7 +212,7 @@ def killed_at(hub: LocalHub, run: RunDir, forks: Any, number: int, when: Literal
     return gone.is_set()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("first", [True, False], ids=["new", "existing"])
 def test_killed_at_every_single_request(

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 CLASSES = ("ant", "bee", "cat")
+RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)
+COLOURS = (RED, GREEN, BLUE, YELLOW)
 
 
 def picture(value: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
@@ -85,3 +87,23 @@ def write_idx(path: Path, array: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     path.write_bytes(head + array.tobytes())
+
+
+def write(file: Path, colour: tuple[int, int, int], seed: int) -> Path:
+    """Write an image of about one colour that no other seed gives; the format is the suffix's, else PNG."""
+    noise = np.random.RandomState(seed).randint(-25, 26, (8, 8, 3))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+    kind = Image.registered_extensions().get(file.suffix.lower(), "PNG")
+    file.write_bytes(encoded(image, kind))
+    return file
+
+
+def tree(root: Path, classes: Mapping[str, int], kind: str = "png") -> Path:
+    """Write so many images below each folder; a name's colour is that of its place among the last names."""
+    lasts = list(dict.fromkeys(name.split("/", 1)[-1] for name in classes))
+    for number, (name, count) in enumerate(classes.items()):
+        for k in range(count):
+            colour = COLOURS[lasts.index(name.split("/", 1)[-1]) % 4]
+            write(root / name / f"{k:02}.{kind}", colour, 100 * number + k)
+    return root

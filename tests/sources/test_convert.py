@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import struct
+import threading
+import tracemalloc
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.convert import fill, open_image, to_pixels
-from hmdc_hub.sources.reader import Part
+from hmdc_hub.sources.convert import fill, to_pixels
+from hmdc_hub.sources.decode import open_image
+from hmdc_hub.sources.levels import Levels
 from tests.sources.files import encoded, picture, png
 
 
@@ -63,12 +70,16 @@ def test_channels_come_first_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_lies_over_white(mode: str) -> None:
+def test_transparency_lies_over_the_background(mode: str) -> None:
     image = picture(0, mode=mode)
     image.putalpha(0)
     assert grey(image) == 255
     image.putalpha(128)
     assert abs(grey(image) - 127) <= 1
+    image = picture(255, mode=mode)
+    for alpha, shade in ((0, 0), (128, 128), (255, 255)):
+        image.putalpha(alpha)
+        assert (to_pixels(image, size=8, channels=1, fit="crop", background="black") == shade).all()
 
 
 def test_transparent_palette_colour_lies_over_white() -> None:
@@ -122,8 +133,6 @@ def test_any_shape_becomes_the_square_asked_for(size: tuple[int, int], fit: str)
     ("image", "words"),
     [
         (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
-        (Image.new("I", (4, 4)), "mode I, 32-bit integers"),
-        (Image.new("F", (4, 4)), "mode F, 32-bit floats"),
         (Image.new("La", (4, 4)), "mode La"),
     ],
 )
@@ -142,6 +151,65 @@ def test_damaged_files(data: bytes) -> None:
     assert "0x" not in caught.value.message  # no addresses of objects
 
 
+def bomb(width: int, height: int) -> bytes:
+    """Write the header of a PNG, and next to nothing of the image."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = b"IDAT" + zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (head, body, b"IEND")
+    )
+
+
+def test_an_image_too_large_to_decode_is_refused_by_its_header(tmp_path: Path) -> None:
+    file = tmp_path / "huge.png"
+    file.write_bytes(bomb(20000, 20000))
+    for given in (str(file), file.read_bytes()):
+        tracemalloc.start()
+        with pytest.raises(SourceError, match="larger than what is decoded: .*400000000 pixels") as caught:
+            open_image(given)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
+        assert caught.value.hint == "Resize it first, or remove it."
+        assert isinstance(given, bytes) or f"image file {str(file)!r} is larger" in caught.value.message
+
+
+def test_large_photographs_pass_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """From half of what Pillow refuses it warns of an attack."""
+    files = [bomb(12000, 8000)]
+    out = np.zeros((1, 1, 8, 8), np.uint8)
+    with pytest.raises(SourceError, match="row 0.*cannot be decoded: image file is truncated"):
+        fill(out, files, np.arange(1), "row {}".format, "crop", levels=Levels(lambda: files))
+    assert not recwarn.list
+
+
+def test_huge_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmdc_hub.sources.convert._HUGE", 100 * 100)
+    noise = np.random.RandomState(0).randint(0, 256, (200, 200)).astype(np.uint8)
+    files = [encoded(Image.fromarray(noise))] * 8
+    busy, most = 0, 0
+
+    def counted(image: Image.Image, **options: Any) -> NDArray[np.uint8]:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        threading.Event().wait(0.002)  # gives other threads their turn
+        busy -= 1
+        return to_pixels(image, **options)
+
+    monkeypatch.setattr("hmdc_hub.sources.convert.to_pixels", counted)
+    out = np.zeros((8, 1, 8, 8), np.uint8)
+    fill(out, files, np.arange(8), "row {}".format, "crop", levels=Levels(lambda: files))
+    assert most == 1 and out.any(axis=(1, 2, 3)).all()
+
+
+def test_the_first_image_of_several_is_the_image() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):
+        file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], quality=100)
+        pixels = to_pixels(open_image(file), size=8, channels=3, fit="crop")
+        assert pixels[0].min() > 250 and pixels[1:].max() < 5, kind
+
+
 def test_missing_file_and_missing_image(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.png' does not exist"):
         open_image(str(tmp_path / "gone.png"))
@@ -155,10 +223,9 @@ def test_fill_puts_images_where_they_belong_and_names_the_first_bad_one(size: tu
     files = [encoded(Image.fromarray(np.roll(noise, k, 0))) for k in range(10)]
     order = np.random.RandomState(1).permutation(10)
     out = np.zeros((10, 3, *size), np.uint8)
-    parts = (Part("train", 5, 9), Part("extra", 0, 6))
-    fill(out, files, order, parts, "img", "crop")
+    fill(out, files, order, "row {}".format, "crop", levels=Levels(lambda: files))
     for k in range(10):
         assert (out[order[k]].transpose(1, 2, 0) == np.roll(noise, k, 0)).all()
     files[7] = files[9] = b"broken"
-    with pytest.raises(SourceError, match=r"split 'extra', column 'img', row 3 \(counted from 0\): the image"):
-        fill(out, files, order, parts, "img", "crop")
+    with pytest.raises(SourceError, match="row 7: the image"):
+        fill(out, files, order, "row {}".format, "crop", levels=Levels(lambda: files))

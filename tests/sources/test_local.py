@@ -174,7 +174,7 @@ def test_struct_columns_without_feature_types_are_images(tmp_path: Path) -> None
 def test_size_fit_and_channels(tmp_path: Path) -> None:
     wide = picture(0, (32, 8))
     wide.paste((200, 100, 50), (12, 0, 20, 8))
-    images = cells([encoded(wide)] * 3)
+    images = cells([encoded(wide), *(png(k, (32, 8)) for k in (1, 2))])
     folder = parquet_folder(tmp_path, (images, [0, 1, 2]))
     source = load(folder, channels=3)
     assert source.train.images.shape == (3, 3, 8, 8)
@@ -301,7 +301,7 @@ def test_folders_that_hold_no_dataset(tmp_path: Path, content: str) -> None:
 
 def test_other_files_than_parquet(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"of files only \.parquet can be read"):
+    with pytest.raises(SourceError, match=r"of files only \.parquet and \.tar"):
         load(tmp_path / "pets.zip")
 
 
