@@ -142,7 +142,7 @@ def _refuse_target(file: Path, force: bool) -> None:
 
 def summary(found: Detection) -> str:
     """Say in a few lines what was found."""
-    from hmdc_hub.cli.rows import left_out_lines
+    from hmdc_hub.sources.bank import left_out_notes
 
     facts, counts = found.facts, found.train_counts
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
@@ -162,4 +162,4 @@ def summary(found: Detection) -> str:
     if facts.revision:
         rows["revision"] = facts.revision
     lines = [f"{name.ljust(8)}  {value}" for name, value in rows.items()]
-    return "\n".join(f"  {line}" for line in (*lines, *left_out_lines(facts.left_out)))
+    return "\n".join(f"  {line}" for line in (*lines, *left_out_notes(facts.left_out)))

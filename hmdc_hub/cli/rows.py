@@ -7,6 +7,7 @@ from typing import Any
 
 from hmdc_hub.schema import LeftOut, SourceSpec
 from hmdc_hub.sources import SourceIndex
+from hmdc_hub.sources.bank import left_out_notes
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Rows:
     @classmethod
     def of(cls, index: SourceIndex) -> Rows:
         """Keep what can be sent to another process."""
-        left_out = index.reader.facts.left_out
+        left_out = index.facts.left_out
         return cls(index.spec, tuple(index.class_names), tuple(index.train_counts), index.test_count, left_out)
 
     def said(self) -> list[str]:
@@ -41,7 +42,7 @@ class Rows:
         return [
             f"{sum(counts)} images of {spec.train_split} to condense, {each} in each of {len(counts)} classes",
             f"{self.test_count} to score on, {test}; columns {spec.image_column} and {spec.label_column}",
-            *left_out_lines(self.left_out),
+            *left_out_notes(self.left_out),
         ]
 
     def document(self) -> dict[str, Any]:
@@ -53,8 +54,3 @@ class Rows:
             "test_count": self.test_count,
             "left_out": [one.model_dump(mode="json") for one in self.left_out],
         }
-
-
-def left_out_lines(found: tuple[LeftOut, ...]) -> list[str]:
-    """Say what is in a source and was not read, a line for each reason."""
-    return [f"left out: {one.count} {one.reason}: {', '.join(one.examples)}" for one in found]

@@ -155,7 +155,7 @@ def test_validate_says_what_it_read_and_what_not(call: Call, folder: Path) -> No
     assert done.out.splitlines()[1:] == [
         "  5 images of train to condense, 2 to 3 in each of 2 classes",
         "  2 to score on, test; columns image and label",
-        "  left out: 1 no images: train/a/notes.txt",
+        "  left out, no images: 1 (train/a/notes.txt)",
     ]
     (verdict,) = json.loads(call("recipes", "validate", "a.yaml", "--json").out)
     assert verdict["source"]["train_counts"] == [3, 2] and verdict["source"]["left_out"][0]["count"] == 1
