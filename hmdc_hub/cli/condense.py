@@ -185,14 +185,18 @@ def _print_plan(name: str, options: Options, ranks: int) -> None:
 
     recipe = load_recipe(name, options.overrides)
     from hmdc_hub.cli.device import pick
-    from hmdc_hub.cli.forecast import forecast, forecast_document, forecast_text
+    from hmdc_hub.cli.forecast import count, counted_text, forecast_document, measure, measured_text, measuring
 
     device, show = pick(options.device), progress()
     try:
-        found = forecast(recipe, device, workers=options.workers, ranks=ranks, listener=show)
+        with measuring() as probe:
+            found = count(recipe, device, ranks, show)
+            if not options.as_json:
+                output.data(counted_text(found))
+            found = measure(found, probe, options.workers, show)
     finally:
         show.close()
     if options.as_json:
         output.document(forecast_document(found))
     else:
-        output.data(forecast_text(found))
+        output.data(measured_text(found))

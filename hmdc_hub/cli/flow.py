@@ -100,7 +100,7 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, listener: Listener, 
         if "condense" in parts:
             from hmdc_hub.condense import check_size
 
-            check_size(recipe, source)
+            check_size(recipe, source.train.counts)
         for spec in (*recipe.pool, *recipe.evaluate.settled().models):
             build_for(spec, source)  # one that cannot be built is found before any time is spent
         stop.raise_if_set("stopped before anything was written")

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hmdc_hub.cli import output
-from hmdc_hub.errors import UsageError
+from hmdc_hub.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
+    from hmdc_hub.cli.proposal import Preset
     from hmdc_hub.sources import Detection
 
 EPILOG = """\b
-hmdc-hub init uoft-cs/cifar10 --ipc 10 -O cifar10_ipc10.yaml
-hmdc-hub init ./my_images --ipc 1 -O mine_ipc1.yaml
-hmdc-hub init torchvision:FashionMNIST --ipc 10 > fashion_ipc10.yaml"""
+hmdc-hub init uoft-cs/cifar10 -O cifar10_ipc10.yaml
+hmdc-hub init ./my_images --ipc 1 --preset cpu -O mine_ipc1.yaml
+hmdc-hub init table.parquet --label-column species --test-fraction 0.2 -O table.yaml
+hmdc-hub init torchvision:FashionMNIST --preset paper > fashion_ipc10.yaml"""
 
 
 @click.command(short_help="Write a recipe for a dataset of your own.", epilog=EPILOG)
 @click.argument("source")
-@click.option("--ipc", type=click.IntRange(min=1), required=True, metavar="N", help="Stored images per class.")
+@click.option("--ipc", type=click.IntRange(min=1), default=10, show_default=True, help="Stored images per class.")
+@click.option(
+    "--preset",
+    type=click.Choice(["cpu", "gpu", "paper"]),
+    help="How much work: minutes on a CPU, an hour on a GPU, or the paper's numbers.  [default: what is here]",
+)
+@click.option(
+    "--size",
+    type=click.Choice(["32", "64", "128", "224"]),
+    help="Side in pixels of every image.  [default: by the images and the preset]",
+)
+@click.option("--train-split", metavar="NAME", help="Split to condense, or a slice of one.  [default: found]")
+@click.option("--test-split", metavar="NAME", help="Split to score on.  [default: found]")
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="In place of --test-split: this share of every class.",
+)
+@click.option("--image-column", metavar="NAME", help="Column with the images.  [default: found]")
+@click.option("--label-column", metavar="NAME", help="Column with the labels.  [default: found]")
 @click.option("--config", metavar="NAME", help="Configuration of the dataset, where it has several.")
 @click.option("--revision", metavar="REV", help="Revision of a Hub dataset.  [default: the newest]")
 @click.option(
@@ -33,37 +57,77 @@ hmdc-hub init torchvision:FashionMNIST --ipc 10 > fashion_ipc10.yaml"""
     help="Write there, with the schema for editors beside it.",
 )
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-def init(source: str, ipc: int, config: str | None, revision: str | None, file: Path | None, force: bool) -> None:
+def init(
+    source: str, ipc: int, preset: Preset | None, size: str | None, file: Path | None, force: bool, **keys: Any
+) -> None:
     """Look at SOURCE and print a recipe that condenses it.
 
     SOURCE is a dataset of the Hub, a folder or parquet file, or torchvision:Name. Columns, splits, size, classes,
-    licence and revision are found out, which downloads the dataset if it is not here yet.
+    licence and revision are found out, which downloads the dataset if it is not here yet; options go before what is
+    found.
     """
     if file is not None:
         _refuse_target(file, force)
-    from hmdc_hub.sources import describe
-
-    output.talk(f"looking at {source} ...")
-    found = describe(source, revision=revision, config=config)
-    output.talk(summary(found))
+    if keys["test_split"] is not None and keys["test_fraction"] is not None:
+        raise UsageError("--test-split and --test-fraction both say what is scored on.", hint="Leave one out.")
     from hmdc_hub.catalog import json_schema
     from hmdc_hub.cli.proposal import propose, render
+    from hmdc_hub.sources import describe
     from hmdc_hub.store import write_text_atomic
 
-    proposal = propose(found, ipc)
+    output.talk(f"looking at {source} ...")
+    try:
+        found = describe(source, **keys)
+        output.talk(summary(found))
+        proposal = propose(found, ipc, preset or _preset_here(), None if size is None else int(size))
+    except SourceError as error:
+        _offer_conversion(Path(source).expanduser())
+        raise SourceError(error.message, hint=_KEY.sub(_as_option, error.hint)) from error
     for note in proposal.notes:
         output.talk(f"note: {note}")
     text = render(found, proposal, file)
     if file is None:
         output.data(text)
-        output.hint("save it as a file, then hmdc-hub condense FILE --dry-run")
+        output.hint("save it as FILE.yaml, then hmdc-hub recipes validate FILE.yaml")
     else:
         write_text_atomic(file, text)
         schema = file.with_name("hmdc-recipe.schema.json")
         if not schema.exists():
             write_text_atomic(schema, json_schema())
         output.talk(f"wrote {file}")
-        output.hint(f"hmdc-hub condense {file} --dry-run")
+        output.hint(f"hmdc-hub condense {shlex.quote(str(file))} --dry-run")
+
+
+def _offer_conversion(path: Path) -> None:
+    """Refuse arrays of older programs, with the lines that make images of them; everything else passes.
+
+    Raises:
+        UsageError: The path is of such, a file or a folder.
+    """
+    from hmdc_hub.evaluate.pairs import class_folder_lines, find_pairs
+
+    pairs = find_pairs(path) if path.exists() else []
+    if pairs:
+        folder = f"{path.resolve().with_suffix('').name}-images"
+        lines = ["python - <<'END'", *class_folder_lines(pairs, folder), "END", f"hmdc-hub init {shlex.quote(folder)}"]
+        raise UsageError(
+            f"{path} holds arrays, and files of arrays can hold a pickle, which can run any program: none is opened.",
+            hint="If you trust them, these lines make a folder of images of them:\n" + "\n".join(lines),
+        )
+
+
+# Errors of sources name keys of a recipe, which those who call `init` have not written.
+_KEY = re.compile(r"\b(train_split|test_split|test_fraction|image_column|label_column|config|revision): +(?=\S)")
+
+
+def _as_option(key: re.Match[str]) -> str:
+    return f"--{key[1].replace('_', '-')} "
+
+
+def _preset_here() -> Preset:
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def _refuse_target(file: Path, force: bool) -> None:
@@ -78,6 +142,8 @@ def _refuse_target(file: Path, force: bool) -> None:
 
 def summary(found: Detection) -> str:
     """Say in a few lines what was found."""
+    from hmdc_hub.sources.bank import left_out_notes
+
     facts, counts = found.facts, found.train_counts
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     names = ", ".join(found.class_names[:8]) + (", ..." if len(found.class_names) > 8 else "")
@@ -86,11 +152,14 @@ def summary(found: Detection) -> str:
     rows = {
         "classes": f"{len(counts)} ({names})",
         "train": f"{found.train_split}: {sum(counts)} images, {each} per class",
-        "test": f"{found.test_split}: {found.test_count} images" if found.test_split else "none found",
+        "test": f"{found.test_split or f'{found.test_fraction:.0%} of each class'}: {found.test_count} images"
+        if found.test_count
+        else "none found",
         "columns": f"{found.image_column}, {found.label_column}",
         "images": f"shorter side {sides} pixels, {'grey' if found.channels == 1 else 'colour'}",
         "licence": (facts.license or "unknown") + (", gated" if facts.gated else ""),
     }
     if facts.revision:
         rows["revision"] = facts.revision
-    return "\n".join(f"  {name.ljust(8)}  {value}" for name, value in rows.items())
+    lines = [f"{name.ljust(8)}  {value}" for name, value in rows.items()]
+    return "\n".join(f"  {line}" for line in (*lines, *left_out_notes(facts.left_out)))

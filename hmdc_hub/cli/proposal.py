@@ -3,43 +3,126 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Detection
+from hmdc_hub.sources.content import held_out_count, undividable
 from hmdc_hub.yaml12 import write_yaml
 
+Preset = Literal["cpu", "gpu", "paper"]
+PRESETS: tuple[Preset, ...] = ("cpu", "gpu", "paper")
+
+SIZES = (32, 64, 128, 224)
+"""Sides that are proposed: each a multiple of every patch and factor that ships, with room for four training images."""
 LARGEST_SMALL_SIDE = 64
-"""Up to this side the networks for small images fit; the others see every image at 224 pixels."""
-FEW_IMAGES = 10_000
-"""Up to this many train images of at most 32 pixels a run is made to finish on a CPU."""
-PATCH = 4
-"""Side of a patch of vit_micro: the image's side must be a multiple."""
-SMALLEST_SIDE = 16
-"""Smaller images are enlarged: a stored image holds four, and half of 8 pixels would show nothing."""
-MOST_SLICES = 20
+"""Up to this side networks see images as they are; the others see every image at 224 pixels."""
+ENLARGED = 1.25
+"""Images may become this much larger before the next smaller side is taken."""
+TEST_FRACTION = 0.2
+CLASSES_AT_ONCE = 10
+"""Classes in an image step of the presets for one machine: its time does not grow with their number."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much a recipe does, as the values of its keys."""
+    """How much a recipe does, as the values of its keys.
+
+    Attributes:
+        pool: Models that condense.
+        models: Models that are trained on the result, two of them at least not in the pool.
+        condense: Lines of the section below `factor`.
+        evaluate: Lines of the section below `models`.
+        cost: What it takes, for the header.
+        more: What more time would buy.
+    """
 
     pool: tuple[str, ...]
     models: tuple[str, ...]
-    resets: int
-    reset_every: int
-    batches_per_step: int
-    batch: int
-    network_batch: int
-    epochs: int
-    seeds: int
+    condense: str
+    evaluate: str
+    cost: str
+    more: str
 
 
-FEW = Work(("convnet3_narrow", "vit_micro"), ("convnet3_narrow", "vit_micro", "mlp"), 4, 10, 4, 32, 64, 150, 3)
-SMALL = Work(("convnet3", "vit_micro"), ("convnet3", "vit_micro", "resnet_narrow"), 100, 100, 17, 128, 128, 300, 3)
-LARGE = Work(("resnet18", "vit_tiny"), ("resnet18", "vit_tiny"), 100, 100, 17, 128, 128, 300, 3)
+_QUICK_CONDENSE = """\
+  resets: 2             # sets of fresh networks; time grows in proportion
+  batch: 32             # real images per class and step; time grows in proportion
+  images: {lr: 0.02}    # four times the paper's, as a run has 40 image steps, not 10,000
+  cluster: {candidates: 256}
+  networks: {reset_every: 20, batches_per_step: 4, batch: 64}
+  projection: {batches_per_step: 2}
+"""
+_QUICK_EVALUATE = """\
+  seeds: 2
+  random_draws: 1
+  against: [random, random-encoded, start, k-means]
+  steps: 150            # of every training, however many classes there are; the paper: 2000 epochs
+  batch: 64
+  schedule: cosine
+"""
+_HOUR_CONDENSE = """\
+  resets: {resets}            # sets of fresh networks; time grows in proportion; the paper: 100
+  batch: {batch}            # real images per class and step; memory grows in proportion
+  cluster: {{candidates: 1000}}
+  networks: {{reset_every: 100, batches_per_step: 17, batch: 128}}
+"""
+_HOUR_EVALUATE = """\
+  seeds: 3
+  steps: 2000           # of every training, however many classes there are; the paper: 2000 epochs
+  schedule: cosine
+"""
+_PAPER_CONDENSE = """\
+  resets: 100           # T: sets of fresh networks; time grows in proportion
+  batch: 128            # B: real images per class and step; memory grows in proportion
+  networks: {reset_every: 100, batches_per_step: 17, batch: 128}
+  projection: {lr: 0.01, batches_per_step: 17}
+"""
+_PAPER_EVALUATE = """\
+  seeds: 5
+  random_draws: 3
+  epochs: 2000
+"""
+
+
+def work_of(preset: Preset, size: int) -> Work:
+    """Choose models and amount of work for images of a side."""
+    small = size <= LARGEST_SMALL_SIDE
+    if preset == "paper":
+        convnet = "convnet3" if size < LARGEST_SMALL_SIDE else "convnet4"
+        return Work(
+            (convnet, "vit_tiny_imagenet"),
+            (convnet, "vit_tiny_imagenet", "resnet18_imagenet", "resnet50_imagenet"),
+            _PAPER_CONDENSE,
+            _PAPER_EVALUATE,
+            "the paper's 10,000 image steps: some ten hours on an H100 for ten small classes",
+            "less time: --preset gpu",
+        )
+    if preset == "gpu":
+        pool = ("convnet3", "vit_micro") if small else ("resnet18", "vit_tiny")
+        others = ("resnet18_narrow", "swin_micro") if small else ("densenet121", "regnet_y_400mf")
+        resets, batch = (20, 128) if small else (5, 64)
+        return Work(
+            pool,
+            (*pool, *others),
+            _HOUR_CONDENSE.format(resets=str(resets).ljust(2), batch=str(batch).ljust(3)),
+            _HOUR_EVALUATE,
+            f"{100 * resets:,} image steps, made for an hour or so on one GPU (estimated)",
+            "better images: more condense.resets, the paper's are 100; its models: --preset paper",
+        )
+    pool = ("convnet3_narrow", "vit_micro") if small else ("resnet18", "vit_tiny")
+    others = ("resnet_narrow", "mlp") if small else ("mobilenet_v3_small", "regnet_y_400mf")
+    return Work(
+        pool,
+        (*pool, *others),
+        _QUICK_CONDENSE,
+        _QUICK_EVALUATE,
+        "40 image steps, some minutes on two CPU cores" if size == SIZES[0] else "40 image steps",
+        "better images: more condense.resets; sharper ones: --size 64, in four times the time",
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +132,9 @@ class Proposal:
     Attributes:
         name: Of the recipe, such as `cifar10_ipc10`.
         dataset: Of the package, such as `cifar10-hmdc`.
-        source: The section; its test split is None where none could be proposed.
+        ipc: Stored images per class.
+        source: The section.
+        preset: What the amount of work was chosen for.
         work: How much is done.
         flip: Whether mirrored images still belong to their class.
         notes: What the user should know, one sentence each.
@@ -59,30 +144,48 @@ class Proposal:
     dataset: str
     ipc: int
     source: SourceSpec
+    preset: Preset
     work: Work
     flip: bool
     notes: tuple[str, ...]
 
 
-def propose(found: Detection, ipc: int) -> Proposal:
+def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None) -> Proposal:
     """Choose models and amount of work by the size of images and dataset.
 
     Args:
         found: What `hmdc_hub.sources.describe` saw.
-        ipc: Stored images per class.
+        ipc: Stored images per class; no class can have more than the largest one has images.
+        preset: What it is to run on.
+        size: Side of the images; None: the largest of `SIZES` that they need, and that the preset is made for.
+
+    Raises:
+        SourceError: There is no split to score on, and a class has a single image.
     """
     notes: list[str] = []
-    small = found.size <= LARGEST_SMALL_SIDE
-    size = max(SMALLEST_SIDE, -(-found.size // PATCH) * PATCH) if small else found.size
-    few = size <= 32 and sum(found.train_counts) <= FEW_IMAGES
-    source = found.spec().model_copy(update={"size": size})
-    if source.test_split is None:
-        source, note = _with_test_split(source)
-        notes.append(note)
-    if (need := 4 * ipc) > min(found.train_counts):
+    counts, source = found.train_counts, found.spec()
+    if source.test_split is None and source.test_fraction is None:
+        counts = _kept(found)
+        source = source.model_copy(update={"test_fraction": TEST_FRACTION})
         notes.append(
-            f"the smallest class has {min(found.train_counts)} images, ipc {ipc} shows {need} of each class: some will "
-            "stand there more than once"
+            f"there is no split to score on: a fifth of every class of {source.train_split} is kept apart for it "
+            "(source.test_fraction)"
+        )
+    chosen = size or _size(found, preset)
+    if size is None and chosen < _size(found, "paper"):
+        notes.append(
+            f"the images' shorter side is {found.sides[1]} pixels or so and they are condensed at {chosen}, since a "
+            "CPU's time grows with their area: --size 64 takes four times as long"
+        )
+    if preset == "cpu" and chosen > LARGEST_SMALL_SIDE:
+        notes.append(f"images of {chosen} pixels take hours to days on a CPU: --size 32 takes minutes")
+    if ipc > max(counts):
+        notes.append(f"ipc {ipc} is more than any class has to condense, {max(counts)}: the recipe says {max(counts)}")
+        ipc = max(counts)
+    if (need := 4 * ipc) > min(counts):
+        notes.append(
+            f"the smallest class has {_images(min(counts))} to condense, ipc {ipc} shows {need} of each class: some "
+            "will stand there more than once"
         )
     if found.facts.license is None:
         notes.append("the dataset names no licence: look for one before you publish, and put it in publish.license")
@@ -91,54 +194,34 @@ def propose(found: Detection, ipc: int) -> Proposal:
         name=f"{base}_ipc{ipc}",
         dataset=f"{base}-hmdc",
         ipc=ipc,
-        source=source,
-        work=FEW if few else SMALL if small else LARGE,
+        source=source.model_copy(update={"size": chosen}),
+        preset=preset,
+        work=work_of(preset, chosen),
         flip=found.channels == 3,
         notes=tuple(notes),
     )
 
 
+def _size(found: Detection, preset: Preset) -> int:
+    """Choose the largest side that images of the usual shorter side need and the preset is made for."""
+    most = SIZES[0] if preset == "cpu" else SIZES[-1]
+    return max((side for side in SIZES if side <= min(most, ENLARGED * found.sides[1])), default=SIZES[0])
+
+
+def _kept(found: Detection) -> tuple[int, ...]:
+    """Count the images of each class that are left to condense when a share of it is scored on."""
+    if alone := [name for name, count in zip(found.class_names, found.train_counts, strict=True) if count < 2]:
+        raise undividable(alone)
+    return tuple(count - held_out_count(count, TEST_FRACTION) for count in found.train_counts)
+
+
 def _plain_name(source: str) -> str:
     """Make a name of the last part of an id or path: letters, digits, `.`, `_` and `-`."""
+    path = Path(source).expanduser()
+    source = path.resolve().name if path.exists() else source  # `.` is called as its folder is
     last = re.split(r"[/\\:]", source.rstrip("/\\"))[-1].removesuffix(".parquet")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-")
     return name[:40].rstrip("._-").lower() or "mine"
-
-
-def _with_test_split(source: SourceSpec) -> tuple[SourceSpec, str]:
-    """Divide the train split 80 to 20 so that every class is in both parts, if slices can do that."""
-    split = source.train_split
-    for train, test in _divisions(source):
-        return (
-            source.model_copy(update={"train_split": train, "test_split": test}),
-            f"there is no split to score on, so a fifth of {split} is kept apart for it",
-        )
-    return source, (
-        f"there is no split to score on, and the rows of {split} are in an order that slices cannot divide: the recipe "
-        "does not run before source.test_split names one"
-    )
-
-
-def _divisions(source: SourceSpec) -> list[tuple[str, str]]:
-    """List the ways that work: by percent where rows are mixed, a slice per class where they are sorted by class."""
-    from hmdc_hub.sources import open_reader
-    from hmdc_hub.sources.labels import read_labels
-    from hmdc_hub.sources.splits import parse_split
-
-    split = str(source.train_split)
-    reader = open_reader(source.id, source.revision, source.config)
-    names, labels, _ = read_labels(reader, parse_split(reader, split, "train_split"), (), str(source.label_column))
-    cut = len(labels) * 4 // 5
-    if len(set(labels[:cut].tolist())) == len(set(labels[cut:].tolist())) == len(names):
-        return [(f"{split}[:{cut}]", f"{split}[{cut}:]")]
-    starts = [0, *(row for row in range(1, len(labels)) if labels[row] != labels[row - 1]), len(labels)]
-    runs = list(zip(starts, starts[1:], strict=False))
-    if len(runs) != len(names) or len(runs) > MOST_SLICES or min(stop - start for start, stop in runs) < 2:
-        return []
-    cuts = [min(stop - 1, start + (stop - start) * 4 // 5) for start, stop in runs]
-    train = "+".join(f"{split}[{start}:{max(cut, start + 1)}]" for (start, _), cut in zip(runs, cuts, strict=True))
-    test = "+".join(f"{split}[{max(cut, start + 1)}:{stop}]" for (start, stop), cut in zip(runs, cuts, strict=True))
-    return [(train, test)]
 
 
 def render(found: Detection, proposal: Proposal, file: Path | None) -> str:
@@ -149,30 +232,29 @@ def render(found: Detection, proposal: Proposal, file: Path | None) -> str:
         proposal: What goes in.
         file: Where it will be, for the commands in its header; None: a name is made up.
     """
-    work, source = proposal.work, proposal.source
-    path = str(file) if file is not None else f"{proposal.name}.yaml"
-    steps = work.resets * work.reset_every
-    small = work is FEW
-    rows: dict[str, Any] = {k: v for k, v in source.model_dump(mode="json").items() if v is not None}
-    if source.test_split is None:
-        rows["test_split"] = None
+    work, source, classes = proposal.work, proposal.source, len(found.class_names)
+    path = shlex.quote(str(file) if file is not None else f"{proposal.name}.yaml")
+    rows = source.model_dump(mode="json", exclude_defaults=True) | {"channels": source.channels}
     section = "".join(f"  {line}\n" for line in write_yaml(rows).splitlines())
     images = "one stored image" if proposal.ipc == 1 else f"{proposal.ipc} stored images"
     augment = f"  augment: {{flip: {'true' if proposal.flip else 'false'}}}"
     flip = "" if proposal.flip else "      # grey images are often characters, which have no mirror image"
+    some = ""
+    if proposal.preset != "paper" and classes > CLASSES_AT_ONCE:
+        some = f"  classes_per_step: {CLASSES_AT_ONCE}  # of {classes}; with more resets each has more turns\n"
     return f"""\
 # yaml-language-server: $schema=hmdc-recipe.schema.json
 #
-# {_one_line(found.facts.id)}: {len(found.class_names)} classes, {images} per class, with 4 \
-training images in each.
+# {_one_line(found.facts.id)}: {classes} classes, {images} per class, with 4 training images in each.
 #
-#   hmdc-hub condense {path} --dry-run      what it would cost on this machine
-#   hmdc-hub condense {path}
+#   check      hmdc-hub recipes validate {path}
+#   plan       hmdc-hub condense {path} --dry-run
+#   run        hmdc-hub condense {path}
+#   first try  hmdc-hub condense {path} -o condense.resets=1 \\
+#              -o condense.networks.reset_every=2 -o evaluate.steps=5
 #
-# {steps} image steps: {"minutes to an hour on a CPU" if small else "made for a GPU; the numbers are the paper's"}. \
-A first try:
-#
-#   hmdc-hub condense {path} -o condense.resets=1 -o condense.networks.reset_every=2 -o evaluate.epochs=5
+# --preset {proposal.preset}: {work.cost}.
+# {work.more[0].upper()}{work.more[1:]}.
 name: {proposal.name}
 description: {_text(f"{_last(found.facts.id)}, {images} per class")}
 seed: 0
@@ -181,20 +263,20 @@ source:
 condense:
   ipc: {proposal.ipc}
   factor: 2             # one stored image holds 2 x 2 training images
-  resets: {work.resets}{"             # more is better; the paper: 100" if small else ""}
-  batch: {work.batch}
-  networks: {{reset_every: {work.reset_every}, batches_per_step: {work.batches_per_step}, batch: {work.network_batch}}}
-{augment}{flip}
+{work.condense}{some}{augment}{flip}
 evaluate:
+  # {" and ".join(work.models[len(work.pool) :])} took no part in condensing
   models: [{", ".join(work.models)}]
-  seeds: {work.seeds}
-  epochs: {work.epochs}           # the paper: 2000
-{augment}
+{work.evaluate}{augment}
 publish:
   name: {proposal.dataset}
   config: ipc{proposal.ipc}
   license: {_text(found.facts.license) if found.facts.license else "null        # unknown"}
 """
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _text(text: str) -> str:

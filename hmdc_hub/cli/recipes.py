@@ -1,8 +1,10 @@
-"""`hmdc-hub recipes`: list, show, copy and validate. Nothing here needs torch."""
+"""`hmdc-hub recipes`: list, show, copy and validate. Only `validate` needs torch, for recipes without a mistake."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,12 @@ import click
 
 from hmdc_hub.cli import output
 from hmdc_hub.cli.overrides import OVERRIDES, RecipeCommand
-from hmdc_hub.errors import RecipeError, UsageError
+from hmdc_hub.errors import Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from hmdc_hub.catalog import Entry
+    from hmdc_hub.cli.validation import Looked
+    from hmdc_hub.schema import Recipe
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
@@ -69,7 +73,7 @@ def copy(name: str, destination: Path, force: bool) -> None:
 
     written = copy_recipe(name, destination, force=force)
     output.data("\n".join(str(path) for path in written))
-    output.hint(f"edit it, then hmdc-hub recipes validate {written[0]}")
+    output.hint(f"edit it, then hmdc-hub recipes validate {shlex.quote(str(written[0]))}")
 
 
 @recipes.command("validate", cls=RecipeCommand, short_help="Check recipes without running them.")
@@ -79,22 +83,24 @@ def copy(name: str, destination: Path, force: bool) -> None:
 def validate(recipe: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
     """Check each RECIPE, with overrides if given, and report every problem of all of them; exit status 2 if any.
 
-    Whether the dataset is there and the models fit it is found out by `hmdc-hub condense RECIPE --dry-run`.
+    All is looked at that needs no pixels: splits, columns, labels and class sizes of the source, and whether each model
+    can be built for it. Nothing is downloaded; what is not on this machine is named.
     """
     results = {name: _checked(name, overrides) for name in recipe}
-    failed = {name: error for name, error in results.items() if isinstance(error, UsageError)}
+    failed = [verdict for verdict in results.values() if verdict.error is not None]
     if as_json:
-        output.document([_verdict(name, checked) for name, checked in results.items()])
+        output.document([_document(name, verdict) for name, verdict in results.items()])
         if failed:
             click.get_current_context().exit(2)
         return
-    lines = [_line(name, checked) for name, checked in results.items() if not isinstance(checked, UsageError)]
+    lines = [line for name, verdict in results.items() for line in _lines(name, verdict)]
     if lines:
         output.data("\n".join(lines))
     if failed:
-        hints = dict.fromkeys(error.hint for error in failed.values() if error.hint)
-        raise UsageError("\n".join(error.message for error in failed.values()), hint="\n".join(hints))
-    output.hint(f"hmdc-hub condense {recipe[0]}")
+        errors = [verdict.error for verdict in failed if verdict.error is not None]
+        hints = dict.fromkeys(error.hint for error in errors if error.hint)
+        raise UsageError("\n".join(error.message for error in errors), hint="\n".join(hints))
+    output.hint(f"hmdc-hub condense {shlex.quote(recipe[0])}")
 
 
 def entries_document(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -102,24 +108,54 @@ def entries_document(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return [vars(entry) | {"path": str(entry.path), "pool": list(entry.pool)} for entry in entries]
 
 
-def _checked(name: str, overrides: tuple[str, ...]) -> Any:
+@dataclass(frozen=True)
+class Verdict:
+    """What was found out about a recipe; `recipe` and `looked` are None where its own words are wrong already."""
+
+    error: UsageError | None
+    recipe: Recipe | None = None
+    looked: Looked | None = None
+
+
+def _checked(name: str, overrides: tuple[str, ...]) -> Verdict:
     from hmdc_hub.catalog import load_recipe
 
     try:
-        return load_recipe(name, overrides)
+        recipe = load_recipe(name, overrides)
     except UsageError as error:
-        return error
+        return Verdict(error)
+    from hmdc_hub.cli.validation import look
+
+    looked = look(recipe)
+    if not looked.problems:
+        return Verdict(None, recipe, looked)
+    problems = [Problem("", None, "", problem.message) for problem in looked.problems]
+    hint = "\n".join(dict.fromkeys(problem.hint for problem in looked.problems if problem.hint))
+    return Verdict(RecipeError(name, problems, hint=hint), recipe, looked)
 
 
-def _line(name: str, recipe: Any) -> str:
-    return f"{name}: valid (condense {recipe.condense_hash()[:8]}, protocol {recipe.protocol_hash()[:8]})"
+def _lines(name: str, verdict: Verdict) -> list[str]:
+    if verdict.error is not None or verdict.recipe is None or verdict.looked is None:
+        return []
+    recipe, looked = verdict.recipe, verdict.looked
+    return [
+        f"{name}: valid (condense {recipe.condense_hash()[:8]}, protocol {recipe.protocol_hash()[:8]})",
+        *(f"  {line}" for line in (looked.rows.said() if looked.rows else ())),
+        *(f"  not looked at: {what}" for what in looked.unseen),
+    ]
 
 
-def _verdict(name: str, checked: Any) -> dict[str, Any]:
-    if isinstance(checked, RecipeError):
-        problems: list[Any] = [vars(problem) for problem in checked.problems]
-        return {"recipe": name, "valid": False, "problems": problems}
-    if isinstance(checked, UsageError):
-        return {"recipe": name, "valid": False, "problems": [{"rule": checked.message}]}
-    hashes = {"condense_hash": checked.condense_hash(), "protocol_hash": checked.protocol_hash()}
-    return {"recipe": name, "valid": True, "problems": [], **hashes}
+def _document(name: str, verdict: Verdict) -> dict[str, Any]:
+    error, looked = verdict.error, verdict.looked
+    problems: list[Any] = []
+    if isinstance(error, RecipeError):
+        problems = [vars(problem) for problem in error.problems]
+    elif error is not None:
+        problems = [{"rule": error.message}]
+    found: dict[str, Any] = {"recipe": name, "valid": error is None, "problems": problems}
+    if verdict.recipe is not None:
+        found |= {"condense_hash": verdict.recipe.condense_hash(), "protocol_hash": verdict.recipe.protocol_hash()}
+    if looked is not None:
+        found["source"] = looked.rows.document() if looked.rows else None
+        found["not_looked_at"] = list(looked.unseen)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -31,6 +31,9 @@ PROBED_MINIBATCHES = 2
 LONG_ENOUGH = 5.0
 """Seconds after which nothing is measured again."""
 
+PARTS = ("matching", "clustering", "networks", "projections")
+"""Of the work of condensing, in the order that they are measured in."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,14 +45,14 @@ class Plan:
         image_steps: In all.
         stored_images: C x n; `training_images` C x n f f.
         ranks: Processes that work on it together.
-        seconds: Estimated, from probes of 16 images on this device.
-        parts: The same by part, one rank's: matching, clustering, networks, projections.
+        seconds: Estimated, from probes of 16 images on this device; None until all parts are measured.
+        parts: The same by part, one rank's: those of `PARTS` that are measured.
         flops: Floating point operations of the whole run by part, counted in the same probes: matrix products and
             convolutions, forward, backward and twice backward.
         at_once: Images whose graphs the matching step holds at a time; None for a whole batch.
-        memory: Estimated peak of one rank in bytes: `graphs` (measured on 16 images), `networks` with their gradients,
-            the `source` (files that are mapped count, though the system may take their pages back) and the stored
-            `images` with momentum, all counted; without the libraries' own.
+        memory: Estimated peak of one rank in bytes: `graphs` (once it is measured, on 16 images), `networks` with their
+            gradients, the `source` (files that are mapped count, though the system may take their pages back) and the
+            stored `images` with momentum, all counted; without the libraries' own.
         checkpoint_bytes: On disk, of a checkpoint between network resets: stored images and momentum of all.
         exchanged_bytes: What one rank receives in an image step: gradients of the parts of minibatches.
     """
@@ -60,7 +63,7 @@ class Plan:
     stored_images: int
     training_images: int
     ranks: int
-    seconds: float
+    seconds: float | None
     parts: dict[str, float]
     flops: dict[str, float]
     at_once: int | None
@@ -73,84 +76,118 @@ class Plan:
         """Sum of `memory`."""
         return sum(self.memory.values())
 
+    @property
+    def unmeasured(self) -> list[str]:
+        """What is not measured yet, in order: `graphs`, and of `PARTS`."""
+        return [*(["graphs"] if "graphs" not in self.memory else []), *(p for p in PARTS if p not in self.parts)]
 
-def check_size(recipe: Recipe, source: Source) -> None:
+
+def check_size(recipe: Recipe, counts: Sequence[int]) -> None:
     """Refuse to make more images than there are: that would be no condensing.
+
+    Args:
+        recipe: Says `condense.ipc`.
+        counts: Images to condense of each class.
 
     Raises:
         UsageError: ipc is larger than the source's largest class.
     """
-    largest = max(source.train.counts)
+    largest = max(counts)
     if recipe.condense.ipc > largest:
         raise UsageError(
             f"condense.ipc = {recipe.condense.ipc} is more than the largest class of {recipe.source.id} has: {largest} "
-            "train images.",
-            hint="Lower it: -o condense.ipc=10",
+            f"train image{'s' * (largest != 1)}.",
+            hint=f"Lower it: -o condense.ipc={min(largest, 10)}",
         )
 
 
 def plan(recipe: Recipe, source: Source, device: torch.device, ranks: int = 1) -> Plan:
-    """Estimate time and memory of condensing; runs each part on a few images, writes nothing.
+    """Estimate time and memory of condensing; arguments and errors as `planned`, of which this is the last."""
+    return list(planned(recipe, source, device, ranks))[-1]
+
+
+def planned(recipe: Recipe, source: Source, device: torch.device, ranks: int = 1) -> Iterator[Plan]:
+    """Estimate time and memory of condensing: first what can be counted, then each part as it is measured.
+
+    Each part is run on a few images; nothing is written. The values of the pixels are of no matter.
 
     Args:
         recipe: Resolved.
-        source: Loaded.
-        device: Where it would run.
+        source: Loaded, or of the same shape.
+        device: Where it would run; nothing is put there before the first plan was taken.
         ranks: Processes on as many devices like this one.
 
     Raises:
         UsageError: ipc is larger than the source's largest class.
     """
-    check_size(recipe, source)
-    spec, bank = recipe.condense, source.train
-    networks = [build_for(model, source).to(device) for model in recipe.pool]
-    small = spec.model_copy(
-        update={
-            "networks": spec.networks.model_copy(
-                update={
-                    "batch": min(PROBE, spec.networks.batch),
-                    "batches_per_step": min(PROBED_MINIBATCHES, spec.networks.batches_per_step),
-                    "parts": 1,
-                }
-            ),
-            "projection": spec.projection.model_copy(
-                update={"batches_per_step": min(PROBED_MINIBATCHES, spec.projection.batches_per_step)}
-            ),
-        }
-    )
+    check_size(recipe, source.train.counts)
+    spec, small = recipe.condense, _few_images(recipe.condense)
+    networks = [build_for(model, source) for model in recipe.pool]
+    found = _counted(recipe, source, Members(networks, small, recipe.seed), device, ranks)
+    yield found
+    networks = [net.to(device) for net in networks]
     real = RealImages(source, small, recipe.seed, device)
     threads, one = Threads(device), Threads(device, 1)
-    with threads.one_each():
-        members = Members(networks, small, recipe.seed)
-        members.reset(0, real)
-        memory = choose_memory(members, real, recipe, threads.count)
-        members.at_once = memory.at_once
-        targets, trained, learnt = members.objectives.names(), members.trained(), members.learnt()
-        work = _mean([_work(Pool(Hand(small, recipe.seed, real, each), one), recipe) for each in _pools(members, real)])
-    threads.close()
-    one.close()
-    parts, seconds = _shared(work, spec, device, threads.count, ranks)
+    try:
+        with threads.one_each():
+            members = Members(networks, small, recipe.seed)
+            members.reset(0, real)
+            memory = choose_memory(members, real, recipe, threads.count)
+            members.at_once = memory.at_once
+            found = replace(found, at_once=memory.at_once, memory={"graphs": memory.bytes} | found.memory)
+            yield found
+            pools = [Pool(Hand(small, recipe.seed, real, each), one) for each in _pools(members, real)]
+            work: dict[str, Tensor] = {}
+            for part in PARTS:
+                work[part] = torch.stack([_work(pool, recipe, part) for pool in pools]).mean(0)
+                parts, seconds = _shared(work, spec, device, threads.count, ranks)
+                flops = {name: float(cost[1]) for name, cost in work.items()}
+                found = replace(found, parts=parts, flops=flops, seconds=seconds if part == PARTS[-1] else None)
+                yield found
+    finally:
+        threads.close()
+        one.close()
+
+
+def _few_images(spec: CondenseSpec) -> CondenseSpec:
+    """Say the same with the batches of a probe."""
+    networks = spec.networks.model_copy(
+        update={
+            "batch": min(PROBE, spec.networks.batch),
+            "batches_per_step": min(PROBED_MINIBATCHES, spec.networks.batches_per_step),
+            "parts": 1,
+        }
+    )
+    projection = spec.projection.model_copy(
+        update={"batches_per_step": min(PROBED_MINIBATCHES, spec.projection.batches_per_step)}
+    )
+    return spec.model_copy(update={"networks": networks, "projection": projection})
+
+
+def _counted(recipe: Recipe, source: Source, members: Members, device: torch.device, ranks: int) -> Plan:
+    """Count what is known without running anything."""
+    spec, bank, networks = recipe.condense, source.train, members.everybody
     stored, largest_share = bank.num_classes * spec.ipc, -(-bank.num_classes // ranks)
     image = 4 * bank.channels * bank.side**2
+    moved = members.trained(), members.learnt()
     return Plan(
-        targets=targets,
+        targets=members.objectives.names(),
         parameters={net.spec.name: parameter_count(net) for net in networks},
         image_steps=spec.resets * spec.networks.reset_every,
         stored_images=stored,
         training_images=stored * spec.factor**2,
         ranks=ranks,
-        seconds=seconds,
-        parts=parts,
-        flops={name: float(cost[1]) for name, cost in work.items()},
-        at_once=memory.at_once,
+        seconds=None,
+        parts={},
+        flops={},
+        at_once=None,
         memory={
-            "graphs": memory.bytes,
             "networks": sum(2 * t.nbytes for net in networks for t in net.state_dict().values()),
             "source": bank.images.nbytes,
             "images": 2 * image * largest_share * spec.ipc,
         },
         checkpoint_bytes=2 * image * stored,
-        exchanged_bytes=_exchanged(spec, device, ranks, len(real.images), (trained, learnt)),
+        exchanged_bytes=_exchanged(spec, device, ranks, len(bank.images), moved),
     )
 
 
@@ -165,7 +202,7 @@ def _shared(
     }
     parts = {name: seconds / threads for name, seconds in each.items()}
     # On a CPU everything is done side by side, but a minibatch after another: no more of one than it has parts.
-    training = (each["networks"] + each["projections"]) * minibatch
+    training = (each.get("networks", 0) + each.get("projections", 0)) * minibatch
     least = training / min(threads * ranks, parts_of(spec.networks, device))
     return parts, max(sum(parts.values()), least)
 
@@ -197,12 +234,8 @@ def _pools(members: Members, real: RealImages) -> Iterator[Members]:
         yield one
 
 
-def _mean(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
-
-
-def _work(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
-    """Measure every part of the run, one thing after another; seconds and operations by part."""
+def _work(pool: Pool, recipe: Recipe, part: str) -> Tensor:
+    """Measure one of `PARTS` for the whole run, one thing after another: seconds and operations."""
     spec, small, real = recipe.condense, pool.spec, pool.hand.real
     steps = spec.resets * spec.networks.reset_every
     images, classes = len(real.images), min(real.classes, spec.classes_per_step or real.classes)
@@ -215,12 +248,13 @@ def _work(pool: Pool, recipe: Recipe) -> dict[str, Tensor]:
         probed = max(1, minibatches(min(wanted, PROBED_MINIBATCHES), small.networks.batch))
         return _cost(work, real.device) * (steps / probed * minibatches(wanted, spec.networks.batch) * scale)
 
-    return {
-        "matching": _matching(pool, recipe) * (steps * classes),
-        "clustering": _clustering(pool, recipe) * (classes / real.classes),
-        "networks": training(partial(pool.train_networks, real, (0, 0)), spec.networks.batches_per_step),
-        "projections": training(partial(pool.train_projections, real, (0, 0)), spec.projection.batches_per_step),
-    }
+    if part == "matching":
+        return _matching(pool, recipe) * (steps * classes)
+    if part == "clustering":
+        return _clustering(pool, recipe) * (classes / real.classes)
+    if part == "networks":
+        return training(partial(pool.train_networks, real, (0, 0)), spec.networks.batches_per_step)
+    return training(partial(pool.train_projections, real, (0, 0)), spec.projection.batches_per_step)
 
 
 def _matching(pool: Pool, recipe: Recipe) -> Tensor:

@@ -1,6 +1,6 @@
 """The evaluator: trains several architectures on a condensed set and on what it must beat, and scores them."""
 
-from hmdc_hub.evaluate.plan import EvaluationPlan, plan
+from hmdc_hub.evaluate.plan import EvaluationPlan, planned
 from hmdc_hub.evaluate.run import assist, evaluate
 from hmdc_hub.evaluate.share import Share, parse_share, share_of_torchrun
 from hmdc_hub.evaluate.subject import Subject, of_run
@@ -13,6 +13,6 @@ __all__ = [
     "evaluate",
     "of_run",
     "parse_share",
-    "plan",
+    "planned",
     "share_of_torchrun",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from hmdc_hub import pack
 from hmdc_hub.errors import UsageError
 from hmdc_hub.evaluate.foreign_statistics import Statistics, one_by_one, proves, usual
+from hmdc_hub.evaluate.pairs import both_as_tensors, find_pairs
 from hmdc_hub.sources import Source
 from hmdc_hub.store import read_condensed, sha256_file, to_uint8
 from hmdc_hub.store.tensors import METADATA_KEY
@@ -29,6 +30,8 @@ but those that other statistics normalised do so by more."""
 _TORCH = "import torch, safetensors.torch; images, labels = torch.load({name}, weights_only=True)"
 _PICKLE = 'import pickle, safetensors.torch; images, labels = pickle.load(open({name}, "rb"))'
 _LOAD = {
+    ".npy": "import numpy, torch, safetensors.torch; images, labels = torch.from_numpy(numpy.load({name})), "
+    "torch.from_numpy(numpy.load('labels.npy'))",
     ".pt": _TORCH,
     ".pth": _TORCH,
     ".npz": "import numpy, torch, safetensors.torch; images, labels = "
@@ -65,16 +68,19 @@ def refuse_pickle(path: Path) -> None:
     """Refuse files whose readers run code, or may, by their suffix; others pass.
 
     Raises:
-        UsageError: It is one; the hint has the lines of Python that convert it.
+        UsageError: It is one; the hint has the lines of Python that convert it, with the file of the labels beside it.
     """
     load = _LOAD.get(path.suffix.lower())
-    if load is not None:
-        saved = path.with_suffix(SUFFIX)
-        raise UsageError(
-            f"{path} is not read: a {path.suffix} file can hold a pickle, and to open one can run any program.",
-            hint="If you trust it, convert it; where it names or nests images and labels otherwise, adapt the first "
-            f"line:\n  {load.format(name=repr(str(path)))}\n  {_SAVE.format(name=repr(str(saved)))}",
-        )
+    if load is None:
+        return
+    saved = repr(str(path.with_suffix(SUFFIX)))
+    pairs = find_pairs(path)
+    first = both_as_tensors(pairs[0]) if pairs else load.format(name=repr(str(path)))
+    raise UsageError(
+        f"{path} is not read: a {path.suffix} file can hold a pickle, and to open one can run any program.",
+        hint="If you trust it, convert it; where it names or nests images and labels otherwise, adapt the first "
+        f"line:\n  {first}\n  {_SAVE.format(name=saved)}",
+    )
 
 
 def read_tensors(path: Path, source: Source, *, normalised: bool) -> Contents:

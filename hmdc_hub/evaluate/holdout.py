@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -27,10 +28,8 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
     """
     bank = source.train
     taken = []
+    check_counts(bank.counts, source.info.class_names)
     for label, count in enumerate(bank.counts):
-        if count < 2:
-            name = source.info.class_names[label]
-            raise UsageError(f"evaluate.holdout needs two train images of every class; {name} has {count}.")
         size = min(max(round(share * count), 1), count - 1)
         order = torch.randperm(count, generator=rng.generator(seed, "holdout", label))
         taken.append(bank.offsets[label] + order[:size].sort().values)
@@ -39,3 +38,18 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
     left[held] = False
     train = ClassBank.from_unsorted(bank.images[left], bank.labels[left], bank.num_classes)
     return replace(source, train=train, test_images=bank.images[held], test_labels=bank.labels[held])
+
+
+def check_counts(counts: Sequence[int], class_names: Sequence[str]) -> None:
+    """Refuse classes that cannot give an image and keep one.
+
+    Args:
+        counts: Train images of each class.
+        class_names: As many names.
+
+    Raises:
+        UsageError: A class has too few images.
+    """
+    for name, count in zip(class_names, counts, strict=True):
+        if count < 2:
+            raise UsageError(f"evaluate.holdout needs two train images of every class; {name} has {count}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,22 +35,26 @@ class EvaluationPlan:
 
     Attributes:
         trainings: Architectures x training sets with their draws x seeds.
-        seconds: Estimated, over all workers.
-        per_model: Estimated seconds of one training on the condensed set, by architecture.
+        seconds: Estimated, over all workers; None until all architectures are measured.
+        per_model: Estimated seconds of one training on the condensed set, by architecture that is measured.
     """
 
     trainings: int
-    seconds: float
+    seconds: float | None
     per_model: dict[str, float]
 
 
-def plan(recipe: Recipe, source: Source, device: torch.device, workers: int | None = None) -> EvaluationPlan:
-    """Estimate the time of an evaluation; trains each architecture for two steps, writes nothing.
+def planned(
+    recipe: Recipe, source: Source, device: torch.device, workers: int | None = None
+) -> Iterator[EvaluationPlan]:
+    """Estimate the time of an evaluation: first what can be counted, then one architecture after another.
+
+    Each is trained for a few steps; nothing is written. The values of the pixels are of no matter.
 
     Args:
         recipe: Resolved.
-        source: Loaded.
-        device: Where it would run.
+        source: Loaded, or of the same shape.
+        device: Where it would run; nothing is put there before the first plan was taken.
         workers: As for `evaluate`.
     """
     protocol, bank = recipe.evaluate.settled(), source.train
@@ -62,16 +66,19 @@ def plan(recipe: Recipe, source: Source, device: torch.device, workers: int | No
         names += [name] * (protocol.random_draws if name.startswith("random") else 1)
     steps = [steps_of(protocol, sizes.get(name, decoded), full=name == FULL) for name in names]
     images = [n * min(protocol.batch, sizes.get(name, decoded)) for n, name in zip(steps, names, strict=True)]
-    per_model, total = {}, 0.0
+    found = EvaluationPlan(len(protocol.models) * len(names) * protocol.seeds, None, {})
+    yield found
+    total, parallel = 0.0, 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
     for spec in protocol.models:
         model = build_for(spec, source).to(device)
         pixels = bank.images[torch.arange(min(PROBE, len(bank.images)))]
         per_image = _step_seconds(model, source.normalise(pixels).to(device)) / len(pixels)
         tested = len(source.test_labels) * per_image / 3
-        per_model[spec.name] = images[0] * per_image + tested
         total += protocol.seeds * sum(count * per_image + tested for count in images)
-    parallel = 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
-    return EvaluationPlan(len(per_model) * len(names) * protocol.seeds, total / parallel, per_model)
+        per_model = found.per_model | {spec.name: images[0] * per_image + tested}
+        seconds = total / parallel if len(per_model) == len(protocol.models) else None
+        found = replace(found, per_model=per_model, seconds=seconds)
+        yield found
 
 
 def _step_seconds(model: PoolModel, images: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ import pytest
 from hmdc_hub.cli import condense as verb
 from hmdc_hub.cli import flow
 from hmdc_hub.cli.progress import LogLines
+from hmdc_hub.errors import ModelError
 from hmdc_hub.events import Event, ImageStep, Training
 from hmdc_hub.store import RunDir, sha256_file
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
+from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
+from tests.sources.files import image_folder
 
 
 @pytest.fixture(scope="module")
@@ -331,14 +335,63 @@ def test_dry_run_prints_a_plan_and_writes_nothing(folder: Path, go: Call) -> Non
     before = state_of(folder)
     done = go("tiny.yaml", "--dry-run")
     assert done.status == 0
-    for words in ("10 classes", "1438 train and 359 test images of 8 x 8", "2: match/mlp_a, match/conv_a",
-                  "steps       4", "trainings   6 of 2 epochs", "memory", "condensing", "evaluation",
-                  "mlp_a   610"):  # fmt: skip
+    for words in ("at 8 x 8 pixels", "1438 images of train to condense, 139 to 146 in each of 10 classes",
+                  "359 to score on, test", "2: match/mlp_a, match/conv_a", "steps       4",
+                  "trainings   6 of 2 epochs", "memory", "condensing", "evaluation", "mlp_a   610"):  # fmt: skip
         assert words in done.out, words
+    assert "not known" not in done.out and "measure: matching, " in done.err
+    assert done.out.index("trainings") < done.out.index("measured on") < done.out.index("condensing  ")
     shown = json.loads(go("tiny.yaml", "--dry-run", "--json").out)
     assert shown["source"]["train_split"] == "train", "the source is looked up"
     assert shown["condense"]["targets"] == ["match/mlp_a", "match/conv_a"] and shown["evaluate"]["trainings"] == 6
+    assert shown["condense"]["seconds"] > 0 and shown["evaluate"]["seconds"] > 0 and shown["not_measured"] == []
     assert state_of(folder) == before and [path.name for path in folder.iterdir()] == ["tiny.yaml"]
+
+
+def test_what_is_not_measured_in_time_is_said(folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hmdc_hub.cli import forecast
+
+    monkeypatch.setattr(forecast, "SECONDS", 0.0)
+    tiny.write(folder / "tiny.yaml", models="  models: [mlp, resnet_narrow]")
+    done = go("tiny.yaml", "--dry-run")
+    assert done.status == 0 and "trainings   12 of 2 epochs" in done.out
+    last = done.out.splitlines()[-1]
+    assert last.startswith("not known   ") and last.endswith("evaluation of resnet_narrow: 0 s are over")
+    shown = json.loads(go("tiny.yaml", "--dry-run", "--json").out)
+    assert shown["condense"]["seconds"] is None and "evaluation of resnet_narrow" in shown["not_measured"]
+    assert shown["condense"]["image_steps"] == 4
+
+
+def test_a_dry_run_reads_no_image(folder: Path, go: Call) -> None:
+    image_folder(folder / "set", {"train": {"a": 3, "b": 2}, "test": {"a": 1, "b": 1}})
+    (folder / "set/train/a/0.png").write_bytes(b"no image")
+    tiny.write(folder / "tiny.yaml", source="source: {id: set, size: 8, channels: 1}")
+    done = go("tiny.yaml", "--dry-run")
+    assert done.status == 0 and "5 images of train to condense, 2 to 3 in each of 2 classes" in done.out
+    assert "condensing  " in done.out and "not known" not in done.out
+
+
+def test_a_probe_that_dies_or_refuses(folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hmdc_hub.cli import forecast
+
+    tiny.write(folder / "tiny.yaml")
+    monkeypatch.setattr(forecast, "_measure", _dies)
+    done = go("tiny.yaml", "--dry-run")
+    assert done.status == 0 and done.out.splitlines()[-1].endswith("died; was there too little memory?")
+    monkeypatch.setattr(forecast, "_measure", _refuses)
+    done = go("tiny.yaml", "--dry-run")
+    assert done.status == 2 and done.err.endswith("error: no such thing\nTake another.\n")
+
+
+def _dies(end: Connection) -> None:
+    end.recv()
+    os._exit(9)
+
+
+def _refuses(end: Connection) -> None:
+    end.recv()
+    end.send(None)
+    end.send(ModelError("no such thing", hint="Take another."))
 
 
 def test_a_plan_for_several_ranks(folder: Path, go: Call) -> None:

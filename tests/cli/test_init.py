@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import datasets
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hmdc_hub.catalog import load_recipe
-from hmdc_hub.sources import load_source
+from hmdc_hub.cli import proposal
+from hmdc_hub.cli.proposal import PRESETS, SIZES, propose, render
+from hmdc_hub.sources import describe, load_source
 from tests.cli.conftest import Call
 from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
-from tests.sources.files import image_folder, parquet_folder, write_parquet
+from tests.sources.files import parquet_folder, picture, write_idx
 
 QUICK = ("-o", "condense.resets=1", "-o", "condense.networks.reset_every=1", "-o", "condense.batch=4",
-         "-o", "condense.networks.batches_per_step=1", "-o", "evaluate.epochs=1", "-o", "evaluate.seeds=1",
-         "-o", "evaluate.random_draws=1", "--workers", "1")  # fmt: skip
+         "-o", "condense.networks.batches_per_step=1", "-o", "condense.projection.batches_per_step=1",
+         "-o", "evaluate.steps=1", "-o", "evaluate.seeds=1", "--workers", "1", "--device", "cpu")  # fmt: skip
+
+
+def noise_folder(root: Path, classes: Mapping[str, int]) -> None:
+    """Write `<class>/<k>.png`, so many of each, no two alike."""
+    gen = np.random.RandomState(0)
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            Image.fromarray(gen.randint(0, 256, (9, 11, 3)).astype(np.uint8)).save(root / name / f"{k}.png")
 
 
 def test_digits_on_stdout(call: Call, folder: Path) -> None:
-    done = call("init", "builtin:digits", "--ipc", "1")
+    done = call("init", "builtin:digits", "--ipc", "1", "--preset", "cpu")
     assert done.status == 0
     assert done.out.startswith(
         "# yaml-language-server: $schema=hmdc-recipe.schema.json\n#\n# builtin:digits: 10 classes"
     )
     assert "hmdc-hub condense digits_ipc1.yaml --dry-run" in done.out
-    for words in (
-        "classes   10 (0, 1,",
-        "train: 1438 images",
-        "test: 359 images",
-        "grey",
-        "cc-by-4.0",
-        "next: save it",
-    ):
+    for words in ("classes   10 (0, 1,", "train: 1438 images", "test: 359 images", "grey", "cc-by-4.0",
+                  "next: save it"):  # fmt: skip
         assert words in done.err
     (folder / "digits_ipc1.yaml").write_text(done.out)
     assert call("recipes", "validate", "digits_ipc1.yaml").status == 0
     recipe = load_recipe("digits_ipc1.yaml")
-    assert recipe.name == "digits_ipc1" and recipe.source.size == 16 and recipe.source.channels == 1
+    assert recipe.name == "digits_ipc1" and recipe.source.size == 32 and recipe.source.channels == 1
     assert not recipe.condense.augment.flip and not recipe.evaluate.augment.flip
     assert (recipe.publish.name, recipe.publish.config, recipe.publish.license) == ("digits-hmdc", "ipc1", "cc-by-4.0")
     assert list(folder.iterdir()) == [folder / "digits_ipc1.yaml"]
@@ -46,65 +54,188 @@ def test_digits_on_stdout(call: Call, folder: Path) -> None:
 
 def test_into_a_file_and_run(call: Call, folder: Path) -> None:
     parquet_folder(folder / "data", names=("img", "kind"))
-    done = call("init", "./data", "--ipc", "2", "-O", "mine.yaml")
-    assert done.status == 0 and done.out == "" and "wrote mine.yaml" in done.err
-    assert done.err.endswith("next: hmdc-hub condense mine.yaml --dry-run\n")
+    done = call("init", "./data", "--ipc", "2", "--preset", "cpu", "-O", "my recipe.yaml")
+    assert done.status == 0 and done.out == "" and "wrote my recipe.yaml" in done.err
+    assert done.err.endswith("next: hmdc-hub condense 'my recipe.yaml' --dry-run\n")
     assert (folder / "hmdc-recipe.schema.json").is_file()
-    recipe = load_recipe("mine.yaml")
+    recipe = load_recipe("my recipe.yaml")
     assert (recipe.source.image_column, recipe.source.label_column) == ("img", "kind")
     assert "shows 8 of each class" in done.err and "names no licence" in done.err
-    done = call("condense", "mine.yaml", *QUICK)
+    text = (folder / "my recipe.yaml").read_text()
+    assert "hmdc-hub condense 'my recipe.yaml' --dry-run" in text
+    done = call("recipes", "validate", "my recipe.yaml")
+    assert done.status == 0 and done.err == "next: hmdc-hub condense 'my recipe.yaml'\n"
+    done = call("condense", "my recipe.yaml", *QUICK)
     assert done.status == 0 and "next: load_dataset(" in done.err
 
 
-def test_an_image_folder_without_a_test_split_is_divided(call: Call, folder: Path) -> None:
-    image_folder(folder / "zoo", {"train": {"ape": 5, "bat": 2, "cow": 10}})
-    done = call("init", "zoo", "--ipc", "1", "-O", "zoo.yaml")
-    assert done.status == 0 and "a fifth of train is kept apart" in done.err
-    source = load_source(load_recipe("zoo.yaml").source)
-    assert list(source.train.counts) == [4, 1, 8] and source.test_labels.tolist() == [0, 1, 2, 2]
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", SIZES)
+def test_models_fit_every_size_and_some_are_not_in_the_pool(preset: proposal.Preset, size: int, folder: Path) -> None:
+    from hmdc_hub.cli.validation import look
+
+    found = describe("builtin:digits")
+    text = render(found, propose(found, 10, preset, size), Path("mine.yaml"))
+    assert all(len(line) <= 100 for line in text.splitlines())
+    Path("mine.yaml").write_text(text)
+    recipe = load_recipe("mine.yaml")
+    pool = {model.name for model in recipe.pool}
+    assert 1 <= len([model for model in recipe.evaluate.models if model.name not in pool]) <= 2
+    assert look(recipe).problems == ()
 
 
-def test_mixed_rows_without_a_test_split_are_cut_in_two(call: Call, folder: Path) -> None:
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-    import io
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    cell = {"bytes": buffer.getvalue(), "path": None}
-    write_parquet(
-        folder / "d/data/train-00000-of-00001.parquet", {"image": [cell] * 20, "label": [0, 1] * 10}, features
-    )
-    assert call("init", "d", "--ipc", "1", "-O", "d.yaml").status == 0
-    recipe = load_recipe("d.yaml")
-    assert (recipe.source.train_split, recipe.source.test_split) == ("train[:16]", "train[16:]")
+@pytest.mark.parametrize(
+    ("side", "cpu", "gpu"), [(8, 32, 32), (28, 32, 32), (62, 32, 64), (96, 32, 64), (136, 32, 128), (500, 32, 224)]
+)
+def test_no_size_is_larger_than_needed(folder: Path, side: int, cpu: int, gpu: int) -> None:
+    for c, name in enumerate(("a", "b")):
+        (folder / "set" / name).mkdir(parents=True)
+        for k in range(2):
+            picture(40 * c + k, (side + 7, side)).save(folder / "set" / name / f"{k}.png")
+    found = describe("set")
+    assert [propose(found, 1, preset).source.size for preset in ("cpu", "gpu", "paper")] == [cpu, gpu, gpu]
+    assert propose(found, 1, "cpu", 128).source.size == 128
 
 
-def test_rows_that_no_slice_divides_are_said_to_be(call: Call, folder: Path) -> None:
-    image_folder(folder / "zoo", {"train": {f"class{k:02}": 2 for k in range(25)}})
-    done = call("init", "zoo", "--ipc", "1", "-O", "zoo.yaml")
-    assert done.status == 0 and "does not run before source.test_split names one" in done.err
-    assert call("recipes", "validate", "zoo.yaml").status == 0
-    done = call("condense", "zoo.yaml")
-    assert done.status == 2 and "test_split" in done.err
+def test_the_preset_is_for_what_is_there(call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, preset in ((False, "cpu"), (True, "gpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert f"--preset {preset}: " in call("init", "builtin:digits").out
+    assert "--preset paper: " in call("init", "builtin:digits", "--preset", "paper").out
 
 
-def test_large_images_get_large_networks(call: Call, folder: Path) -> None:
-    for name in ("a", "b"):
-        for split in ("train", "test"):
-            (folder / "big" / split / name).mkdir(parents=True)
-            for k in range(2):
-                Image.new("RGB", (131, 150), (k, 2, 3)).save(folder / "big" / split / name / f"{k}.png")
-    assert call("init", "big", "--ipc", "1", "-O", "big.yaml").status == 0
-    recipe = load_recipe("big.yaml")
-    assert [model.name for model in recipe.pool] == ["resnet18", "vit_tiny"] and recipe.source.size == 132
-    assert recipe.condense.augment.flip
+def test_many_classes_without_a_test_split(call: Call, folder: Path) -> None:
+    noise_folder(folder / "zoo", dict.fromkeys((f"class {k:02}" for k in range(60)), 6))
+    done = call("init", "zoo", "--ipc", "1", "--preset", "cpu", "-O", "zoo.yaml")
+    assert done.status == 0 and "a fifth of every class of train is kept apart" in done.err
+    assert call("recipes", "validate", "zoo.yaml").out.splitlines()[1:] == [
+        "  300 images of train to condense, 5 in each of 60 classes",
+        "  60 to score on, 20% of each class of train; columns image and label",
+    ]
+    recipe = load_recipe("zoo.yaml")
+    assert recipe.source.test_fraction == 0.2 and recipe.condense.classes_per_step == 10
+    source = load_source(recipe.source)
+    assert source.train.counts == (5,) * 60 and source.test_labels.bincount().tolist() == [1] * 60
+
+
+def test_two_images_in_each_class_run_to_the_package(call: Call, folder: Path) -> None:
+    noise_folder(folder / "pairs", dict.fromkeys(map(str, range(12)), 2))
+    done = call("init", "pairs", "--preset", "cpu", "-O", "pairs.yaml")
+    assert done.status == 0 and "ipc 10 is more than any class has to condense, 1: the recipe says 1" in done.err
+    recipe = load_recipe("pairs.yaml")
+    assert (recipe.name, recipe.condense.ipc, recipe.publish.config) == ("pairs_ipc1", 1, "ipc1")
+    done = call("condense", "pairs.yaml", *QUICK)
+    assert done.status == 0 and "next: load_dataset(" in done.err
+
+
+def test_a_single_image_cannot_be_divided(call: Call, folder: Path) -> None:
+    noise_folder(folder / "zoo", {"ape": 5, "bat": 1})
+    done = call("init", "zoo")
+    assert done.status == 2 and "bat" in done.err and "--test-split <name>" in done.err
+
+
+def test_options_go_before_what_is_found(call: Call, folder: Path) -> None:
+    parquet_folder(folder / "data", names=("img", "kind"))
+    done = call("init", "data", "--train-split", "train[:6]", "--image-column", "img", "--label-column", "kind",
+                "--test-fraction", "0.4", "--ipc", "1", "--size", "64", "-O", "d.yaml")  # fmt: skip
+    assert done.status == 0, done.err
+    source = load_recipe("d.yaml").source
+    assert (source.test_split, source.test_fraction, source.size) == (None, 0.4, 64)
+    assert (source.image_column, source.label_column) == ("img", "kind")
+    assert sum(load_source(source).train.counts) == 3
+    done = call("init", "data", "--train-split", "train[:6]", "--test-split", "train[6:]", "-O", "e.yaml")
+    source = load_recipe("e.yaml").source
+    assert (source.train_split, source.test_split, source.test_fraction) == ("train[:6]", "train[6:]", None)
+
+
+def test_errors_name_options(call: Call, folder: Path) -> None:
+    data = parquet_folder(folder / "data", names=("img", "what"))
+    done = call("init", "data", "--label-column", "wat")
+    assert done.status == 2 and "no column 'wat'" in done.err
+    for split in ("train", "test"):
+        (data / f"data/{split}-00000-of-00001.parquet").rename(data / f"data/validation-0000{len(split)}.parquet")
+    done = call("init", "data")
+    assert done.status == 2 and re.search(r"--train-split validation", done.err), done.err
+
+
+def test_images_without_labels_get_a_step(call: Call, folder: Path) -> None:
+    (folder / "flat").mkdir()
+    for k in range(3):
+        picture(k, (9, 9)).save(folder / "flat" / f"{k}.png")
+    done = call("init", "flat")
+    assert done.status == 2 and "metadata.csv" in done.err and "train/<class>/<image>" in done.err
+    rows = "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(4))
+    picture(3, (9, 9)).save(folder / "flat" / "3.png")
+    (folder / "flat/metadata.csv").write_text(f"file_name,label\n{rows}")
+    assert call("init", "flat", "-O", "flat.yaml").status == 0 and call("recipes", "validate", "flat.yaml").status == 0
+
+
+def test_validate_finds_classes_of_equal_files(call: Call, folder: Path) -> None:
+    noise_folder(folder / "zoo", {"ape": 3, "bat": 2})
+    (folder / "zoo/bat/1.png").write_bytes((folder / "zoo/bat/0.png").read_bytes())
+    assert call("init", "zoo", "--ipc", "1", "-O", "zoo.yaml").status == 0
+    said = [call(*command, "zoo.yaml") for command in (("recipes", "validate"), ("condense",))]
+    assert [done.status for done in said] == [2, 2]
+    assert all("1 classes have no two different images" in done.err and "'bat'" in done.err for done in said)
+
+
+Writer = Callable[[Path], str]
+ROWS, PLACES = np.random.RandomState(0).randint(0, 256, (6, 8, 8)).astype(np.uint8), np.arange(6) % 3
+
+
+def _pt(place: Path) -> str:
+    torch.save(torch.from_numpy(ROWS[:, None].repeat(3, 1) / np.float32(255)), place / "images_best.pt")
+    torch.save(torch.from_numpy(PLACES), place / "labels_best.pt")
+    return "images_best.pt"
+
+
+def _npy(place: Path) -> str:
+    (place / "arrays").mkdir()
+    np.save(place / "arrays/X_train.npy", ROWS)
+    np.save(place / "arrays/y_train.npy", PLACES)
+    return "arrays"
+
+
+def _npz(place: Path) -> str:
+    np.savez(place / "set.npz", train_images=ROWS, train_labels=PLACES[:, None])
+    return "set.npz"
+
+
+def _idx(place: Path) -> str:
+    write_idx(place / "mnist/raw/train-images-idx3-ubyte", ROWS)
+    write_idx(place / "mnist/raw/train-labels-idx1-ubyte", PLACES.astype(np.uint8))
+    return "mnist"
+
+
+@pytest.mark.parametrize("write", [_pt, _npy, _npz, _idx])
+def test_arrays_of_older_programs_get_lines_that_convert_them(call: Call, folder: Path, write: Writer) -> None:
+    done = call("init", write(folder))
+    assert done.status == 2 and "none is opened" in done.err and done.out == ""
+    program = done.err.split("python - <<'END'\n")[1].split("END\n")[0]
+    exec(program, {})
+    command = done.err.splitlines()[-1]
+    assert command.startswith("hmdc-hub init ")
+    found = describe(command.removeprefix("hmdc-hub init "))
+    assert found.class_names == ("0", "1", "2") and found.train_counts == (2, 2, 2)
+    pixels = load_source(propose(found, 1, "cpu").source.model_copy(update={"size": 8, "channels": 1}))
+    seen = [*pixels.train.images, *pixels.test_images]
+    assert sorted(image.numpy().tobytes() for image in seen) == sorted(row.tobytes() for row in ROWS)
+
+
+def test_the_converting_lines_refuse_what_is_no_pixels(call: Call, folder: Path) -> None:
+    _pt(folder)
+    torch.save(torch.randn(6, 3, 8, 8), folder / "images_best.pt")
+    program = call("init", "images_best.pt").err.split("python - <<'END'\n")[1].split("END\n")[0]
+    with pytest.raises(AssertionError, match="undo their normalisation"):
+        exec(program, {})
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["builtin:digits"], "Missing option '--ipc'"),
+        (["builtin:digits", "--size", "136"], "'136' is not one of"),
+        (["builtin:digits", "--test-fraction", "1"], "--test-fraction"),
+        (["builtin:digits", "--test-split", "test", "--test-fraction", "0.1"], "both say what is scored on"),
         (["builtin:digits", "--ipc", "0"], "--ipc"),
         (["builtin:digitz", "--ipc", "1"], "builtin:digits"),
         (["./nowhere", "--ipc", "1"], "nothing is there"),

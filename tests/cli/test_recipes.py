@@ -10,6 +10,9 @@ import pytest
 from hmdc_hub.catalog import list_models, list_recipes, load_recipe, read_recipe_file
 from tests.cli import tiny
 from tests.cli.conftest import Call
+from tests.hub import LocalHub
+from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
+from tests.sources.files import image_folder
 
 RECIPES = [entry.name for entry in list_recipes()]
 MODELS = [entry.name for entry in list_models()]
@@ -74,7 +77,13 @@ def test_a_copied_recipe_is_valid(call: Call, folder: Path) -> None:
 
 def test_all_shipped_recipes_are_valid(call: Call) -> None:
     done = call("recipes", "validate", *RECIPES)
-    assert done.status == 0 and len(done.out.splitlines()) == len(RECIPES)
+    assert done.status == 0, done.err
+    said = [line for line in done.out.splitlines() if not line.startswith(" ")]
+    assert [line.split(": valid (condense ")[0] for line in said] == RECIPES
+    lines = done.out.split("digits_ipc1: valid")[1].splitlines()
+    assert lines[1] == "  1438 images of train to condense, 139 to 146 in each of 10 classes"
+    assert "  not looked at: uoft-cs/cifar10, which is not in the cache" in done.out
+    assert "  not looked at: WinKawaks/vit-tiny-patch16-224 for vit_tiny_imagenet, not in the cache" in done.out
 
 
 def test_validate_reports_every_problem_of_every_file(call: Call, folder: Path) -> None:
@@ -82,7 +91,7 @@ def test_validate_reports_every_problem_of_every_file(call: Call, folder: Path) 
     (folder / "b.yaml").write_text(tiny.TEXT.replace("condense:", "condence:"))
     done = call("recipes", "validate", "a.yaml", "digits_ipc1", "b.yaml", "c.yaml")
     assert done.status == 2 and "Traceback" not in done.err
-    assert done.out.startswith("digits_ipc1: valid") and len(done.out.splitlines()) == 1
+    assert done.out.startswith("digits_ipc1: valid") and done.out.count("valid") == 1
     for words in ("a.yaml: 2 problems", "seed = -1", "condense.ipc = none", "b.yaml:", "condence", "c.yaml"):
         assert words in done.err
     assert done.err.count("error: ") == 1
@@ -96,3 +105,65 @@ def test_validate_reports_every_problem_of_every_file(call: Call, folder: Path) 
 def test_validate_checks_overrides(call: Call) -> None:
     done = call("recipes", "validate", "digits_ipc1", "-o", "condense.ipc=0", "-o", "pool.0.lr.condense=x")
     assert done.status == 2 and "2 problems" in done.err and "pool.0.lr.condense = x" in done.err
+
+
+def refused(call: Call, name: str, *words: str) -> None:
+    """Check that validation finds what condensing would refuse, in the same words."""
+    said = [call("recipes", "validate", name), call("condense", name)]
+    assert [done.status for done in said] == [2, 2] and "valid" not in said[0].out
+    for word in words:
+        assert word in said[0].err and word in said[1].err, (word, said)
+
+
+def test_valid_is_not_followed_by_a_refusal(call: Call, folder: Path) -> None:
+    tiny.write(folder / "label.yaml", source='source: {id: "builtin:digits", size: 8, channels: 1, label_column: x}')
+    refused(call, "label.yaml", "x")
+    tiny.write(folder / "split.yaml", source='source: {id: "builtin:digits", size: 8, channels: 1, train_split: tran}')
+    refused(call, "split.yaml", "tran")
+    tiny.write(folder / "ipc.yaml", ipc="  ipc: 147")
+    refused(call, "ipc.yaml", "condense.ipc = 147 is more than the largest class", "146 train images")
+    tiny.write(folder / "gone.yaml", source="source: {id: ./nowhere, size: 8, channels: 1}")
+    refused(call, "gone.yaml", "nothing is there")
+    patch = "models: [{name: vit_a, source: transformers, id: vit, args: {patch_size: 3}}]"
+    tiny.write(folder / "model.yaml", models=f"  {patch}")
+    refused(call, "model.yaml", "Pool entry vit_a: ", "does not divide the side of 8 pixels")
+
+
+def test_every_problem_is_named_at_once(call: Call, folder: Path) -> None:
+    tiny.write(folder / "a.yaml", ipc="  ipc: 1000", models="  models: [{name: m, source: builtin, id: mpl}]")
+    done = call("recipes", "validate", "a.yaml")
+    assert done.status == 2 and "a.yaml: 2 problems" in done.err
+    assert (
+        "condense.ipc = 1000" in done.err and "no model with id 'mpl'" in done.err and "-o condense.ipc=10" in done.err
+    )
+    (verdict,) = json.loads(call("recipes", "validate", "a.yaml", "--json").out)
+    assert not verdict["valid"] and len(verdict["problems"]) == 2 and verdict["source"]["test_count"] == 359
+
+
+def test_too_few_images_to_hold_some_back(call: Call, folder: Path) -> None:
+    image_folder(folder / "set", {"train": {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}})
+    tiny.write(folder / "a.yaml", source="source: {id: set, size: 8, channels: 1}", seeds="  holdout: 0.5\n  seeds: 1")
+    done = call("recipes", "validate", "a.yaml")
+    assert done.status == 2 and "evaluate.holdout needs two train images of every class; b has 1" in done.err
+
+
+def test_validate_says_what_it_read_and_what_not(call: Call, folder: Path) -> None:
+    image_folder(folder / "set", {"train": {"a": 3, "b": 2}, "test": {"a": 1, "b": 1}})
+    (folder / "set/train/a/notes.txt").write_text("x")
+    tiny.write(folder / "a.yaml", source="source: {id: set, size: 8, channels: 1}")
+    done = call("recipes", "validate", "a.yaml")
+    assert done.out.splitlines()[1:] == [
+        "  5 images of train to condense, 2 to 3 in each of 2 classes",
+        "  2 to score on, test; columns image and label",
+        "  left out, no images: 1 (train/a/notes.txt)",
+    ]
+    (verdict,) = json.loads(call("recipes", "validate", "a.yaml", "--json").out)
+    assert verdict["source"]["train_counts"] == [3, 2] and verdict["source"]["left_out"][0]["count"] == 1
+    assert verdict["not_looked_at"] == [] and verdict["source"]["label_column"] == "label"
+
+
+def test_validate_asks_no_network(call: Call, folder: Path, hub: LocalHub) -> None:
+    tiny.write(folder / "a.yaml", source="source: {id: someone/pets, size: 8, channels: 1}")
+    done = call("recipes", "validate", "a.yaml")
+    assert done.status == 0 and hub.requests == []
+    assert "not looked at: someone/pets, which is not in the cache at a commit that the recipe names" in done.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +37,6 @@ def test_help_imports_click_alone(arguments: list[str]) -> None:
     "arguments",
     [
         ["recipes", "ls"],
-        ["recipes", "validate", "digits_ipc1"],
         ["recipes", "show", "digits_ipc1", "--resolved"],
         ["pool", "ls"],
         ["runs", "ls", "--root", "nowhere"],
@@ -47,6 +47,14 @@ def test_help_imports_click_alone(arguments: list[str]) -> None:
 )
 def test_light_verbs_never_import_torch(arguments: list[str]) -> None:
     assert not imported(*arguments) & set(LIBRARIES)
+
+
+def test_a_recipe_with_a_mistake_is_refused_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed: -1\n")
+    code = "import sys, hmdc_hub.cli.main as m\nm.run(sys.argv[1:])\nprint('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "recipes", "validate", str(tmp_path / "a.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n" and "seed = -1" in done.stderr
 
 
 def test_the_module_is_the_program() -> None:

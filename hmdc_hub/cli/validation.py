@@ -1,0 +1,108 @@
+"""What `hmdc-hub recipes validate` looks at beside the recipe's own words: all that needs no pixels and no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hmdc_hub.cli.rows import Rows
+from hmdc_hub.condense import check_size
+from hmdc_hub.errors import NetworkError, UsageError
+from hmdc_hub.evaluate.holdout import check_counts
+from hmdc_hub.models import build_model
+from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.sources import SourceIndex, index_source
+from hmdc_hub.sources.content import file_keys, undividable
+from hmdc_hub.sources.reader import Part, locate
+from hmdc_hub.store.offline import without_network
+
+CLASSES = 10
+"""Outputs of the models where the source is not here to be counted; none fits or fails by their number."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found.
+
+    Attributes:
+        rows: Of the source; None if it was not looked at, or is wrong.
+        problems: Everything for which a run would refuse the recipe.
+        unseen: What was not looked at, since it is not on this machine.
+    """
+
+    rows: Rows | None
+    problems: tuple[UsageError, ...]
+    unseen: tuple[str, ...]
+
+
+def look(recipe: Recipe) -> Looked:
+    """Do what a run does first: read the source's rows, compare them with the recipe, build every model.
+
+    Args:
+        recipe: As loaded.
+    """
+    problems: list[UsageError] = []
+    unseen: list[str] = []
+    rows = None
+    with without_network():
+        try:
+            index = index_source(recipe.source)
+            rows = Rows.of(index)
+            _check_divisible(index)
+            check_size(recipe, rows.train_counts)
+            if recipe.evaluate.holdout is not None:
+                check_counts(rows.train_counts, rows.class_names)
+        except NetworkError:
+            at = "" if recipe.source.revision else " at a commit that the recipe names"
+            unseen.append(f"{recipe.source.id}, which is not in the cache{at}")
+        except UsageError as error:
+            problems.append(error)
+        checked: list[ModelSpec] = []
+        for spec in (*recipe.pool, *recipe.evaluate.settled().models):
+            if spec not in checked:
+                checked.append(spec)
+                _build(spec, recipe, rows, problems, unseen)
+    return Looked(rows, tuple(problems), tuple(unseen))
+
+
+def _build(spec: ModelSpec, recipe: Recipe, rows: Rows | None, problems: list[UsageError], unseen: list[str]) -> None:
+    channels = recipe.source.channels
+    try:
+        build_model(
+            spec,
+            num_classes=len(rows.class_names) if rows else CLASSES,
+            source_size=recipe.source.size,
+            channels=channels,
+            mean=torch.zeros(channels),
+            std=torch.ones(channels),
+        )
+    except NetworkError:
+        unseen.append(f"{spec.weights if spec.weights != 'none' else spec.id} for {spec.name}, not in the cache")
+        if spec.weights not in ("none", spec.id):
+            # What its images are normalised by belongs to the weights, as may the number of its channels.
+            scratch = {"weights": "none", "normalize": "source", "mean": None, "std": None}
+            _build(spec.model_copy(update=scratch), recipe, rows, problems, unseen)
+    except UsageError as error:
+        problems.append(error)
+
+
+def _check_divisible(index: SourceIndex) -> None:
+    """Refuse classes without two different files where a fraction of each is scored on; looks at no more than it must.
+
+    Raises:
+        SourceError: There are such classes.
+    """
+    if index.spec.test_fraction is None:
+        return
+    first: dict[int, int] = {}
+    divisible: set[int] = set()
+    for row, label in enumerate(index.train_labels.tolist()):
+        if label not in divisible:
+            split, start = locate(index.train, row)
+            images = index.reader.images(Part(split, start, start + 1), str(index.spec.image_column))
+            key = int(file_keys(images)[0])
+            if first.setdefault(label, key) != key:
+                divisible.add(label)
+    if whole := [name for label, name in enumerate(index.class_names) if label not in divisible]:
+        raise undividable(whole)
