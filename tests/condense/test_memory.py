@@ -156,11 +156,11 @@ def test_out_of_memory_halves_the_images_at_a_time(monkeypatch: pytest.MonkeyPat
             hand.class_part(*arguments, torch.full((3,), 1e-6), True)
 
 
-class RunsOut(TorchDispatchMode):
+class RunsOut(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Memory that is out once, at one operation of all that are done in here; counts them."""
 
     def __init__(self, at: int = -1) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.at, self.seen = at, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

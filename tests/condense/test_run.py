@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(unbroken: RunDir, tmp
 
 
 HALF = b'{"outer": 0, "inner": 1, "do'
-DAMAGE = {
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "no UTF-8": lambda log: log + b"\xff\xfe\x00\x80\n",
     "no objects": lambda log: b"[1]\n7\nnull\n" + log,
     "no number": lambda log: log.replace(b'"done": 2', b'"done": "two"'),
