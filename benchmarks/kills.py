@@ -1,6 +1,6 @@
 """Kill the adopting of a package, fill its disk, damage logs, and look at what the next try says.
 
-    python -m benchmarks.kills [--logs 60] [--seed 0]
+    python -m benchmarks.kills [--no-adopt] [--logs 60] [--seed 0]
 
 `hmdc-hub evaluate PACKAGE --run-dir D` is killed, or finds a full disk, at each file operation of adopting;
 log.jsonl of a killed run is damaged before `condense --resume`. Real commands, in forks of this process, on the tiny
@@ -150,20 +150,24 @@ def resuming(recipe: Path, folder: Path, trials: int, seed: int) -> bool:
 
 
 @click.command()
-@click.option("--logs", default=60, show_default=True, help="Damaged logs.")
+@click.option("--adopt/--no-adopt", default=True, show_default=True, help="The first table.")
+@click.option("--logs", default=60, show_default=True, help="Damaged logs, for the second table; 0: without it.")
 @click.option("--seed", default=0, show_default=True, help="Of the damage.")
-def main(logs: int, seed: int) -> None:
+def main(adopt: bool, logs: int, seed: int) -> None:
     """Print both tables."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe = folder / "tiny.yaml"
         recipe.write_text(TEXT)
-        options = ["--run-dir", str(folder / "run"), "--workers", "1", "--device", "cpu"]
-        subprocess.run(
-            [sys.executable, "-m", "hmdc_hub", "condense", str(recipe), *options], check=True, capture_output=True
-        )
-        good = adopting(folder / "run" / "package", folder)
-        good = resuming(recipe, folder, logs, seed) and good
+        good = True
+        if adopt:
+            options = ["--run-dir", str(folder / "run"), "--workers", "1", "--device", "cpu"]
+            subprocess.run(
+                [sys.executable, "-m", "hmdc_hub", "condense", str(recipe), *options], check=True, capture_output=True
+            )
+            good = adopting(folder / "run" / "package", folder)
+        if logs:
+            good = resuming(recipe, folder, logs, seed) and good
     sys.exit(not good)
 
 
