@@ -11,6 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+def shortened(text: str, limit: int = 200) -> str:
+    """Leave out the middle of a text that is longer than anybody reads."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]} ({len(text):,} characters)"
+
+
 class HmdcError(Exception):
     """Base of all errors that hmdc-hub raises on purpose.
 
@@ -55,8 +61,14 @@ class Problem:
     example: str = ""
 
 
+SHOWN = 10
+"""Problems that a message lists; more than anybody reads."""
+
+
 class RecipeError(UsageError):
     """A recipe, a pool entry or an override breaks the schema; holds every problem found, not the first one.
+
+    The message lists `SHOWN` of them, each part of them shortened.
 
     Args:
         where: The file or override the problems are in, as the user named it.
@@ -67,13 +79,15 @@ class RecipeError(UsageError):
         self.where = where
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        lines = [f"{where}: {count}"]
-        for p in self.problems:
-            at = f"line {p.line}: " if p.line is not None else ""
-            what = f"{p.key} = {p.value}" if p.key and p.value else p.key or p.value
-            lines.append(f"  {at}{what}: {p.rule}" if what else f"  {at}{p.rule}")
+        lines = [f"{shortened(where)}: {count}"]
+        for p in self.problems[:SHOWN]:
+            at, key, value = f"line {p.line}: " if p.line is not None else "", shortened(p.key), shortened(p.value)
+            what = f"{key} = {value}" if key and value else key or value
+            lines.append(f"  {at}{what}: {shortened(p.rule, 2000)}" if what else f"  {at}{shortened(p.rule, 2000)}")
             if p.example:
-                lines.append(f"      for example  {p.example}")
+                lines.append(f"      for example  {shortened(p.example)}")
+        if len(self.problems) > SHOWN:
+            lines.append(f"  and {len(self.problems) - SHOWN:,} more")
         super().__init__("\n".join(lines), hint=hint)
 
 

@@ -7,15 +7,18 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from functools import cache
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import BaseContext
 
 from hmdc_hub.errors import RunError
 from hmdc_hub.events import StopFlag
+from hmdc_hub.temporary import TemporaryFolder
 
 POLL_SECONDS = 0.2
 """How long one waits for other processes before looking whether a stop was asked for."""
@@ -59,11 +62,30 @@ def worker_context() -> BaseContext:
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
+    _folder_of_sockets()
     context = multiprocessing.get_context("forkserver")
     loaded = [name for name in sys.modules if name.startswith(("hmdc_hub.", "timm.models.", "transformers.models."))]
     wanted = [name for name in loaded if not name.startswith("transformers") or ".modeling_" in name]
     context.set_forkserver_preload(["torch._dynamo", *wanted])  # of no effect on a server that runs
     return context
+
+
+_SOCKET = len("/pymp-12345678/listener-12345678")
+_LONGEST_SOCKET = 107
+"""Bytes of a socket's path on Linux."""
+
+
+@cache
+def _folder_of_sockets() -> TemporaryFolder:
+    """Have multiprocessing make its folder of sockets in one of ours, which does not stay if this process is killed."""
+    folder, before = TemporaryFolder(), tempfile.tempdir
+    if len(os.fsencode(folder.path)) + _SOCKET <= _LONGEST_SOCKET:
+        tempfile.tempdir = str(folder.path)
+        try:
+            util.get_temp_dir()  # it makes one, once
+        finally:
+            tempfile.tempdir = before
+    return folder
 
 
 def wait_for_the_server(context: BaseContext, stop: StopFlag, message: str) -> None:

@@ -164,7 +164,7 @@ def _inner(where: str, problem: Problem) -> str:
 def _unknown_model(name: str, folder: Path) -> str:
     if _is_path(name):
         return f"is no file, neither beside the recipe ({folder}) nor in the current folder"
-    if (folder / f"{name}.yaml").is_file():
+    if os.path.isfile(folder / f"{name}.yaml"):  # False also for a name that is too long for a file
         return f"is not in the model pool; did you mean ./{name}.yaml, the file beside the recipe?"
     names = shipped(MODELS)
     near = close(name, names)

@@ -17,7 +17,10 @@ from typing import Any
 import click
 
 from hmdc_hub.cli.output import emphasised, talk
-from hmdc_hub.errors import HmdcError, Interrupted, RunError, UsageError
+from hmdc_hub.errors import HmdcError, Interrupted, RunError, UsageError, shortened
+
+MOST = 2000
+"""Characters of a message's line that are shown; a name or value that somebody gave may have millions."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def present(error: BaseException) -> int:
         talk("".join(traceback.format_exception(error)) + BUG)
         return 1
     start = emphasised(found.word, sys.stderr, "red") + " " if found.word else ""
-    talk(start + found.text)
+    talk(start + "\n".join(shortened(line, MOST) for line in found.text.splitlines()))
     return found.status
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,11 +43,12 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
     else:
         require_hub_id(target, root)
         from hmdc_hub.store.download import download_package
+        from hmdc_hub.temporary import TemporaryFolder
 
         # A cache of its own: what counts is what the Hub serves now, not what was right once.
-        with tempfile.TemporaryDirectory(prefix="hmdc-verify-") as temporary:
+        with TemporaryFolder() as temporary:
             got = download_package(
-                target, config=config, revision=revision, everything=True, cache=Path(temporary), check=False
+                target, config=config, revision=revision, everything=True, cache=temporary, check=False
             )
             output.talk(f"{target} at commit {got.commit}")
             findings = _verified(got.folder, list(got.configs))

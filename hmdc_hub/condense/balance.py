@@ -31,11 +31,12 @@ class Balance:
 
     def weights(self, label: int) -> Tensor:
         """Return `min(A) / A_k` of one class, float32 K."""
-        accumulated = self.accumulated[label]
-        return accumulated.min() / accumulated if self.enabled else torch.ones_like(accumulated)
+        return self._weights(self.accumulated[label])
 
     def combine(self, gradients: Sequence[Tensor], label: int) -> tuple[Tensor, Tensor]:
         """Update the weights of one class by the gradients of its targets, and sum these with them.
+
+        The accumulators change last: whoever runs out of memory in here may try again.
 
         Args:
             gradients: K of them, each n x ch x H x W.
@@ -44,11 +45,17 @@ class Balance:
         Returns:
             The weighted sum, and each target's mean absolute share in it, float32 K.
         """
+        accumulated = self.accumulated[label]
         if self.enabled:
-            self.accumulated[label] += torch.stack([g.abs().max() for g in gradients]).float().cpu()
-        weights = self.weights(label).tolist()
+            accumulated = accumulated + torch.stack([g.abs().max() for g in gradients]).float().cpu()
+        weights = self._weights(accumulated).tolist()
         weighted = [weight * gradient for weight, gradient in zip(weights, gradients, strict=True)]
-        return torch.stack(weighted).sum(0), torch.stack([g.abs().mean() for g in weighted]).float().cpu()
+        summed, shares = torch.stack(weighted).sum(0), torch.stack([g.abs().mean() for g in weighted]).float().cpu()
+        self.accumulated[label] = accumulated
+        return summed, shares
+
+    def _weights(self, accumulated: Tensor) -> Tensor:
+        return accumulated.min() / accumulated if self.enabled else torch.ones_like(accumulated)
 
 
 def normalise(gradient: Tensor) -> Tensor:

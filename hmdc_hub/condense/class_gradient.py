@@ -45,8 +45,11 @@ def class_gradient(
     found = image_derivatives(objectives, view.real(real), synthetic, label, weights)
     # Decoding and augmentation are linear up to a constant: a product with their derivative does the rest.
     gradients = [torch.autograd.grad(synthetic, leaf, g, retain_graph=True)[0] for g in found.gradients]
-    gradient, share = balance.combine(gradients, label) if update else (gradients[0], torch.zeros(len(found.losses)))
-    return gradient, torch.stack(found.losses), share
+    losses = torch.stack(found.losses)
+    if not update:
+        return gradients[0], losses, torch.zeros(len(losses))
+    gradient, share = balance.combine(gradients, label)  # last: nothing after it may run out of memory
+    return gradient, losses, share
 
 
 @contextmanager

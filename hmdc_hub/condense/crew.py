@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import queue
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -21,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, TypeVar
 
 from hmdc_hub.condense.team import Later, Values, one_thread
@@ -36,6 +34,7 @@ from hmdc_hub.processes import (
 )
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
+from hmdc_hub.temporary import TemporaryFolder
 
 _Result = TypeVar("_Result")
 
@@ -167,8 +166,8 @@ class Crew:
     def _start(self, recipe: Recipe, source: Source) -> None:
         """Start everybody; runs beside the first steps of a run, which is why nothing here is raised."""
         try:
-            with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
-                bank = Path(folder) / "images"
+            with TemporaryFolder() as folder:
+                bank = folder / "images"
                 source.train.images.numpy().tofile(bank)
                 facts = (recipe.model_dump_json(), source.info.model_dump_json(), source.train.offsets)
                 ends = self._processes((*facts, str(bank)))

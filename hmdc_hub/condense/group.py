@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,15 @@ from hmdc_hub.errors import PeerLostError
 
 PATIENCE = timedelta(hours=2)
 """How long one rank waits for another, which may have a slower clustering, or a download, in front of it."""
+
+_GONE = re.compile(
+    r"(closed|reset) by (remote )?peer|broken pipe|connection was likely closed|connection refused"
+    r"|timed out|wait timeout|timeout caused pair closure|collective operation timeout"
+    r"|remote process|ncclRemoteError|communicator was aborted",
+    re.IGNORECASE,
+)
+"""What torch's errors say where another process is gone or does not answer. Their types tell nothing: a bug of ours, a
+tensor of another size, say, raises the same ones."""
 
 
 class Group:
@@ -84,10 +94,12 @@ class Group:
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """Turn what torch raises when another rank is gone into an error of ours."""
+    """Turn what torch raises when another rank is gone into an error of ours; every other error stays what it is."""
     try:
         yield
-    except (RuntimeError, dist.DistError) as error:
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _GONE.search(str(error)):
+            raise
         what = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         raise PeerLostError(
             f"Another rank ended ({what}); what it said, if it could, stands above.",

@@ -90,7 +90,7 @@ class Hand:
             except torch.OutOfMemoryError:
                 if not self.members.take_fewer(images):
                     raise
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # out here: what the error came through holds tensors
 
     def prepare(self) -> float:
         """Compile the matching step of the networks that work now, if the recipe wants it and it has not been done.

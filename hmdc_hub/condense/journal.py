@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from hmdc_hub.condense.loop import StepReport
 from hmdc_hub.condense.members import Members
 from hmdc_hub.events import ImageStep, Listener, Note
+from hmdc_hub.store import write_bytes_atomic
 
 RECENT = 50
 """Steps that the remaining time is told from."""
@@ -69,17 +72,34 @@ class Journal:
         self._recent.clear()
 
     def truncate(self, done: int) -> None:
-        """Drop lines of steps that a resume makes again, and what was half written."""
-        if not self.writes or not self.path.exists():
+        """Drop lines of steps that a resume makes again, and whatever is no line of ours: a log stops no run."""
+        if not self.writes or not os.path.lexists(self.path):
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["done"] <= done:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                self.listener(Note("a half-written line of log.jsonl was dropped"))
-        self.path.write_text("".join(kept), encoding="utf-8")
+        try:
+            if not self.path.is_file():
+                raise OSError("it is no file")
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+            self.path.rename(aside)
+            self.listener(Note(f"log.jsonl cannot be read ({error.strerror or error}): it is now {aside.name}"))
+            return
+        steps = [_step(line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= done]
+        if damaged := steps.count(None):
+            self.listener(Note(f"{damaged} damaged line{'s' * (damaged > 1)} of log.jsonl dropped"))
+        if kept != lines:
+            write_bytes_atomic(self.path, b"".join(kept))
+
+
+def _step(line: bytes) -> int | None:
+    """Read which image step a line is about; None for what is no line of ours, or not a whole one."""
+    try:
+        fields = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = fields.get("done") if isinstance(fields, dict) else None
+    return step if type(step) is int and step > 0 else None
 
 
 def _plain(event: ImageStep) -> dict[str, Any]:

@@ -7,7 +7,6 @@ the number of workers decides how long it takes, never what comes out.
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +30,7 @@ from hmdc_hub.processes import (
     worker_context,
 )
 from hmdc_hub.schema import EvaluateSpec
+from hmdc_hub.temporary import TemporaryFolder
 
 DIED_WORKING = "Run the same command again: finished trainings are kept. --workers 1 needs the least memory."
 DIED_AT_START = (
@@ -79,9 +79,9 @@ def run_jobs(
             ) from error
         return
     stop.raise_if_set("stopped between two trainings")  # starting processes takes seconds, in which nobody listens
-    with tempfile.TemporaryDirectory(prefix="hmdc-hub-") as folder:
+    with TemporaryFolder() as folder:
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
-        data = Path(folder) / "data.safetensors"
+        data = folder / "data.safetensors"
         try:
             save_file(tensors, data)
         except SafetensorError as error:

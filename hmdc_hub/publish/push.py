@@ -6,7 +6,6 @@ wherever this process is killed, the repository is as before or as planned, and 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from hmdc_hub.publish.plan import Plan, Wishes, make_plan
 from hmdc_hub.publish.scan import refuse_secrets
 from hmdc_hub.publish.staging import Staged
 from hmdc_hub.store import RunDir, sha256_file
+from hmdc_hub.temporary import TemporaryFolder
 
 ROUNDS = 6
 """How often a push is planned anew because the Hub failed or somebody else was quicker."""
@@ -97,7 +97,7 @@ class Push:
         if wishes.create_pr and wishes.tag is not None:
             raise UsageError("--tag: a pull request is not tagged.", hint="Push with --tag once it is merged.")
         self.run, self.wishes, self.hub, self.listener = run, wishes, hub or Hub(), listener
-        self._temporary = tempfile.TemporaryDirectory(prefix="hmdc-push-")
+        self._temporary = TemporaryFolder()
         self._folders = 0
         self._package, self._closed = Path(), ""
 
@@ -166,7 +166,7 @@ class Push:
 
     def _folder(self) -> Path:
         self._folders += 1
-        folder = Path(self._temporary.name) / str(self._folders)
+        folder = self._temporary.path / str(self._folders)
         folder.mkdir()
         return folder
 

@@ -199,7 +199,10 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise RunError(f"Cannot use {self.path} as a run directory: {error.strerror or error}.") from error
+            raise RunError(
+                f"Cannot use {self.path} as a run directory: {error.strerror or error}.",
+                hint="Once that is mended, run the same command again; --run-dir takes another directory.",
+            ) from error
         if fcntl is None:
             return descriptor
         try:
@@ -213,8 +216,9 @@ class RunDir:
             ) from error
         except OSError:
             return descriptor  # some network file systems have no locks; refusing to run there would be worse
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # a full disk: the lock holds without saying whose it is
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
 
 

@@ -261,3 +261,26 @@ def test_mistakes_in_a_model_file_name_the_file_and_its_line(write: WriteRecipe,
     assert "./mine.yaml, line 4: tap = [1]: is not a known key; did you mean taps?" in message
     with pytest.raises(RecipeError, match=r"(?s)2 problems.*line 3: lr.condense = 0: must be a number above 0"):
         load_model(str(tmp_path / "mine.yaml"))
+
+
+def test_ten_problems_are_listed_and_the_rest_counted(write: WriteRecipe) -> None:
+    found = complaint(write((IPC, IPC + "".join(f"  k{i}: 1\n" for i in range(1_500)))))
+    assert len(found.problems) == 1_500 and len(found.message) < 5_000
+    lines = found.message.splitlines()
+    assert lines[0].endswith(": 1500 problems") and lines[-1] == "  and 1,490 more"
+    assert [line for line in lines if "is not a known key" in line] == lines[1:11]
+    assert "more" not in complaint(write((IPC, "".join(f"  k{i}: 1\n" for i in range(9))))).message.splitlines()[-1]
+
+
+def test_keys_and_values_in_messages_are_shortened(write: WriteRecipe) -> None:
+    long = "k" * 30_000
+    for text in (f"  ? {long}\n  : 1\n", f"  ipc: {long}\n", f"  ipc: 1\n  {long[:900]}: 1\n"):
+        found = complaint(write((IPC, text)))
+        assert len(found.message) < 2_000, len(found.message)
+        assert "k" * 50 in found.message and "…" in found.message
+    named = complaint(write((f"  - {MODEL}\n", f"  - {long}\n")))
+    assert "is not in the model pool" in named.message and len(named.message) < 4_000
+    assert named.problems[0].value == long, "the error holds all of it"
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write(), [f"{long}=1", f"condense.ipc={long}"])
+    assert len(caught.value.message) < 3_000

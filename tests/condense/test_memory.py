@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmdc_hub import rng
 from hmdc_hub.condense import match, memory
@@ -153,6 +154,53 @@ def test_out_of_memory_halves_the_images_at_a_time(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("hmdc_hub.condense.class_gradient.image_derivatives", full)
         with pytest.raises(torch.OutOfMemoryError):
             hand.class_part(*arguments, torch.full((3,), 1e-6), True)
+
+
+class RunsOut(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Memory that is out once, at one operation of all that are done in here; counts them."""
+
+    def __init__(self, at: int = -1) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.at, self.seen = at, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += 1
+        if self.seen == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+def test_memory_that_runs_out_anywhere_in_a_class_leaves_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(MLP | {"args": {"depth": 1}}, MLP | {"name": "other", "args": {"depth": 1}})
+    members, real = pool_of(recipe)
+    members.reset(0, real)
+    # Again with as many images, so that every bit can be compared.
+    monkeypatch.setattr(members, "take_fewer", lambda images: True)
+    hand = Hand(recipe.condense, 0, real, members)
+    rows, stored = real.matching_batches(members.networks[0], [3], (0, 0))[0], hand.starting_images(3)
+    accumulated, before = torch.rand(3, generator=rng.generator(0, "test")) + 0.1, members.values()
+    before = {name: value.clone() for name, value in before.items()}
+
+    def part(at: int = -1) -> tuple[list[bytes], int]:
+        given = stored.clone(), accumulated.clone()
+        with RunsOut(at) as memory, plain_attention():
+            got = hand.class_part((0, 0), 3, rows, *given, True)
+        assert torch.equal(given[0], stored) and torch.equal(given[1], accumulated), at
+        return [tensor.numpy().tobytes() for tensor in got], memory.seen
+
+    wanted, operations = part()
+    assert wanted[3] != accumulated.numpy().tobytes()
+    tried, late = 0, range(operations - 60, operations + 1)  # where the balance is updated
+    for at in [*range(1, late.start, 29), *late]:
+        try:
+            got, _ = part(at)
+        except torch.OutOfMemoryError:  # before the work or after it, where nobody tries again
+            continue
+        tried += 1
+        assert got == wanted, f"operation {at} of {operations}"
+    assert tried > 70
+    for name, value in members.values().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("pool", [[CONVNET, MLP], [CONVNET, RESNET]], ids=["any", "batch norm"])

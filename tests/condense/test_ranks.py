@@ -20,9 +20,9 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from hmdc_hub.catalog import dump_recipe, read_recipe_file
 from hmdc_hub.condense import condense
-from hmdc_hub.condense.group import Group
+from hmdc_hub.condense.group import Group, peers
 from hmdc_hub.condense.ranks import Alone
-from hmdc_hub.errors import HmdcError
+from hmdc_hub.errors import HmdcError, PeerLostError
 from hmdc_hub.events import Event, ImageStep, StopFlag
 from hmdc_hub.processes import Launched, begin_worker, launched, worker_context
 from hmdc_hub.schema import Recipe
@@ -171,6 +171,55 @@ def test_ranks_that_see_other_checkpoints_do_not_begin(ranks: Ranks, tmp_path: P
         assert len(list(theirs.iterdir())) == len(list(mine.iterdir()))
     said = ranks.run(Order(2, f"{tmp_path}/store", tmp_path, RECIPES["two models"], apart=True))
     assert all("does not hold the same checkpoints for all 2 ranks" in text for text in said)
+
+
+GLOO = "[/somewhere/gloo/transport/tcp/"
+GONE = {
+    "killed": f"{GLOO}pair.cc:561] Connection closed by peer [127.0.0.1]:3252. This is typically",
+    "ended": f"{GLOO}pair.cc:545] Read error [127.0.0.1]:21389: Connection reset by peer. This is typically caused by",
+    "hangs": f"{GLOO}unbound_buffer.cc:78] Timed out waiting 4000ms for recv operation to complete",
+    "never came": "Timed out after 6 seconds waiting for clients. 1/2 clients joined.",
+    "no torchrun": "The client socket has timed out after 5000ms while trying to connect to (127.0.0.1, 29612).",
+    "torchrun ended": "Failed to recv, got 0 bytes. Connection was likely closed. Did",
+    "on a GPU": "NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited or there was a network error",
+}
+"""What torch raised in one of two processes when the other was gone; the last is NCCL's, from its source."""
+
+
+@pytest.mark.parametrize("message", GONE.values(), ids=GONE)
+def test_a_rank_that_is_gone_is_told(message: str) -> None:
+    with pytest.raises(PeerLostError, match="Another rank ended"), peers():
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            f"[enforce fail at {GLOO}pair.cc:464] op.preamble.length <= op.nbytes. 8 vs 4. Received data size"
+        ),
+        RuntimeError("NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error\nCuda failure 2 'out of memory'"),
+        RuntimeError(
+            "The expanded size of the tensor (3) must match the existing size (4) at non-singleton dimension 0"
+        ),
+    ],
+    ids=["memory", "sizes", "memory of NCCL", "ours"],
+)
+def test_whatever_else_goes_wrong_in_a_collective_stays_what_it_is(error: RuntimeError) -> None:
+    with pytest.raises(RuntimeError) as caught, peers():
+        raise error
+    assert caught.value is error
+
+
+def test_a_bug_in_a_real_collective_keeps_its_traceback(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="invalid tensor size") as caught, peers():
+            dist.gather(torch.zeros(3), [torch.zeros(4)])
+    finally:
+        dist.destroy_process_group()
+    assert not isinstance(caught.value, HmdcError)
 
 
 def test_alone_owns_everything() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from hmdc_hub.condense.journal import Journal
 from hmdc_hub.condense.team import Threads
-from hmdc_hub.errors import DivergedError, Interrupted
+from hmdc_hub.errors import DivergedError, Interrupted, RunError
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import ModelSpec, Recipe
@@ -129,6 +132,72 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(unbroken: RunDir, tmp
     assert "000002-000000.safetensors cannot be used" in notes[0]
     assert steps == [4, 5, 6]
     assert digest(directory) == digest(unbroken)
+
+
+HALF = b'{"outer": 0, "inner": 1, "do'
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "no UTF-8": lambda log: log + b"\xff\xfe\x00\x80\n",
+    "no objects": lambda log: b"[1]\n7\nnull\n" + log,
+    "no number": lambda log: log.replace(b'"done": 2', b'"done": "two"'),
+    "true": lambda log: log.replace(b'"done": 1', b'"done": true'),
+    "no step": lambda log: log.replace(b'"done": 1', b'"done": -1'),
+    "deep": lambda log: log + b"[" * 100_000 + b"\n",
+    "huge number": lambda log: log + b'{"done": ' + b"9" * 10_000 + b"}\n",
+    "half a line": lambda log: log + HALF,
+    "nothing": lambda log: b"",
+    "zeros": lambda log: bytes(len(log)),
+}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, "a folder", "a link to nothing", "a pipe"])
+def test_no_log_keeps_a_run_from_going_on(unbroken: RunDir, tmp_path: Path, kind: str) -> None:
+    stop, notes = StopFlag(), list[str]()
+
+    def listener(event: Event) -> None:
+        if isinstance(event, ImageStep) and event.done == 3:
+            stop.signal_number = 15
+        if isinstance(event, Note):
+            notes.append(event.text)
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, tiny_recipe(), listener, stop)
+    log = RunDir(tmp_path).log
+    before = log.read_bytes()
+    if kind in DAMAGE:
+        log.write_bytes(DAMAGE[kind](before))
+    else:
+        log.unlink()
+        if kind == "a folder":
+            log.mkdir()
+            (log / "mine").touch()
+        elif kind == "a pipe":
+            os.mkfifo(log)
+        else:
+            log.symlink_to(tmp_path / "elsewhere" / "log")
+    stop.signal_number = 0
+    run(tmp_path, tiny_recipe(), lambda event: notes.append(event.text) if isinstance(event, Note) else None)
+    assert digest(RunDir(tmp_path)) == digest(unbroken)
+    steps = [json.loads(line)["done"] for line in log.read_bytes().splitlines()]
+    missing = {"no number": {2}, "true": {1}, "no step": {1}, "nothing": {1, 2, 3}, "zeros": {1, 2, 3}}
+    lost = missing.get(kind, set() if kind in DAMAGE else {1, 2, 3})
+    assert steps == [step for step in range(1, 7) if step not in lost]
+    told = [text for text in notes if "log.jsonl" in text]
+    assert len(told) == (kind != "nothing"), told
+    if kind not in DAMAGE:
+        assert "cannot be read" in told[0] and len(list(tmp_path.glob("log.jsonl.damaged-*"))) == 1
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"done": 1}\n{"done": 2}\n')
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space is left"):
+        Journal(log, 6, lambda event: None).truncate(1)
+    assert log.read_bytes() == b'{"done": 1}\n{"done": 2}\n'
 
 
 def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

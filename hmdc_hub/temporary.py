@@ -1,0 +1,114 @@
+"""Folders for temporary files that do not outlive their owner, however it ends.
+
+A process that ends by itself removes what it made; one that is killed cannot. Each of our folders is locked by its
+owner, the kernel frees the lock with the process, and whoever makes the next folder removes those that nobody holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from multiprocessing import util
+from pathlib import Path
+from types import TracebackType
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: there, what a killed process left stays
+    fcntl = None  # type: ignore[assignment]
+
+
+class TemporaryFolder:
+    """A folder below TMPDIR, removed by `cleanup`, at the end of a `with` block, or else when the process ends.
+
+    Making one removes those of earlier processes that were killed.
+
+    Attributes:
+        path: The folder, `hmdc-hub-<process id>-<random>-<machine>`, which only its owner may enter.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+
+    def __init__(self) -> None:
+        remove_abandoned()
+        self.path, descriptor = _make()
+        # After multiprocessing's own folder (-100), which may be in this one.
+        self._end = util.Finalize(self, _remove, args=(self.path, descriptor), exitpriority=-101)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cleanup()
+
+    def cleanup(self) -> None:
+        """Remove it with everything in it; a second time does nothing."""
+        self._end()
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of this user's processes on this machine that do not run any more.
+
+    That nobody holds a folder's lock is the only proof: process ids come again, and other containers have others. A
+    folder that is not surely ours, or cannot be locked at all, as on some network file systems, stays.
+    """
+    if fcntl is None:
+        return
+    ours = re.compile(rf"hmdc-hub-\d+-\w+{re.escape(_machine())}")
+    with suppress(OSError):
+        for name in os.listdir(tempfile.gettempdir()):
+            if ours.fullmatch(name):
+                _remove_if_abandoned(Path(tempfile.gettempdir(), name))
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # a link, a file, another user's, or just removed
+        return
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == stat.S_IRWXU:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+    except OSError:  # its owner lives, or there are no locks
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _make() -> tuple[Path, int | None]:
+    """Make a folder and lock it; a process that removes it in between makes us try again."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f"hmdc-hub-{os.getpid()}-", suffix=_machine()))
+        if fcntl is None:
+            return path, None
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.is_dir():
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _machine() -> str:
+    """Name this machine shortly: on a disk that several share, a lock may be seen by one alone."""
+    return "-" + hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _remove(path: Path, descriptor: int | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if descriptor is not None:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""`evaluate PACKAGE --run-dir D`: the set comes into D completely or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from hmdc_hub.cli.adopt import adopt, chosen_config
+from hmdc_hub.cli.failures import present
+from hmdc_hub.errors import FormatError, HmdcError, NotFoundError, RunExistsError
+from hmdc_hub.publish import package
+from hmdc_hub.store import RunDir
+from tests.builders import make_run
+from tests.killing import KILLED, Ended, Fault, forked
+
+FILES = ("train.parquet", "condensed.safetensors", "recipe.yaml", "info.json")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return package(make_run(tmp_path_factory.mktemp("made") / "run"))
+
+
+def into(published: Path, place: Path) -> RunDir:
+    run = RunDir(place)
+    adopt(published, chosen_config(published, None), run)
+    return run
+
+
+def trial(published: Path, place: Path, fault: Fault = "none", at: int = 0) -> Ended:
+    def work() -> int:
+        try:
+            into(published, place)
+        except HmdcError as error:
+            return present(error)
+        return 0
+
+    return forked(work, place, fault, at)
+
+
+def whole(published: Path, place: Path) -> bool:
+    wanted = next(published.glob("*/info.json")).parent
+    same = all(
+        (place / name).read_bytes() == (wanted / name).read_bytes() for name in ("info.json", "condensed.safetensors")
+    )
+    left = {path.name for path in place.iterdir()} == {*FILES, ".lock"}
+    return same and left and RunDir(place).finished and RunDir(place).recipe.is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and forks")
+@pytest.mark.parametrize("fault", ["kill", "full"])
+def test_whatever_happens_at_any_file_operation_the_next_try_finishes(
+    published: Path, tmp_path: Path, fault: Fault
+) -> None:
+    """The first operations leave an empty directory, and one with a lock file."""
+    operations = trial(published, tmp_path / "0").operations
+    assert len(operations) > 15 and sum("rename" in name for name in operations) == 4
+    refused = 0
+    for at, operation in enumerate(operations, start=1):
+        place = tmp_path / str(at)
+        first = trial(published, place, fault, at)
+        assert "Traceback" not in first.said and "bug" not in first.said, first.said
+        if fault == "kill":
+            assert first.status == KILLED
+        elif first.status != 0:
+            refused += 1
+            assert "space" in first.said and "run the same command again" in first.said, first.said
+        into(published, place)
+        assert whole(published, place), operation
+    assert fault == "kill" or refused > 10
+
+
+def test_what_is_not_exactly_a_part_of_the_set_is_in_the_way(published: Path, tmp_path: Path) -> None:
+    whole_run = into(published, tmp_path / "whole")
+    for name, data in {
+        "notes.txt": b"mine",
+        "train.parquet": whole_run.parquet.read_bytes()[:-1],
+        "recipe.yaml": b"seed: 1\n",
+        ".hidden": b"",
+    }.items():
+        place = tmp_path / f"d{name}"
+        place.mkdir()
+        (place / name).write_bytes(data)
+        with pytest.raises(RunExistsError, match="is not empty") as caught:
+            into(published, place)
+        assert "--run-dir" in caught.value.hint and name in caught.value.message
+        assert [path.name for path in place.iterdir()] == [name] and (place / name).read_bytes() == data
+    (tmp_path / "folder" / "train.parquet").mkdir(parents=True)
+    with pytest.raises(RunExistsError, match="is not empty"):
+        into(published, tmp_path / "folder")
+
+
+def test_a_damaged_package_leaves_nothing(published: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(published, tmp_path / "copy")
+    tensors = next(copy.glob("*/condensed.safetensors"))
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(FormatError, match=r"condensed.safetensors is damaged"):
+        into(copy, tmp_path / "d")
+    tensors.unlink()
+    with pytest.raises(NotFoundError, match=r"has no \S+/condensed.safetensors"):
+        into(copy, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_two_at_once(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path / "d")
+    run.path.mkdir()
+    with run.lock_file.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunExistsError, match="Another process"):
+            into(published, run.path)
+    assert list(run.path.iterdir()) == [run.lock_file]
+
+    seen: list[int] = []
+
+    def meanwhile(file: Path, digest: str) -> None:
+        if not seen:
+            seen.append(0)
+            into(published, run.path)
+            seen[0] = run.info.stat().st_ino
+
+    monkeypatch.setattr("hmdc_hub.cli.adopt._refuse_damaged", meanwhile)
+    into(published, run.path)
+    assert whole(published, run.path) and run.info.stat().st_ino == seen[0], "written once"
