@@ -215,7 +215,8 @@ def plan(
     print(f"| images whose graphs are held at a time | {found.at_once or 'a whole batch'} | chosen for this machine |")
     print(f"| a checkpoint on disk, of which two are kept | {amount(found.checkpoint_bytes)} | counted |")
     print(f"| network, received by a rank in a step | {amount(found.exchanged_bytes)} | counted |")
-    print(f"| time of a rank on {device} | {duration(found.seconds)} ({seconds}) | measured on 16 images |")
+    whole = "not measured" if found.seconds is None else duration(found.seconds)
+    print(f"| time of a rank on {device} | {whole} ({seconds}) | measured on 16 images |")
     total = sum(found.flops.values())
     shares = {name: f"{value / 1e12:,.0f}" for name, value in found.flops.items()}
     print(f"| operations of all ranks, TFLOP | {total / 1e12:,.0f} ({shares}) | counted on 16 images |")

@@ -319,7 +319,7 @@ def test_pairs_of_two_or_one_are_all(tmp_path: Path, models: list[dict[str, Any]
 def test_the_plan_knows_the_strategy(strategy: str) -> None:
     found = plan(recipe_of(CONVNET, MLP, RESNET, pool_strategy=strategy), tiny_source(), CPU)
     assert len(found.targets) == (6 if strategy == "all" else 3)
-    assert found.seconds > 0 and found.memory_bytes > 0 and found.at_once is None
+    assert found.seconds and found.seconds > 0 and found.memory_bytes > 0 and found.at_once is None
 
 
 def test_mixed_libraries_condense_together(tmp_path: Path) -> None:
