@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmdc_hub.catalog import dump_recipe, read_published_recipe
+from hmdc_hub.catalog import stored_recipe_text, read_published_recipe
 from hmdc_hub.errors import NotFoundError, RunExistsError, UsageError
 from hmdc_hub.publish import ConfigFacts, read_facts
 from hmdc_hub.publish.facts import PARQUET
@@ -73,7 +73,7 @@ def adopt(package: Path, facts: ConfigFacts, run: RunDir) -> None:
             if not (package / name).is_file():
                 raise NotFoundError(f"{package} has no {name}.", hint="`hmdc-hub pull` gets the whole set.")
             shutil.copyfile(package / name, place)
-        run.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+        run.recipe.write_text(stored_recipe_text(recipe), encoding="utf-8")
         shutil.copyfile(package / facts.name / "info.json", run.info)  # last: it says that the set is complete
 
 

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmdc_hub.catalog import dump_recipe, read_recipe_file
+from hmdc_hub.catalog import stored_recipe_text, read_recipe_file
 from hmdc_hub.cli.result import Part
 from hmdc_hub.errors import FormatError, RunExistsError, UsageError
-from hmdc_hub.publish.build import without_paths
 from hmdc_hub.schema import Recipe
 from hmdc_hub.store import RunDir, read_info, read_scores
 from hmdc_hub.store.files import json_text
@@ -91,8 +90,11 @@ def missing(recipe: Recipe, run: RunDir, wishes: Wishes) -> list[Part]:
 def package_is_current(recipe: Recipe, run: RunDir) -> bool:
     """Tell whether the package of a complete run is of this recipe, these images and these scores."""
     folder = run.package / recipe.publish.config
-    info, shown = without_paths(read_info(run.info), recipe)
-    wanted = {"recipe.yaml": dump_recipe(shown).encode(), "info.json": json_text(info).encode()}
+    info = read_info(run.info)
+    wanted = {
+        "recipe.yaml": stored_recipe_text(recipe.without_paths(info.source)).encode(),
+        "info.json": json_text(info.without_paths()).encode(),
+    }
     there = {path: _bytes(folder / path) for path in wanted}
     scores = run.public_scores() if run.scores.is_file() else None
     return there == wanted and _bytes(folder / "scores.json") == scores

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hmdc_hub.catalog import dump_recipe
+from hmdc_hub.catalog import stored_recipe_text
 from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.failures import disk_errors
 from hmdc_hub.cli.result import Part, Result, read_result
@@ -233,7 +233,7 @@ def complete(recipe: Recipe, source: Source, run: RunDir, device: torch.device, 
 
 def _store_recipe(recipe: Recipe, run: RunDir) -> None:
     """Write the resolved recipe, and let the other files follow where only protocol or name changed."""
-    text = dump_recipe(recipe)
+    text = stored_recipe_text(recipe)
     if run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text:
         return
     if run.info.is_file():

@@ -207,7 +207,7 @@ class _Session:
         clamped = float(self.ranks.together(self.condenser.clamped).mean())
         if self.writes:
             info = self._info(*write_decoded(self.run, self.recipe, self.source), clamped)
-            write_json_atomic(self.run.info, info.model_dump(mode="json"))
+            write_json_atomic(self.run.info, info)
         self.ranks.together(torch.zeros(1))  # nobody goes on before the files are there
         return read_info(self.run.info)
 

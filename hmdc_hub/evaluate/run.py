@@ -84,7 +84,7 @@ def evaluate(
         work.wait()
     confused, scores = work.result()
     write_confusion(where.confusion, confused)
-    write_json_atomic(where.scores, scores.model_dump(mode="json"))
+    write_json_atomic(where.scores, scores)
     return scores
 
 
@@ -157,6 +157,9 @@ class _Evaluation:
 
     def train(self, jobs: Sequence[Job], workers: int | None, *, reuse: bool = True) -> None:
         """Do those of some trainings that nobody has done yet."""
+        if self.ledger.dropped:
+            lines = "1 line is" if self.ledger.dropped == 1 else f"{self.ledger.dropped} lines are"
+            self.listener(Note(f"{lines} damaged or without a checksum in {self.ledger.path}: done again"))
         if self.ledger.entries:
             self.listener(Note(f"{len(self.ledger.entries)} of {len(self.jobs)} trainings were done before"))
         if reuse:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from hmdc_hub.catalog import dump_recipe, read_recipe_file
+from hmdc_hub.catalog import stored_recipe_text, read_recipe_file
 from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET
@@ -60,7 +60,7 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
     building = run.path / f".package{TEMPORARY}"
     try:
         shutil.rmtree(building, ignore_errors=True)
-        _build(building, run, *without_paths(info, recipe), scores)
+        _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
         refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
         _swap(building, run.package)
     except OSError as error:
@@ -119,31 +119,6 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> 
         )
 
 
-def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Recipe]:
-    """Replace paths by base names and fingerprints: where somebody keeps data and weights is nobody's business.
-
-    The placeholder, `local:<base name>@<16 hex digits of the fingerprint>`, tells a reader who has the data too which
-    they are; no program takes it for a path.
-    """
-    info = info.model_copy(update={"models": [model.without_paths() for model in info.models]})
-    recipe = recipe.model_copy(
-        update={
-            "pool": [model.without_paths() for model in recipe.pool],
-            "evaluate": recipe.evaluate.without_paths(),
-        }
-    )
-    if info.source.kind != "local":
-        return info, recipe
-    # PureWindowsPath splits at both kinds of slash.
-    name = PureWindowsPath(recipe.source.id).name or "data"
-    place = f"local:{name}@{info.source.fingerprint[:16]}"
-    source = info.source.model_copy(update={"id": place})
-    return (
-        info.model_copy(update={"source": source}),
-        recipe.model_copy(update={"source": recipe.source.model_copy(update={"id": place})}),
-    )
-
-
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
     config = recipe.publish.config
@@ -152,7 +127,7 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     parquet = data / PARQUET
     shutil.copyfile(run.parquet, parquet)
     shutil.copyfile(run.condensed, data / "condensed.safetensors")
-    write_text_atomic(data / "recipe.yaml", dump_recipe(recipe))
+    write_text_atomic(data / "recipe.yaml", stored_recipe_text(recipe))
     write_text_atomic(data / "info.json", json_text(info))
     _refuse_other_images(parquet, info)
     picture = preview_of(parquet, info.training_images, info.source.class_names)
