@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmdc_hub.catalog import stored_recipe_text, read_published_recipe
+from hmdc_hub.catalog import read_published_recipe, stored_recipe_text
 from hmdc_hub.errors import NotFoundError, RunExistsError, UsageError
 from hmdc_hub.publish import ConfigFacts, read_facts
 from hmdc_hub.publish.facts import PARQUET

@@ -211,7 +211,7 @@ class Scores(Strict):
         versions: Of the libraries that trained; `device` where.
         name: What was scored.
         condense_hash: Of the recipe that made it; null for a set of another program, like the two next.
-        family_hash: Of that recipe without its seed, as it is published: a local source by the fingerprint of its images.
+        family_hash: Of that recipe without its seed, as it is published: a local source by what it holds.
         condense_seed: That seed.
         protocol: The resolved `evaluate` section.
         fingerprint: Of the source, as in info.json.

@@ -106,17 +106,14 @@ def read_classes(path: Path) -> Iterator[Tensor]:
             yield of_class
 
 
-def has_checksum(path: Path) -> bool:
-    """Compare a condensed set with the checksum in its header, as every reader does.
-
-    Returns:
-        False: it has none, as an older program wrote it.
+def read_header(path: Path) -> tuple[SetHeader, bool]:
+    """Read the header of a condensed set, and whether it has a checksum, which every reader compares.
 
     Raises:
         FormatError, NewerFormatError, NotFoundError: As `read_condensed`.
     """
-    with _opened(path) as (file, _):
-        return "sha256" in json.loads(file.metadata()[METADATA_KEY])
+    with _opened(path) as (file, header):
+        return header, "sha256" in json.loads(file.metadata()[METADATA_KEY])
 
 
 class _StoredHeader(SetHeader):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hmdc_hub.schema import sealed
 from hmdc_hub.store import RunDir
 from tests.builders import make_recipe, make_run, make_source_info
 from tests.cli import tiny
@@ -251,7 +252,7 @@ def test_a_recipe_that_names_a_path_here_is_not_pulled(call: Call, published: Lo
     manifest = json.loads(files["ipc2/manifest.json"])
     entry = next(file for file in manifest["files"] if file["path"] == "ipc2/recipe.yaml")
     entry |= {"size": len(recipe), "sha256": hashlib.sha256(recipe).hexdigest()}
-    changed = {"ipc2/recipe.yaml": recipe, "ipc2/manifest.json": json.dumps(manifest).encode()}
+    changed = {"ipc2/recipe.yaml": recipe, "ipc2/manifest.json": json.dumps(sealed(manifest)).encode()}
     published.commit(REPO, changed)
     wrong(call("pull", REPO), 1, "source.id", "/etc/passwd", "local path")
     wrong(call("evaluate", REPO), 1, "source.id", "/etc/passwd", "local path")

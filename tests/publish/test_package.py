@@ -16,7 +16,7 @@ import yaml
 from hmdc_hub.cli.directory import package_is_current
 from hmdc_hub.errors import HmdcError
 from hmdc_hub.publish import package
-from hmdc_hub.store import RunDir, load, read_condensed, read_parquet
+from hmdc_hub.store import RunDir, load, read_condensed, read_parquet, read_scores, write_json_atomic
 from tests.builders import make_recipe, make_run, make_source_info
 
 
@@ -76,7 +76,7 @@ def test_a_run_with_local_weights_is_packaged_once(tmp_path: Path) -> None:
     folder = package(run)
     assert b"alice" not in b"".join(files(folder).values())
     assert run.state() == "finished" and package_is_current(recipe, run)
-    run.scores.write_text(run.scores.read_text().replace('"seed": 0', '"seed": 7', 1))
+    write_json_atomic(run.scores, read_scores(run.scores).model_copy(update={"device": "another"}))
     assert run.state() == "scored" and not package_is_current(recipe, run)
 
 

@@ -16,7 +16,7 @@ import torch
 from hmdc_hub.errors import NewerFormatError
 from hmdc_hub.publish import package, render
 from hmdc_hub.publish.verify import Finding, verify
-from hmdc_hub.schema import FORMAT_VERSION
+from hmdc_hub.schema import FORMAT_VERSION, sealed
 from hmdc_hub.store import read_condensed, read_parquet, write_condensed, write_parquet
 from tests.builders import make_recipe, make_run, make_source_info
 
@@ -39,8 +39,18 @@ def failed(found: list[Finding]) -> dict[str, str]:
 
 
 def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a file, and its checksum with it."""
     value = json.loads(path.read_text())
-    path.write_text(json.dumps(change(value) or value))
+    path.write_text(json.dumps(sealed(change(value) or value)))
+
+
+def edit_recipe(folder: Path, old: str, new: str) -> None:
+    """Change a recipe, and its checksum with it."""
+    path = folder / "ipc2/recipe.yaml"
+    text = "".join(path.read_text().splitlines(keepends=True)[:-1])
+    assert old in text
+    text = text.replace(old, new, 1)
+    path.write_text(f"{text}# SHA-256 of the lines above: {hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def settle(folder: Path) -> None:
@@ -148,9 +158,10 @@ def test_pixels_out_of_range(folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / TENSORS, framework="pt") as file:
-        metadata = file.metadata()
+        header = json.loads(file.metadata()["hmdc"])
+    del header["sha256"]  # as an older program wrote it
     tensors["images"] = tensors["images"] + torch.tensor(1.0)
-    save_file(tensors, folder / TENSORS, metadata=metadata)
+    save_file(tensors, folder / TENSORS, metadata={"hmdc": json.dumps(header)})
     settle(folder)
     assert "[0, 1]" in failed(verify(folder))["tensors"]
 
@@ -163,15 +174,14 @@ def test_counts_that_do_not_follow(folder: Path, key: str, value: int) -> None:
 
 
 def test_a_recipe_of_another_set(folder: Path) -> None:
-    path = folder / "ipc2/recipe.yaml"
-    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    edit_recipe(folder, "seed: 0", "seed: 1")
+    edit_json(folder / "ipc2/info.json", lambda info: info | {"seed": 1})
     settle(folder)
-    assert "hash" in failed(verify(folder))["recipe"]
+    assert "condense hash" in failed(verify(folder))["recipe"]
 
 
 def test_a_recipe_with_a_local_path(folder: Path) -> None:
-    path = folder / "ipc2/recipe.yaml"
-    path.write_text(path.read_text().replace("id: someone/tiny", "id: ../secrets"))
+    edit_recipe(folder, "id: someone/tiny", "id: ../secrets")
     edit_json(folder / "ipc2/info.json", lambda info: info | {"source": info["source"] | {"id": "../secrets"}})
     settle(folder)
     assert "local path" in failed(verify(folder))["recipe"]
