@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
 from hmdc_hub.measures import class_accuracy
+from hmdc_hub.publish.card import text_checksum
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config
 from hmdc_hub.publish.front_matter import front_matter
 from hmdc_hub.publish.verify_scores import check_means, check_parquet_of_scores, check_scores, equal
@@ -400,7 +401,7 @@ def _card(folder: Path, names: list[str]) -> str:
     path = folder / "README.md"
     if not path.is_file():
         raise FormatError("README.md is missing")
-    block, _ = split_card(read_card_text(path))
+    block, body = split_card(read_card_text(path))
     if not block:
         raise FormatError("README.md has no YAML block that can be read")
     listed = block.get("configs")
@@ -419,6 +420,9 @@ def _card(folder: Path, names: list[str]) -> str:
     for name in names:
         found = shown.get(name) if isinstance(shown, dict) else None
         equal(f"hmdc.configs.{name} in the card", found, wanted["hmdc"]["configs"][name])
+    checksum = hmdc.pop("text_sha256", None) if isinstance(hmdc, dict) else None
+    if checksum is not None:  # a card of an older program has none
+        equal("the SHA-256 of the card's text but for what is yours", text_checksum(body), checksum)
     if isinstance(shown, dict) and set(shown) == set(names):
         # Of some configurations alone nobody can tell what the rest of the card is to say.
         for key in wanted:
