@@ -51,7 +51,7 @@ def stored_recipe(run: RunDir) -> Recipe | None:
     except FormatError as error:
         raise RunExistsError(
             f"{run.path} holds a run that this program cannot go on with: {error.message}",
-            hint="--force removes that run and starts again; --run-dir takes another directory.",
+            hint=f"{error.hint} --force removes that run and starts again; --run-dir takes another directory.".lstrip(),
         ) from error
 
 

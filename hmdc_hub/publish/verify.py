@@ -84,7 +84,9 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
     for name in names:
         at = Packaged(folder, name)
         findings += [_looked(name, check, partial(look, at), folder) for check, look in _OF_PACKAGES.items()]
-    return [*findings, _looked("", "card", lambda: _card(folder, names), folder)]
+    findings.append(_looked("", "card", lambda: _card(folder, names), folder))
+    # What messages advise is for the author, who has the run.
+    return [replace(one, step="") for one in findings]
 
 
 def verify_run(run: RunDir) -> list[Finding]:
@@ -100,11 +102,13 @@ def verify_run(run: RunDir) -> list[Finding]:
         NewerFormatError: A file is of a newer format version.
     """
     found = [_looked("", check, partial(look, run), run.path) for check, look in _OF_RUNS.items()]
+    found = [one if one.ok else replace(one, step=one.step or step_of(run, one.check)) for one in found]
     for folder in sorted(path for path in run.evaluations.glob("*") if path.is_dir()):
         at, name = RunDir(folder), f"{run.evaluations.name}/{folder.name}"
-        found.append(_looked(name, "scores", partial(_other_scores, at), run.path))
-        found.append(_looked(name, "trainings", partial(_trainings, at), run.path))
-    found = [one if one.ok else replace(one, step=one.step or step_of(run, one.check)) for one in found]
+        again = f"`rm -r {shlex.quote(str(folder))}`, and evaluate by that protocol again."
+        for check, look in (("scores", _other_scores), ("trainings", _trainings)):
+            one = _looked(name, check, partial(look, at), run.path)
+            found.append(one if one.ok else replace(one, step=again))
     if run.package.is_dir():
         again = f"`hmdc-hub package {shlex.quote(str(run.path))}` builds it again."
         found += [one if one.ok else replace(one, step=again) for one in verify(run.package)]
@@ -115,6 +119,10 @@ def step_of(run: RunDir, check: str) -> str:
     """Say what mends a run in which a check fails."""
     path = shlex.quote(str(run.path))
     if check == "scores":
+        try:
+            read_scores(run.scores)
+        except FormatError:  # the evaluator finds that out, too, and puts them together from the trainings
+            return f"`hmdc-hub evaluate {path}` makes them again."
         return f"`hmdc-hub evaluate {path} --fresh` trains and scores again."
     if check in ("start", "trainings"):
         name = run.start.name if check == "start" else "cells*.jsonl"

@@ -326,7 +326,7 @@ def test_scores_that_do_not_agree_are_shown_side_by_side(call: Call, condensed: 
     path = next(condensed.package.glob("*/scores.json"))
     scores = json.loads(path.read_text())
     scores["cells"][0]["accuracy"] = 0.123
-    path.write_text(json.dumps(scores))
+    path.write_text(json.dumps(sealed(scores)))
     done = call("evaluate", condensed.package, "--run-dir", "again", "--workers", "1")
     count = len(scores["cells"])
     assert done.status == 0 and f"{count - 1} of {count} trainings" in done.out and "->" in done.out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from hmdc_hub.errors import NewerFormatError
 from hmdc_hub.publish import package, render
 from hmdc_hub.publish.verify import Finding, verify
-from hmdc_hub.schema import FORMAT_VERSION, sealed
+from hmdc_hub.schema import FORMAT_VERSION
 from hmdc_hub.store import read_condensed, read_parquet, write_condensed, write_parquet
-from tests.builders import make_recipe, make_run, make_source_info
+from tests.builders import edit_json, make_recipe, make_run, make_source_info
 
 DATA = "ipc2/train-00000-of-00001.parquet"
 TENSORS = "ipc2/condensed.safetensors"
@@ -36,12 +35,6 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 def failed(found: list[Finding]) -> dict[str, str]:
     return {finding.check: finding.detail for finding in found if not finding.ok}
-
-
-def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
-    """Change a file, and its checksum with it."""
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps(sealed(change(value) or value)))
 
 
 def edit_recipe(folder: Path, old: str, new: str) -> None:
