@@ -72,8 +72,9 @@ def render(
 
 def text_checksum(body: str) -> str:
     """SHA-256 (hex) of a card's text without what people wrote between the two markers; line ends do not matter."""
-    before, _, rest = body.partition(BEGIN)
-    lines = [*before.splitlines(), BEGIN, *rest.partition(END)[2].splitlines()]
+    before, begin, rest = body.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    lines = [*before.splitlines(), begin, end, *after.splitlines()]
     return sha256_of([line.rstrip() for line in lines if line.strip()])
 
 

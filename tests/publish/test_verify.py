@@ -14,6 +14,7 @@ import torch
 
 from hmdc_hub.errors import NewerFormatError
 from hmdc_hub.publish import package, render
+from hmdc_hub.publish.card import BEGIN
 from hmdc_hub.publish.verify import Finding, verify
 from hmdc_hub.schema import FORMAT_VERSION
 from hmdc_hub.store import read_condensed, read_parquet, write_condensed, write_parquet
@@ -242,6 +243,15 @@ def test_a_picture_that_is_none(folder: Path) -> None:
         ("hmdc:\n", "other:\n"),
         ("---\n\n#", "--\n\n#"),
         ("scores/*.parquet", "scores/x.parquet"),
+        ("license: cc-by-4.0", "license: mit"),
+        ("n<1K", "1K<n<10K"),
+        ("arxiv:2409.14538", "arxiv:2409.14539"),
+        ('- "someone/tiny"', '- "someone/tony"'),
+        ("format_version: 1", "format_version: 0"),
+        ('hmdc_hub_version: "0', 'hmdc_hub_version: "9'),
+        ('text_sha256: "', 'text_sha256: "0'),
+        ("24 synthetic", "25 synthetic"),
+        ("<!-- End of yours. -->", ""),
     ],
 )
 def test_a_card_that_says_something_else(folder: Path, old: str, new: str) -> None:
@@ -249,6 +259,28 @@ def test_a_card_that_says_something_else(folder: Path, old: str, new: str) -> No
     assert old in card
     (folder / "README.md").write_text(card.replace(old, new, 1))
     assert set(failed(verify(folder))) == {"card"}
+
+
+def test_what_people_write_into_a_card_is_theirs(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    for old, new in (
+        ("license: cc-by-4.0", "license: [cc-by-4.0]\nlanguage: [en]"),
+        ("- hmdc-hub\n", "- mine\n- hmdc-hub\n"),
+        ("pretty_name: ", "pretty_name: My  own # "),
+        (BEGIN, f"{BEGIN}\n## 99 words of mine\n"),
+        ("\n", "\r\n"),
+    ):
+        assert old in card
+        card = card.replace(old, new)
+    (folder / "README.md").write_bytes(card.encode())
+    assert failed(verify(folder)) == {}
+
+
+def test_a_card_of_an_older_program_says_nothing_of_its_text(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    lines = [line for line in card.splitlines() if "text_sha256" not in line]
+    (folder / "README.md").write_text("\n".join(lines).replace("training images", "images") + "\n")
+    assert failed(verify(folder)) == {}
 
 
 def test_no_card(folder: Path) -> None:
