@@ -330,13 +330,12 @@ def _confusion(where: RunDir, scores: Scores) -> None:
 
     if not where.confusion.is_file():
         return  # the next evaluation makes it
-    counted = read_confusion(where.confusion)
-    for name, row in scores.per_class.items():
-        for model, values in row.items():
-            matrix = counted.get((name, model))
-            equal(f"{name}/{model} in confusion.safetensors", matrix is not None, True)
-            if matrix is not None:
-                equal(f"the classes of {name}/{model} in confusion.safetensors", class_accuracy(matrix), values)
+    counted, classes = read_confusion(where.confusion), len(scores.class_names)
+    wanted = {(name, model): values for name, row in scores.per_class.items() for model, values in row.items()}
+    equal("the matrices of confusion.safetensors", sorted(counted), sorted(wanted))
+    for (name, model), values in wanted.items():
+        equal(f"the shape of {name}/{model} in confusion.safetensors", counted[name, model].shape, (classes, classes))
+        equal(f"the classes of {name}/{model} in confusion.safetensors", class_accuracy(counted[name, model]), values)
 
 
 def _start(run: RunDir) -> str:

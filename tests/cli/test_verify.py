@@ -15,6 +15,7 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.cli import main
 from hmdc_hub.schema import sealed
 from hmdc_hub.store import RunDir, read_info, read_scores
+from hmdc_hub.store.confusion import read_confusion, write_confusion
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 from tests.hub import LocalHub
@@ -199,6 +200,11 @@ def test_verify_looks_at_the_runs_own_files(call: Call, run: RunDir) -> None:
         assert call("verify", run.package).status == 0
         for path, data in before.items():
             path.write_bytes(data)
+    matrices = read_confusion(run.confusion)
+    first = next(iter(matrices))
+    write_confusion(run.confusion, matrices | {first: matrices[first][:, ::-1]})
+    assert "confusion.safetensors" in checks(call("verify", "tiny", "--json"))["scores"]
+    run.confusion.write_bytes(before[run.confusion])
     flip(run.package / "ipc1" / "condensed.safetensors")
     done = call("verify", "tiny")
     assert done.status == 1 and "hmdc-hub package runs/tiny" in done.err
