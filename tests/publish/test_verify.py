@@ -84,6 +84,18 @@ def test_without_scores_and_from_a_local_source(tmp_path: Path) -> None:
     assert failed(found) == {} and any("local" in finding.detail for finding in found)
 
 
+def test_a_local_source_that_is_called_by_another_fingerprint(tmp_path: Path) -> None:
+    recipe = make_recipe(source_id="/data/cats")
+    run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, kind="local"), scored=False)
+    folder = package(run)
+    edit_recipe(folder, "local:cats@ab", "local:cats@cd")
+    edit_json(
+        folder / "ipc2/info.json", lambda i: i | {"source": i["source"] | {"id": "local:cats@cd" + "12ab" * 3 + "12"}}
+    )
+    settle(folder)
+    assert "fingerprint" in failed(verify(folder))["recipe"]
+
+
 def test_an_empty_folder_is_not_in_order(tmp_path: Path) -> None:
     assert failed(verify(tmp_path))
 
