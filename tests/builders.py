@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from hmdc_hub import measures, pack
 from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.report.preview import preview
 from hmdc_hub.rng import generator
-from hmdc_hub.schema import ArtifactInfo, Budget, Cell, Recipe, Scores, SetHeader, SourceInfo
+from hmdc_hub.schema import ArtifactInfo, Budget, Cell, Recipe, Scores, SetHeader, SourceInfo, sealed
 from hmdc_hub.store import (
     RunDir,
     read_info,
@@ -164,6 +165,12 @@ def _info(run: RunDir, recipe: Recipe, source: SourceInfo, stored: int, training
         tensors_sha256=sha256_file(run.condensed),
         parquet_sha256=sha256_file(run.parquet),
     )
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file of ours, and its checksum with it; `change` returns what it becomes or changes it in place."""
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(sealed(change(value) or value)))
 
 
 def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:

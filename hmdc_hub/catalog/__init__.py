@@ -2,7 +2,7 @@
 
 from hmdc_hub.catalog.copy import copy_model, copy_recipe
 from hmdc_hub.catalog.entries import Entry, find_recipe, list_models, list_recipes
-from hmdc_hub.catalog.load import dump_recipe, load_model, load_recipe, read_recipe_file
+from hmdc_hub.catalog.load import dump_recipe, load_model, load_recipe, read_recipe_file, stored_recipe_text
 from hmdc_hub.catalog.overrides import looks_like_override
 from hmdc_hub.catalog.protocols import protocol_name, protocol_overrides
 from hmdc_hub.catalog.published import read_published_recipe
@@ -29,4 +29,5 @@ __all__ = [
     "read_recipe_file",
     "read_yaml",
     "recipe_reference",
+    "stored_recipe_text",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,14 +64,25 @@ def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
     return _check_model(find(MODELS, where), where)[0]
 
 
+_SEAL = "# SHA-256 of the lines above: "
+
+
 def dump_recipe(recipe: Recipe) -> str:
-    """Write a resolved recipe as YAML, the form that a run directory stores; `read_recipe_file` gives it back equal."""
+    """Write a resolved recipe as YAML; `read_recipe_file` gives it back equal."""
     head = "# Every default is filled in and every model written out; this file is a recipe like any other.\n"
     return head + write_yaml(recipe.model_dump(mode="json"))
 
 
+def stored_recipe_text(recipe: Recipe) -> str:
+    """Write a resolved recipe as run directories and packages store it: with a checksum as its last line."""
+    text = dump_recipe(recipe)
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
 def read_recipe_file(path: Path) -> Recipe:
     """Read the recipe of a run directory as it stands: no name is looked up, and no default has changed since.
+
+    A checksum in its last line is compared; one that an older program wrote has none.
 
     Raises:
         FormatError: The file is damaged, or another version of hmdc-hub wrote it.
@@ -86,7 +98,17 @@ def read_recipe_file(path: Path) -> Recipe:
     except UsageError as error:
         message = f"the stored recipe is damaged, or another version of hmdc-hub wrote it\n{error.message}"
         raise FormatError(message, hint="Condense into a new run directory.") from error
+    _compare_checksum(path)
     return recipe
+
+
+def _compare_checksum(path: Path) -> None:
+    text, found, checksum = path.read_bytes().rpartition(_SEAL.encode())
+    if found and hashlib.sha256(text).hexdigest().encode() != checksum.strip():
+        raise FormatError(
+            f"{path} was changed or damaged since it was written: its checksum is another.",
+            hint=f"If you changed it on purpose, delete its last line, which begins with {_SEAL.split(':')[0]!r}.",
+        )
 
 
 def _model_names(data: dict[str, Any]) -> Iterator[tuple[str, ...]]:

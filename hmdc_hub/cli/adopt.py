@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hmdc_hub.catalog import dump_recipe, read_published_recipe
+from hmdc_hub.catalog import read_published_recipe, stored_recipe_text
 from hmdc_hub.cli.failures import disk_errors
 from hmdc_hub.errors import FormatError, NotFoundError, RunExistsError, UsageError
 from hmdc_hub.publish import ConfigFacts, read_facts
@@ -69,7 +69,7 @@ def adopt(package: Path, facts: ConfigFacts, run: RunDir) -> None:
             f"{facts.name} was made from data on its author's disk ({recipe.source.id}): there is nothing to score on.",
             hint="If you have the data: copy its recipe.yaml, let source.id name them, and condense that.",
         )
-    text, info = dump_recipe(recipe).encode(), (package / facts.name / "info.json").read_bytes()
+    text, info = stored_recipe_text(recipe).encode(), (package / facts.name / "info.json").read_bytes()
     digests = {
         run.parquet: facts.info.parquet_sha256,
         run.condensed: facts.info.tensors_sha256,

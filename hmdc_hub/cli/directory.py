@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmdc_hub.catalog import dump_recipe, read_recipe_file
+from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
 from hmdc_hub.cli.result import Part
 from hmdc_hub.errors import FormatError, RunExistsError, UsageError
-from hmdc_hub.publish.build import without_paths
+from hmdc_hub.publish.verify import verify
 from hmdc_hub.schema import Recipe
 from hmdc_hub.store import RunDir, read_info, read_scores
 from hmdc_hub.store.files import json_text
@@ -51,7 +51,7 @@ def stored_recipe(run: RunDir) -> Recipe | None:
     except FormatError as error:
         raise RunExistsError(
             f"{run.path} holds a run that this program cannot go on with: {error.message}",
-            hint="--force removes that run and starts again; --run-dir takes another directory.",
+            hint=f"{error.hint} --force removes that run and starts again; --run-dir takes another directory.".lstrip(),
         ) from error
 
 
@@ -89,13 +89,20 @@ def missing(recipe: Recipe, run: RunDir, wishes: Wishes) -> list[Part]:
 
 
 def package_is_current(recipe: Recipe, run: RunDir) -> bool:
-    """Tell whether the package of a complete run is of this recipe, these images and these scores."""
+    """Tell whether the package of a complete run is of this recipe, these images and these scores, and in order."""
     folder = run.package / recipe.publish.config
-    info, shown = without_paths(read_info(run.info), recipe)
-    wanted = {"recipe.yaml": dump_recipe(shown).encode(), "info.json": json_text(info).encode()}
+    info = read_info(run.info)
+    wanted = {
+        "recipe.yaml": stored_recipe_text(recipe.without_paths(info.source)).encode(),
+        "info.json": json_text(info.without_paths()).encode(),
+    }
     there = {path: _bytes(folder / path) for path in wanted}
     scores = run.public_scores() if run.scores.is_file() else None
-    return there == wanted and _bytes(folder / "scores.json") == scores
+    return (
+        there == wanted
+        and _bytes(folder / "scores.json") == scores
+        and all(finding.ok for finding in verify(run.package))
+    )
 
 
 def _bytes(path: Path) -> bytes | None:

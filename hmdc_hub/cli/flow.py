@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hmdc_hub.catalog import dump_recipe
+from hmdc_hub.catalog import stored_recipe_text
 from hmdc_hub.cli.directory import missing, refuse_place, stored_recipe
 from hmdc_hub.cli.failures import disk_errors
 from hmdc_hub.cli.result import Part, Result, read_result
 from hmdc_hub.cli.together import tell
-from hmdc_hub.errors import RunExistsError
+from hmdc_hub.errors import FormatError, NewerFormatError, RunExistsError
 from hmdc_hub.events import Listener, Note, Stage, StopFlag, silent
 from hmdc_hub.models import build_for, settle
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store import (
     RunDir,
+    read_header,
     read_info,
     read_scores,
     remove,
@@ -215,7 +216,16 @@ def _preview(run: RunDir) -> bytes:
 
 
 def complete(recipe: Recipe, source: Source, run: RunDir, device: torch.device, listener: Listener) -> None:
-    """Make what a set that came from elsewhere lacks for its scores, and say if its source is another one here."""
+    """Make what a run lacks for its scores, and say if its source is another one here.
+
+    Raises:
+        FormatError: The images that are to be scored are not those that info.json names.
+    """
+    if not run.finished:
+        raise FormatError(
+            f"The images in {run.path} are not those that its info.json names.",
+            hint="`hmdc-hub condense` with its recipe and --resume makes them again.",
+        )
     there, here = read_info(run.info).source.fingerprint, source.info.fingerprint
     if there != here:
         listener(
@@ -224,16 +234,33 @@ def complete(recipe: Recipe, source: Source, run: RunDir, device: torch.device, 
                 f"{there[:12]}): scores will differ"
             )
         )
-    if "start" in recipe.evaluate.against and not run.start.is_file():
+    if "start" not in recipe.evaluate.against:
+        return
+    if (problem := _problem_of_start(run)) is not None:
         from hmdc_hub.condense import make_start
 
+        if problem:
+            listener(Note(problem))
         listener(Stage("start", "made again from the recipe"))
         make_start(recipe, source, run, device=device)
 
 
+def _problem_of_start(run: RunDir) -> str | None:
+    """Say why the starting images cannot be scored; None: they can; empty: they are not there."""
+    if not run.start.is_file():
+        return ""
+    try:
+        checked = read_header(run.start)[1]
+    except NewerFormatError:
+        raise
+    except FormatError as error:
+        return error.message
+    return None if checked else f"{run.start} has no checksum: an older program wrote it"
+
+
 def _store_recipe(recipe: Recipe, run: RunDir) -> None:
     """Write the resolved recipe, and let the other files follow where only protocol or name changed."""
-    text = dump_recipe(recipe)
+    text = stored_recipe_text(recipe)
     if run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text:
         return
     if run.info.is_file():

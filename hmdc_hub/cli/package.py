@@ -24,6 +24,7 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
     """Build the package of RUN, or of the newest finished run: the files that a Hub dataset will hold.
 
     `hmdc-hub condense` has done that already, and `hmdc-hub push` does it again; doing it twice gives the same bytes.
+    What `hmdc-hub verify` would not pass is refused.
     """
     from hmdc_hub import publish
 

@@ -14,11 +14,12 @@ from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 if TYPE_CHECKING:
     from hmdc_hub.publish.verify import Finding
 
+AUTHOR = "Do not train on it; its author can push the run it came from again."
 EPILOG = """\b
 hmdc-hub verify someone/cifar10-hmdc
 hmdc-hub verify someone/cifar10-hmdc --revision ipc10-1a2b3c4d
 hmdc-hub verify cifar10-hmdc       a folder, as `hmdc-hub pull` leaves it
-hmdc-hub verify digits_ipc1        the package of a run"""
+hmdc-hub verify digits_ipc1        a run: its own files, and its package"""
 
 
 @click.command(short_help="Check a published set, a package or a run again.", epilog=EPILOG)
@@ -31,15 +32,27 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
     """Check TARGET again: a dataset on the Hub, a package folder, or a run.
 
     Every hash, count and class name; that pixels, tensors and scores belong together; that the means follow from the
-    single trainings; that the card says what the files say. Exit status 1 if anything does not.
+    single trainings; that the card says what the files say. Of a run also the images it began with and its finished
+    trainings. Exit status 1 if anything is not as it must be.
     """
-    folder = _folder(target, root)
-    if folder is not None:
-        if revision is not None:
-            raise UsageError(
-                f"{folder} is a folder here: --revision belongs to datasets on the Hub.", hint="Leave it out."
+    from hmdc_hub.publish.verify import verify as check
+    from hmdc_hub.publish.verify import verify_run
+    from hmdc_hub.store import RunDir
+
+    place = _place(target, root)
+    if place is not None and revision is not None:
+        raise UsageError(f"{place} is a folder here: --revision belongs to datasets on the Hub.", hint="Leave it out.")
+    if place is not None and _is_run(place):
+        if config is not None:
+            raise UsageError(f"{place} is a run: --config belongs to packages.", hint="Leave it out.")
+        if not (place / "info.json").is_file():
+            raise NotFoundError(
+                f"{place} is not completely condensed.",
+                hint="`hmdc-hub condense` with its recipe and --resume does that.",
             )
-        findings = _verified(folder, _configs(folder, config))
+        findings = verify_run(RunDir(place))
+    elif place is not None:
+        findings = check(place, _configs(place, config))
     else:
         require_hub_id(target, root)
         from hmdc_hub.store.download import download_package
@@ -51,18 +64,20 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
                 target, config=config, revision=revision, everything=True, cache=temporary, check=False
             )
             output.talk(f"{target} at commit {got.commit}")
-            findings = _verified(got.folder, list(got.configs))
+            findings = check(got.folder, list(got.configs))
     _report(target, findings, as_json)
 
 
-def _folder(target: str, root: Path) -> Path | None:
-    """Find the package that a path or the name of a run means; None: it can only be a dataset on the Hub."""
-    for path in (Path(target), root / target):
-        if (path / "package").is_dir() and (path / "info.json").is_file():
-            return path / "package"
-        if path.is_dir():
-            return path
-    return None
+def _place(target: str, root: Path) -> Path | None:
+    """Find the run or the folder that a path or the name of a run means; None: it can only be a dataset on the Hub."""
+    return next((path for path in (Path(target), root / target) if path.is_dir()), None)
+
+
+def _is_run(path: Path) -> bool:
+    from hmdc_hub.store.runs import is_run
+
+    # The folder of a configuration has a recipe and an info.json, too, and a manifest.
+    return (is_run(path) or (path / "info.json").is_file()) and not (path / "manifest.json").is_file()
 
 
 def _configs(folder: Path, config: str | None) -> list[str] | None:
@@ -70,12 +85,6 @@ def _configs(folder: Path, config: str | None) -> list[str] | None:
         names = ", ".join(sorted(path.parent.name for path in folder.glob("*/manifest.json")))
         raise NotFoundError(f"{folder} has no configuration {config!r}; it has {names or 'none'}.")
     return None if config is None else [config]
-
-
-def _verified(folder: Path, configs: list[str] | None) -> list[Finding]:
-    from hmdc_hub.publish.verify import verify as check
-
-    return check(folder, configs)
 
 
 def _report(target: str, findings: list[Finding], as_json: bool) -> None:
@@ -90,7 +99,7 @@ def _report(target: str, findings: list[Finding], as_json: bool) -> None:
         count = "1 check" if len(wrong) == 1 else f"{len(wrong)} checks"
         raise FormatError(
             f"{target} is not in order: {count} of {len(findings)} failed.",
-            hint="Do not train on it; its author can push the run it came from again.",
+            hint="\n".join(dict.fromkeys(finding.step for finding in wrong if finding.step)) or AUTHOR,
         )
     if not as_json:
         output.talk(f"all {len(findings)} checks passed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 
@@ -30,6 +31,7 @@ from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import ArtifactInfo, Recipe
 from hmdc_hub.sources import Source
 from hmdc_hub.store import RunDir, read_info, sha256_file, write_json_atomic
+from hmdc_hub.store.files import TEMPORARY
 
 WORTH_A_CREW = 10.0
 """Seconds of image steps left from which on worker processes are started, which takes some five seconds."""
@@ -92,20 +94,25 @@ def condense(
 
 
 def make_start(recipe: Recipe, source: Source, run: RunDir, *, device: torch.device) -> None:
-    """Make start.safetensors alone, for a set that was condensed elsewhere: packages leave it out, as anybody can.
+    """Make start.safetensors alone: of a set that was condensed elsewhere, as packages leave it out, or a damaged one.
 
     Args:
         recipe: Resolved.
         source: The source that the recipe names, loaded.
-        run: A directory without checkpoints.
+        run: The directory; nothing else in it is read or changed.
         device: Where the first model of the pool embeds images.
     """
-    session = _Session(recipe, source, run, device, 1, Alone(), silent, StopFlag())
+    apart = RunDir(run.path / f".start{TEMPORARY}")  # where no checkpoint says that the start is long past
+    shutil.rmtree(apart.path, ignore_errors=True)
+    apart.path.mkdir(parents=True)
+    session = _Session(recipe, source, apart, device, 1, Alone(), silent, StopFlag())
     try:
         with session.threads.one_each():
             session.begin()
+        apart.start.replace(run.start)
     finally:
         session.close()
+        shutil.rmtree(apart.path, ignore_errors=True)
 
 
 class _Session:
@@ -207,7 +214,7 @@ class _Session:
         clamped = float(self.ranks.together(self.condenser.clamped).mean())
         if self.writes:
             info = self._info(*write_decoded(self.run, self.recipe, self.source), clamped)
-            write_json_atomic(self.run.info, info.model_dump(mode="json"))
+            write_json_atomic(self.run.info, info)
         self.ranks.together(torch.zeros(1))  # nobody goes on before the files are there
         return read_info(self.run.info)
 

@@ -20,7 +20,7 @@ from hmdc_hub.evaluate.baselines import TrainingSet
 from hmdc_hub.evaluate.train import FORM, steps_of
 from hmdc_hub.measures import FULL
 from hmdc_hub.provenance import versions
-from hmdc_hub.schema import Cell, EvaluateSpec, sha256_of
+from hmdc_hub.schema import Cell, EvaluateSpec, is_intact, sealed, sha256_of, unsealed
 from hmdc_hub.schema.model import plain_models
 from hmdc_hub.store import write_text_atomic
 
@@ -72,6 +72,8 @@ class Ledger:
     Attributes:
         entries: Finished trainings by name.
         elsewhere: What is only finished in another place, by name: that place.
+        dropped: Lines that were there and are damaged or have no checksum, as older programs wrote them; those
+            trainings are done again.
     """
 
     def __init__(self, path: Path, stamp: Mapping[str, Any], place: Mapping[str, str], images: int) -> None:
@@ -79,9 +81,11 @@ class Ledger:
         self.entries: dict[CellName, Entry] = {}
         self.elsewhere: dict[CellName, str] = {}
         text = _text(path)
-        kept = "".join(line + "\n" for line in text.splitlines() if self._take(line))
-        if kept != text:  # a kill cut a line in two
-            write_text_atomic(path, kept)
+        lines = text.splitlines()
+        kept = [line for line in lines if self._take(line)]
+        self.dropped = len(lines) - len(kept)
+        if (clean := "".join(line + "\n" for line in kept)) != text:  # such as a line that a kill cut in two
+            write_text_atomic(path, clean)
         self.look()
 
     def look(self) -> None:
@@ -95,12 +99,12 @@ class Ledger:
         """Remember a training, in the file before anything else happens."""
         self.entries[name_of(entry.cell)] = entry
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.stamp | self.place | entry.plain()) + "\n")
+            file.write(json.dumps(sealed(self.stamp | self.place | entry.plain())) + "\n")
 
     def _take(self, line: str) -> bool:
-        """Take over the training in a line; False if the line is damaged."""
+        """Take over the training in a line; False if the line is damaged or has no checksum."""
         try:
-            plain = json.loads(line)
+            plain = _intact(line)
             parts = {key: plain.pop(key) for key in ("cell", "predicted")}
             place = {key: plain.pop(key, None) for key in self.place}
             if plain == self.stamp:  # the others are of another protocol, which may come back
@@ -109,9 +113,20 @@ class Ledger:
                     self.entries[name_of(entry.cell)] = entry
                 else:
                     self.elsewhere[name_of(entry.cell)] = differing(place, self.place)
-        except (ValueError, KeyError, AttributeError, FormatError):
+        except (KeyError, FormatError):
             return False
         return True
+
+
+def _intact(text: str) -> dict[str, Any]:
+    """Read plain data with a checksum; FormatError if they have none or another."""
+    try:
+        plain = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"a finished training cannot be read: {error}") from error
+    if not isinstance(plain, dict) or not is_intact(plain):
+        raise FormatError("a finished training was changed or damaged since it was written, or has no checksum")
+    return unsealed(plain)
 
 
 def differing(place: Mapping[str, str | None], here: Mapping[str, str]) -> str:
@@ -155,7 +170,7 @@ class Paid:
     def find(self, made: TrainingSet, model: str, seed: int) -> Entry | None:
         """Look a training up; one that cannot be read counts as absent."""
         try:
-            found = Entry.read(json.loads(self._path(made, model, seed).read_text(encoding="utf-8")), self.images)
+            found = Entry.read(_intact(self._path(made, model, seed).read_text(encoding="utf-8")), self.images)
         except (OSError, ValueError, FormatError):
             return None
         # The same images may have had another name: one of several draws, or the only choice of a small class.
@@ -166,7 +181,7 @@ class Paid:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self._path(made, entry.cell.model, entry.cell.seed)
-            write_text_atomic(path, json.dumps(entry.plain()) + "\n")
+            write_text_atomic(path, json.dumps(sealed(entry.plain())) + "\n")
         except (OSError, RunError):
             pass
 

@@ -73,7 +73,7 @@ def evaluate(
     """
     refuse_within_a_start()
     protocol = protocol.settled()
-    known = _known_scores(_stamp(subject, protocol, source), where)
+    known = _known_scores(_stamp(subject, protocol, source), where, listener)
     if known is not None:
         return known
     work = _Evaluation(subject, protocol, source, where.path, where.cells, device, listener, stop or StopFlag(), cache)
@@ -84,7 +84,7 @@ def evaluate(
         work.wait()
     confused, scores = work.result()
     write_confusion(where.confusion, confused)
-    write_json_atomic(where.scores, scores.model_dump(mode="json"))
+    write_json_atomic(where.scores, scores)
     return scores
 
 
@@ -107,7 +107,7 @@ def assist(
     """
     refuse_within_a_start()
     protocol = protocol.settled()
-    if _known_scores(_stamp(subject, protocol, source), where) is None:
+    if _known_scores(_stamp(subject, protocol, source), where, listener) is None:
         path = where.path / share.ledger
         work = _Evaluation(subject, protocol, source, where.path, path, device, listener, stop or StopFlag(), cache)
         meet(share, work.where_and_what, work.stop)
@@ -157,6 +157,9 @@ class _Evaluation:
 
     def train(self, jobs: Sequence[Job], workers: int | None, *, reuse: bool = True) -> None:
         """Do those of some trainings that nobody has done yet."""
+        if self.ledger.dropped:
+            lines = "1 line is" if self.ledger.dropped == 1 else f"{self.ledger.dropped} lines are"
+            self.listener(Note(f"{lines} damaged or without a checksum in {self.ledger.path}: done again"))
         if self.ledger.entries:
             self.listener(Note(f"{len(self.ledger.entries)} of {len(self.jobs)} trainings were done before"))
         if reuse:
@@ -269,7 +272,7 @@ SURELY_WORTH = 20.0
 """Guessed seconds from which they gain something, however wrong the guess is."""
 
 
-def _known_scores(stamp: Mapping[str, str | None], where: RunDir) -> Scores | None:
+def _known_scores(stamp: Mapping[str, str | None], where: RunDir, listener: Listener) -> Scores | None:
     if not where.scores.is_file():
         return None
     try:
@@ -277,6 +280,7 @@ def _known_scores(stamp: Mapping[str, str | None], where: RunDir) -> Scores | No
         read_confusion(where.confusion)
     except NewerFormatError:
         raise  # not ours to overwrite
-    except (FormatError, NotFoundError):
-        return None  # damaged: made again
+    except (FormatError, NotFoundError) as error:
+        listener(Note(f"{error.message} Scores are made again."))
+        return None
     return scores if all(getattr(scores, key) == value for key, value in stamp.items()) else None

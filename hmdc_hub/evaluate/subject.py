@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmdc_hub import pack
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import RunDir, read_condensed, read_parquet, sha256_file
+from hmdc_hub.store import RunDir, read_condensed, read_info, read_parquet, sha256_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Subject:
         start: The stored images before the first image step, float32 in [0, 1] C x n x ch x H x W; None: unknown.
         condensed_by: Names of the models that condensed it, as pool entries are called.
         condense_hash: Of its recipe; None like the two next for a set of another program.
-        family_hash: Of its recipe without the seed.
+        family_hash: Of its recipe without the seed, as published.
         seed: Of its recipe.
         notes: What reading it changed or found that a person should know, such as a resize; a clause each.
     """
@@ -52,7 +52,7 @@ def of_run(recipe: Recipe, run: RunDir) -> Subject:
 
     Args:
         recipe: Resolved.
-        run: Holds train.parquet, and condensed.safetensors and start.safetensors if they are needed.
+        run: Holds info.json, train.parquet, and condensed.safetensors and start.safetensors if they are needed.
 
     Raises:
         NotFoundError: One of the files is not there.
@@ -77,7 +77,7 @@ def of_run(recipe: Recipe, run: RunDir) -> Subject:
         start=start,
         condensed_by=tuple(spec.name for spec in recipe.pool),
         condense_hash=recipe.condense_hash(),
-        family_hash=recipe.family_hash(),
+        family_hash=recipe.without_paths(read_info(run.info).source).family_hash(),
         seed=recipe.seed,
     )
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from hmdc_hub.catalog import dump_recipe, read_recipe_file
-from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
+from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
+from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.scan import refuse_secrets
+from hmdc_hub.publish.verify import Finding, step_of, verify
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview_of
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
@@ -27,12 +29,14 @@ from hmdc_hub.store.files import (
 )
 from hmdc_hub.store.rundir import RunDir
 
+_T = TypeVar("_T")
+
 
 def package(run: RunDir, *, config: str | None = None) -> Path:
     """Build `<run>/package` from the run's files, in the place of an earlier one; packaging twice gives the same bytes.
 
     Data files are copied unchanged. A local source's path becomes its base name and fingerprint. Without scores.json
-    the parts about scores are left out.
+    the parts about scores are left out. What was built is put there only if `verify` finds nothing wrong with it.
 
     Args:
         run: A run whose condensing is complete.
@@ -43,7 +47,7 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
 
     Raises:
         NotFoundError: Condensing is not complete.
-        FormatError: A file is damaged: it has not the SHA-256 that info.json or scores.json names.
+        FormatError: A file is damaged, or says what does not follow from the others.
         UsageError: What the recipe says would publish a secret or a path of this machine.
         RunError: The file system failed; an earlier package is still there.
     """
@@ -52,15 +56,17 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
             f"{run.path} holds no complete condensed set to package.",
             hint="`hmdc-hub condense` with its recipe and --resume goes on with it.",
         )
-    info, recipe = read_info(run.info), read_recipe_file(run.recipe)
+    recipe = _read(run, "recipe", run.recipe, read_recipe_file)
+    info = _read(run, "provenance", run.info, read_info)
+    scores = _read(run, "scores", run.scores, read_scores) if run.scores.is_file() else None
+    _refuse_mismatch(run, info, recipe, scores)
     if config is not None:
         recipe = recipe.model_copy(update={"publish": renamed(recipe.publish, config)})
-    scores = read_scores(run.scores) if run.scores.is_file() else None
-    _refuse_mismatch(run, info, scores)
     building = run.path / f".package{TEMPORARY}"
     try:
         shutil.rmtree(building, ignore_errors=True)
-        _build(building, run, *without_paths(info, recipe), scores)
+        _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
+        _refuse_wrong(run, verify(building))
         refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
         _swap(building, run.package)
     except OSError as error:
@@ -99,8 +105,35 @@ def files_of(folder: Path) -> list[Path]:
     return found
 
 
-def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> None:
-    """Refuse data that is not what provenance and scores were written about."""
+def _read(run: RunDir, check: str, path: Path, read: Callable[[Path], _T]) -> _T:
+    """Read a file of the run; one that is damaged is refused with what mends it."""
+    try:
+        return read(path)
+    except NewerFormatError:
+        raise
+    except FormatError as error:
+        raise FormatError(error.message, hint=error.hint or step_of(run, check)) from error
+
+
+def _refuse_wrong(run: RunDir, findings: Sequence[Finding]) -> None:
+    """Refuse a package of which somebody who verifies it would say that it is not in order."""
+    wrong = [one for one in findings if not one.ok]
+    if wrong:
+        listed = "\n".join(f"  {one.check}: {one.detail}" for one in wrong)
+        raise FormatError(
+            f"{run.path} is not in order, and was not packaged:\n{listed}",
+            hint="\n".join(dict.fromkeys(step_of(run, one.check) for one in wrong)),
+        )
+
+
+def _refuse_mismatch(run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
+    """Refuse data that is not what recipe, provenance and scores were written about."""
+    if recipe.condense_hash() != info.condense_hash:
+        raise FormatError(
+            f"{run.recipe} is not the recipe that {run.info} names: condense hash {recipe.condense_hash()[:12]}, not "
+            f"{info.condense_hash[:12]}.",
+            hint=step_of(run, "recipe"),
+        )
     for path, wanted in ((run.condensed, info.tensors_sha256), (run.parquet, info.parquet_sha256)):
         if sha256_file(path) != wanted:
             raise FormatError(
@@ -119,31 +152,6 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, scores: Scores | None) -> 
         )
 
 
-def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Recipe]:
-    """Replace paths by base names and fingerprints: where somebody keeps data and weights is nobody's business.
-
-    The placeholder, `local:<base name>@<16 hex digits of the fingerprint>`, tells a reader who has the data too which
-    they are; no program takes it for a path.
-    """
-    info = info.model_copy(update={"models": [model.without_paths() for model in info.models]})
-    recipe = recipe.model_copy(
-        update={
-            "pool": [model.without_paths() for model in recipe.pool],
-            "evaluate": recipe.evaluate.without_paths(),
-        }
-    )
-    if info.source.kind != "local":
-        return info, recipe
-    # PureWindowsPath splits at both kinds of slash.
-    name = PureWindowsPath(recipe.source.id).name or "data"
-    place = f"local:{name}@{info.source.fingerprint[:16]}"
-    source = info.source.model_copy(update={"id": place})
-    return (
-        info.model_copy(update={"source": source}),
-        recipe.model_copy(update={"source": recipe.source.model_copy(update={"id": place})}),
-    )
-
-
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
     config = recipe.publish.config
@@ -152,7 +160,7 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     parquet = data / PARQUET
     shutil.copyfile(run.parquet, parquet)
     shutil.copyfile(run.condensed, data / "condensed.safetensors")
-    write_text_atomic(data / "recipe.yaml", dump_recipe(recipe))
+    write_text_atomic(data / "recipe.yaml", stored_recipe_text(recipe))
     write_text_atomic(data / "info.json", json_text(info))
     _refuse_other_images(parquet, info)
     picture = preview_of(parquet, info.training_images, info.source.class_names)

@@ -13,10 +13,10 @@ from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.errors import FormatError
 from hmdc_hub.publish.citations import known
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
-from hmdc_hub.publish.front_matter import dump, front_matter, is_hub_id, license_of, source_name, source_names
+from hmdc_hub.publish.front_matter import Quoted, dump, front_matter, is_hub_id, license_of, source_name, source_names
 from hmdc_hub.report.tables import table_markdown
 from hmdc_hub.report.text import escape_markdown, one_line
-from hmdc_hub.schema import SourceInfo
+from hmdc_hub.schema import SourceInfo, sha256_of
 from hmdc_hub.store.configs import split_card
 
 BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
@@ -66,7 +66,16 @@ def render(
         )
     except jinja2.UndefinedError as error:
         raise FormatError(f"The card of {package} lacks a fact that it must state: {error}.") from error
+    top["hmdc"]["text_sha256"] = Quoted(text_checksum(text))
     return f"---\n{dump(top)}---\n\n{text}"
+
+
+def text_checksum(body: str) -> str:
+    """SHA-256 (hex) of a card's text without what people wrote between the two markers; line ends do not matter."""
+    before, begin, rest = body.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    lines = [*before.splitlines(), begin, end, *after.splitlines()]
+    return sha256_of([line.rstrip() for line in lines if line.strip()])
 
 
 def _hand_written(body: str, *, ours: bool) -> str:

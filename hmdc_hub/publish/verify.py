@@ -1,20 +1,29 @@
-"""Checking a package again: every hash, count, class name, score and the card. Reads a folder, asks no network."""
+"""Checking a package or a run again: every hash, count, class name, score and the card. Asks no network."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hmdc_hub.catalog import read_published_recipe
+from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
+from hmdc_hub.measures import class_accuracy
+from hmdc_hub.publish.card import text_checksum
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config
 from hmdc_hub.publish.front_matter import front_matter
-from hmdc_hub.publish.verify_scores import check_scores, equal
-from hmdc_hub.schema import Manifest
+from hmdc_hub.publish.verify_scores import check_means, check_parquet_of_scores, check_scores, equal
+from hmdc_hub.schema import LOCAL, ArtifactInfo, Manifest, Recipe, Scores, is_intact
+from hmdc_hub.store import RunDir
 from hmdc_hub.store.configs import read_card_text, split_card
-from hmdc_hub.store.files import read_info, read_record, sha256_file
+from hmdc_hub.store.files import read_info, read_record, read_scores, sha256_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURES = ("preview.png", "scores.png")
 
@@ -24,16 +33,37 @@ class Finding:
     """One check.
 
     Attributes:
-        config: What it was about; empty: the card.
-        check: files, provenance, recipe, tensors, images, scores, pictures or card.
+        config: What it was about: a configuration of a package, `evaluations/<name>` of a run; empty: the card, or the
+            run itself.
+        check: files, provenance, recipe, tensors, images, scores, pictures or card; of a run start and trainings, too.
         ok: Whether all is as it must be.
         detail: What was looked at, or what is wrong.
+        step: What mends it; empty if that is not known.
     """
 
     config: str
     check: str
     ok: bool
     detail: str
+    step: str = ""
+
+
+class Packaged:
+    """The files of one configuration of a package, called as those of a run.
+
+    Args:
+        folder: The package.
+        name: The configuration.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name, own = folder, name, folder / name
+        self.recipe, self.condensed, self.parquet = own / "recipe.yaml", own / "condensed.safetensors", own / PARQUET
+        self.info, self.scores, self.manifest = own / "info.json", own / "scores.json", own / "manifest.json"
+
+
+SetFiles = RunDir | Packaged
+"""What a run directory and a configuration of a package both have is found under the same names."""
 
 
 def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
@@ -52,17 +82,65 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
     names = sorted(path.parent.name for path in folder.glob("*/manifest.json")) if configs is None else configs
     findings = [Finding("", "card", False, f"{folder} has no configuration")] if not names else []
     for name in names:
-        findings += [_run(name, check, look, folder) for check, look in _CHECKS.items()]
-    return [*findings, _run("", "card", lambda where, _: _card(where, names), folder)]
+        at = Packaged(folder, name)
+        findings += [_looked(name, check, partial(look, at), folder) for check, look in _OF_PACKAGES.items()]
+    findings.append(_looked("", "card", lambda: _card(folder, names), folder))
+    # What messages advise is for the author, who has the run.
+    return [replace(one, step="") for one in findings]
 
 
-def _run(name: str, check: str, look: Callable[[Path, str], str], folder: Path) -> Finding:
+def verify_run(run: RunDir) -> list[Finding]:
+    """Check a run: its own files, evaluations by other protocols, and its package if it has one.
+
+    Args:
+        run: Whose condensing is complete.
+
+    Returns:
+        All checks, those that failed included, each with a step that mends it.
+
+    Raises:
+        NewerFormatError: A file is of a newer format version.
+    """
+    found = [_looked("", check, partial(look, run), run.path) for check, look in _OF_RUNS.items()]
+    found = [one if one.ok else replace(one, step=one.step or step_of(run, one.check)) for one in found]
+    for folder in sorted(path for path in run.evaluations.glob("*") if path.is_dir()):
+        at, name = RunDir(folder), f"{run.evaluations.name}/{folder.name}"
+        again = f"`rm -r {shlex.quote(str(folder))}`, and evaluate by that protocol again."
+        for check, look in (("scores", _other_scores), ("trainings", _trainings)):
+            one = _looked(name, check, partial(look, at), run.path)
+            found.append(one if one.ok else replace(one, step=again))
+    if run.package.is_dir():
+        again = f"`hmdc-hub package {shlex.quote(str(run.path))}` builds it again."
+        found += [one if one.ok else replace(one, step=again) for one in verify(run.package)]
+    return found
+
+
+def step_of(run: RunDir, check: str) -> str:
+    """Say what mends a run in which a check fails."""
+    path = shlex.quote(str(run.path))
+    if check == "scores":
+        try:
+            read_scores(run.scores)
+        except FormatError:  # the evaluator finds that out, too, and puts them together from the trainings
+            return f"`hmdc-hub evaluate {path}` makes them again."
+        return f"`hmdc-hub evaluate {path} --fresh` trains and scores again."
+    if check in ("start", "trainings"):
+        name = run.start.name if check == "start" else "cells*.jsonl"
+        return f"`rm {path}/{name}`: the next evaluation makes again what it needs of it."
+    return (
+        "`hmdc-hub condense` with its recipe and --resume makes it again."
+        if check != "recipe" and not run.finished
+        else "`hmdc-hub condense` with its recipe and --force makes it again."
+    )
+
+
+def _looked(config: str, check: str, look: Callable[[], str], folder: Path) -> Finding:
     try:
-        return Finding(name, check, True, look(folder, name))
+        return Finding(config, check, True, look())
     except NewerFormatError:
         raise
     except HmdcError as error:
-        return Finding(name, check, False, error.message.replace(f"{folder}/", ""))
+        return Finding(config, check, False, error.message.replace(f"{folder}/", ""), error.hint)
 
 
 def _files(folder: Path, name: str) -> str:
@@ -87,11 +165,11 @@ def _files(folder: Path, name: str) -> str:
     return f"{len(listed)} files, every SHA-256"
 
 
-def _provenance(folder: Path, name: str) -> str:
+def _provenance(at: SetFiles) -> str:
     """info.json names these very files, and its counts follow from one another."""
-    info = read_info(folder / name / "info.json")
-    equal("condensed.safetensors", sha256_file(folder / name / "condensed.safetensors"), info.tensors_sha256)
-    equal(PARQUET, sha256_file(folder / name / PARQUET), info.parquet_sha256)
+    info = read_info(at.info)
+    equal("condensed.safetensors", sha256_file(at.condensed), info.tensors_sha256)
+    equal(at.parquet.name, sha256_file(at.parquet), info.parquet_sha256)
     classes = len(info.source.class_names)
     equal("the number of stored images", info.stored_images, classes * info.ipc)
     equal("the number of training images", info.training_images, classes * info.ipc * info.factor**2)
@@ -100,72 +178,199 @@ def _provenance(folder: Path, name: str) -> str:
     return f"{info.ipc} stored per class = {info.ipc * info.factor**2} training images, {classes} classes"
 
 
-def _recipe(folder: Path, name: str) -> str:
-    """The recipe is plain data, and the one that the hashes are of."""
-    recipe, info = read_published_recipe(folder / name / "recipe.yaml"), read_info(folder / name / "info.json")
-    equal("publish.config", recipe.publish.config, name)
+def _agree(recipe: Recipe, info: ArtifactInfo) -> None:
+    """The recipe is the one that the set was made by, as far as the two say the same things."""
     equal("ipc and factor", (recipe.condense.ipc, recipe.condense.factor), (info.ipc, info.factor))
-    equal("source.id", recipe.source.id, info.source.id)
+    equal("the seed", recipe.seed, info.seed)
+    equal("the name", recipe.name, info.recipe_name)
+    equal("the models", [model.name for model in recipe.pool], [model.name for model in info.models])
     equal("the protocol hash", recipe.protocol_hash(), info.protocol_hash)
-    if recipe.source.id.startswith("local:"):
-        return "plain data; its source was local, so the condense hash cannot be computed again"
-    equal("the condense hash", recipe.condense_hash(), info.condense_hash)
+
+
+def _hashes(info: ArtifactInfo) -> str:
     return f"condense hash {info.condense_hash[:12]}, protocol hash {info.protocol_hash[:12]}"
 
 
-def _tensors(folder: Path, name: str) -> str:
-    """The exact floats can be read, and their header says what info.json says."""
-    from hmdc_hub.store.condensed import read_condensed  # late: torch
+def _published_recipe(at: Packaged) -> str:
+    """The recipe is plain data, and the one that the hashes are of."""
+    recipe, info = read_published_recipe(at.recipe), read_info(at.info)
+    equal("publish.config", recipe.publish.config, at.name)
+    equal("source.id", recipe.source.id, info.source.id)
+    _agree(recipe, info)
+    if recipe.source.id.startswith(LOCAL):
+        equal("the source's fingerprint", recipe.source.id.rpartition("@")[2], info.source.fingerprint[:16])
+        return "plain data; its source was local, so the condense hash cannot be computed again"
+    equal("the condense hash", recipe.condense_hash(), info.condense_hash)
+    return _hashes(info)
 
-    images, _, header = read_condensed(folder / name / "condensed.safetensors")
-    info = read_info(folder / name / "info.json")
+
+def _own_recipe(run: RunDir) -> str:
+    """The recipe of a run is the one that the hashes are of."""
+    recipe, info = read_recipe_file(run.recipe), read_info(run.info)
+    _agree(recipe, info)
+    equal("the condense hash", recipe.condense_hash(), info.condense_hash)
+    return _hashes(info)
+
+
+def _tensors(at: SetFiles) -> str:
+    """The exact floats can be read, and their header says what info.json says."""
+    from hmdc_hub.store.condensed import read_classes, read_header  # late: torch
+
+    header, _ = read_header(at.condensed)
+    info = read_info(at.info)
     source = info.source
     pairs = {
         "class names": (header.class_names, source.class_names),
         "ipc and factor": ((header.ipc, header.factor), (info.ipc, info.factor)),
         "mean and std": ((header.mean, header.std), (source.mean, source.std)),
         "condense hash": (header.condense_hash, info.condense_hash),
-        "shape": (tuple(images.shape), (info.stored_images, source.channels, source.size, source.size)),
     }
     for what, (found, wanted) in pairs.items():
         equal(f"{what} of condensed.safetensors", found, wanted)
-    return f"{' x '.join(map(str, images.shape))}, in [0, 1]"
+    shape = (info.ipc, source.channels, source.size, source.size)
+    for images in read_classes(at.condensed):
+        equal("shape of a class in condensed.safetensors", tuple(images.shape), shape)
+    return f"{info.stored_images} x {' x '.join(map(str, shape[1:]))}, in [0, 1]"
 
 
-def _images(folder: Path, name: str) -> str:
+def _images(at: SetFiles) -> str:
     """The parquet is the decoded floats rounded to 8 bits, with the class names of the provenance."""
     import pyarrow.parquet as pq
     import torch
 
     from hmdc_hub import pack
-    from hmdc_hub.store.condensed import read_condensed
-    from hmdc_hub.store.parquet import read_class_names, read_parquet, to_uint8
+    from hmdc_hub.store.condensed import read_classes, read_header
+    from hmdc_hub.store.parquet import read_class_names, to_uint8
 
-    path, info = folder / name / PARQUET, read_info(folder / name / "info.json")
-    manifest = read_record(folder / name / "manifest.json", Manifest)
-    pixels, labels = read_parquet(path)
-    footer = pq.read_metadata(path)
+    info = read_info(at.info)
+    equal(f"the class names of {at.parquet.name}", read_class_names(at.parquet), info.source.class_names)
+    equal("the number of rows", pq.read_metadata(at.parquet).num_rows, info.training_images)
+    header, _ = read_header(at.condensed)
+    rows = _rows_by_class(at.parquet, header.ipc * header.factor**2)
+    for label, stored in enumerate(read_classes(at.condensed)):
+        decoded = to_uint8(pack.decode(stored, header.factor))
+        pixels, labels = next(rows, (decoded[:0], torch.empty(0)))
+        equal("the shape of a class", tuple(pixels.shape), tuple(decoded.shape))
+        if not bool((labels == label).all()):
+            raise FormatError("the labels are not those of the stored images")
+        # One step of 255 apart is what another processor's rounding can do.
+        apart = int((decoded.int() - pixels.int()).abs().max())
+        if apart > 1:
+            raise FormatError(f"the pixels are not the decoded tensors: up to {apart} of 255 apart")
+    return f"{info.training_images} images, the decoded tensors in 8 bits"
+
+
+def _rows_by_class(path: Path, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the images of a parquet, so many at a time, with their labels."""
+    import torch
+
+    from hmdc_hub.store.parquet import read_parquet_parts
+
+    left: list[tuple[Tensor, Tensor]] = []
+    for part in read_parquet_parts(path):
+        if left and part[0].shape[1:] != left[0][0].shape[1:]:
+            raise FormatError(f"{path.name} has images of more than one size")
+        left.append(part)
+        if sum(len(labels) for _, labels in left) < count:
+            continue
+        images, labels = (torch.cat(pieces) for pieces in zip(*left, strict=True))
+        whole = len(labels) // count * count
+        for begin in range(0, whole, count):
+            yield images[begin : begin + count], labels[begin : begin + count]
+        left = [(images[whole:], labels[whole:])]
+
+
+def _published_images(at: Packaged) -> str:
+    """The parquet is the decoded tensors, and manifest.json says of it what its footer says."""
+    import pyarrow.parquet as pq
+
+    looked = _images(at)
+    manifest, footer = read_record(at.manifest, Manifest), pq.read_metadata(at.parquet)
     size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-    equal("the number of rows", len(labels), info.training_images)
     equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
-    equal("the class names of the parquet", read_class_names(path), info.source.class_names)
-    equal("the class names of manifest.json", manifest.class_names, info.source.class_names)
-    stored, _, header = read_condensed(folder / name / "condensed.safetensors")
-    classes = len(header.class_names)
-    decoded = pack.decode(torch.unflatten(stored, 0, (classes, header.ipc)), header.factor)
-    if not torch.equal(labels, torch.arange(classes).repeat_interleave(decoded.shape[1])):
-        raise FormatError("the labels are not those of the stored images")
-    # One step of 255 apart is what another processor's rounding can do.
-    apart = (to_uint8(decoded.flatten(0, 1)).int() - pixels.int()).abs()
-    if int(apart.max()) > 1:
-        raise FormatError(f"the pixels are not the decoded tensors: up to {int(apart.max())} of 255 apart")
-    return f"{len(labels)} images, the decoded tensors in 8 bits"
+    equal("the class names of manifest.json", manifest.class_names, read_info(at.info).source.class_names)
+    return looked
 
 
-def _pictures(folder: Path, name: str) -> str:
+def _published_scores(at: Packaged) -> str:
+    """The scores belong to these images, and their means follow from the single trainings."""
+    if not at.scores.is_file():
+        return "none"
+    scores = check_scores(at.scores, read_info(at.info), read_published_recipe(at.recipe))
+    if scores.protocol.holdout is not None:
+        raise FormatError("the scores are of held-out images of the train split, which are not for publishing")
+    check_parquet_of_scores(at.folder / "scores" / f"{at.name}.parquet", scores, at.name)
+    return _SCORED.format(len(scores.cells))
+
+
+_SCORED = "{} trainings, every mean and interval computed again"
+
+
+def _own_scores(run: RunDir) -> str:
+    """The scores of a run belong to its images, and accuracies of classes are those of the confusion matrices."""
+    if not run.scores.is_file():
+        return "none"
+    scores = check_scores(run.scores, read_info(run.info), read_recipe_file(run.recipe))
+    _confusion(run, scores)
+    return _SCORED.format(len(scores.cells))
+
+
+def _other_scores(where: RunDir) -> str:
+    """Scores by another protocol follow from their trainings."""
+    if not where.scores.is_file():
+        return "none"
+    scores = read_scores(where.scores)
+    check_means(scores)
+    _confusion(where, scores)
+    return _SCORED.format(len(scores.cells))
+
+
+def _confusion(where: RunDir, scores: Scores) -> None:
+    from hmdc_hub.store.confusion import read_confusion
+
+    if not where.confusion.is_file():
+        return  # the next evaluation makes it
+    counted, classes = read_confusion(where.confusion), len(scores.class_names)
+    wanted = {(name, model): values for name, row in scores.per_class.items() for model, values in row.items()}
+    equal("the matrices of confusion.safetensors", sorted(counted), sorted(wanted))
+    for (name, model), values in wanted.items():
+        equal(f"the shape of {name}/{model} in confusion.safetensors", counted[name, model].shape, (classes, classes))
+        equal(f"the classes of {name}/{model} in confusion.safetensors", class_accuracy(counted[name, model]), values)
+
+
+def _start(run: RunDir) -> str:
+    """The starting images are as they were written."""
+    from hmdc_hub.store.condensed import read_classes, read_header
+
+    if not run.start.is_file():
+        return "none"
+    header, checked = read_header(run.start)
+    equal("the condense hash of start.safetensors", header.condense_hash, read_info(run.info).condense_hash)
+    count = sum(len(images) for images in read_classes(run.start))
+    return f"{count} images{'' if checked else ', without a checksum: an older program wrote them'}"
+
+
+def _trainings(where: RunDir) -> str:
+    """Every line of finished trainings is as it was written."""
+    lines = [line for path in sorted(where.path.glob("cells*.jsonl")) for line in path.read_bytes().splitlines()]
+    old, broken = 0, 0
+    for line in lines:
+        try:
+            plain = json.loads(line)
+            old += isinstance(plain, dict) and "checksum" not in plain
+            broken += not isinstance(plain, dict) or ("checksum" in plain and not is_intact(plain))
+        except (ValueError, RecursionError):
+            broken += 1
+    if broken:
+        raise FormatError(f"{broken} of {len(lines)} lines of finished trainings are damaged; no evaluation uses them")
+    return f"{len(lines)} lines{f', {old} without a checksum, which no evaluation uses' if old else ''}"
+
+
+def _pictures(at: Packaged) -> str:
     from PIL import Image
 
-    shown = [path for path in (folder / "assets" / name / picture for picture in PICTURES) if path.is_file()]
+    name, folder = at.name, at.folder / "assets" / at.name
+    shown = [path for path in (folder / picture for picture in PICTURES) if path.is_file()]
     for path in shown:
         try:
             with Image.open(path, formats=["PNG"]) as picture:
@@ -177,14 +382,24 @@ def _pictures(folder: Path, name: str) -> str:
     return ", ".join(path.name for path in shown)
 
 
-_CHECKS: Mapping[str, Callable[[Path, str], str]] = {
-    "files": _files,
+_OF_PACKAGES: Mapping[str, Callable[[Packaged], str]] = {
+    "files": lambda at: _files(at.folder, at.name),
     "provenance": _provenance,
-    "recipe": _recipe,
+    "recipe": _published_recipe,
+    "tensors": _tensors,
+    "images": _published_images,
+    "scores": _published_scores,
+    "pictures": _pictures,
+}
+
+_OF_RUNS: Mapping[str, Callable[[RunDir], str]] = {
+    "provenance": _provenance,
+    "recipe": _own_recipe,
     "tensors": _tensors,
     "images": _images,
-    "scores": check_scores,
-    "pictures": _pictures,
+    "scores": _own_scores,
+    "start": _start,
+    "trainings": _trainings,
 }
 
 
@@ -193,7 +408,7 @@ def _card(folder: Path, names: list[str]) -> str:
     path = folder / "README.md"
     if not path.is_file():
         raise FormatError("README.md is missing")
-    block, _ = split_card(read_card_text(path))
+    block, body = split_card(read_card_text(path))
     if not block:
         raise FormatError("README.md has no YAML block that can be read")
     listed = block.get("configs")
@@ -212,6 +427,14 @@ def _card(folder: Path, names: list[str]) -> str:
     for name in names:
         found = shown.get(name) if isinstance(shown, dict) else None
         equal(f"hmdc.configs.{name} in the card", found, wanted["hmdc"]["configs"][name])
+    checksum = hmdc.pop("text_sha256", None) if isinstance(hmdc, dict) else None
+    if checksum is not None:  # a card of an older program has none
+        equal("the SHA-256 of the card's text but for what is yours", text_checksum(body), checksum)
+    if isinstance(shown, dict) and set(shown) == set(names):
+        # Of some configurations alone nobody can tell what the rest of the card is to say. The first two were compared
+        # above, the third is whatever somebody calls the set.
+        for key in sorted(set(wanted) - {"configs", "dataset_info", "pretty_name"}):
+            equal(f"{key} in the card", _in_any_order(block.get(key)), _in_any_order(wanted[key]))
     return f"{len(entries)} configurations, default {defaults[0]}"
 
 
@@ -224,6 +447,12 @@ def _due(facts: list[ConfigFacts], key: str) -> Iterator[str]:
 def _by_name(entries: Any, key: str) -> dict[str, Any]:
     found = entries if isinstance(entries, list) else []
     return {str(entry.get(key)): entry for entry in found if isinstance(entry, dict)}
+
+
+def _in_any_order(value: Any) -> Any:
+    """Sort lists of texts: people reorder them. A single text is a list of one, as the Hub reads it."""
+    texts = [value] if isinstance(value, str) else value
+    return sorted(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
 
 
 def _bare(entry: Any) -> Any:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hmdc_hub import measures
-from hmdc_hub.catalog import read_published_recipe
 from hmdc_hub.errors import FormatError
-from hmdc_hub.schema import ArtifactInfo, Budget, Estimate, Scores
-from hmdc_hub.store.files import read_info, read_scores
+from hmdc_hub.schema import ArtifactInfo, Budget, Estimate, Recipe, Scores
+from hmdc_hub.store.files import read_scores
 
 
 def equal(what: str, found: Any, wanted: Any) -> None:
@@ -24,36 +23,61 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def check_scores(folder: Path, name: str) -> str:
-    """The scores belong to these images, and their means follow from the single trainings."""
-    path = folder / name / "scores.json"
-    if not path.is_file():
-        return "none"
-    scores, info = read_scores(path), read_info(folder / name / "info.json")
-    recipe = read_published_recipe(folder / name / "recipe.yaml")
+def check_scores(path: Path, info: ArtifactInfo, recipe: Recipe) -> Scores:
+    """Check that scores belong to a set, and that their means follow from the single trainings.
+
+    Args:
+        path: Of scores.json.
+        info: The set's.
+        recipe: The set's; of a run or as it was published.
+
+    Raises:
+        FormatError: They do not.
+    """
+    scores = read_scores(path)
     equal("the images that were scored", scores.parquet_sha256, info.parquet_sha256)
     equal("the condense hash of scores.json", scores.condense_hash, info.condense_hash)
     equal("the protocol hash of scores.json", scores.protocol_hash, recipe.protocol_hash())
     equal("the protocol of scores.json", scores.protocol, recipe.evaluate.settled())
-    equal("the number of test images", scores.test_count, info.source.test_count)
     equal("the source of scores.json", scores.fingerprint, info.source.fingerprint)
     equal("the class names of scores.json", scores.class_names, info.source.class_names)
     equal("the models that condensed", scores.condensed_by, [model.name for model in info.models])
     equal("the name of scores.json", scores.name, recipe.name)
     equal("the seed of scores.json", scores.condense_seed, recipe.seed)
-    equal("the family hash of scores.json", scores.family_hash, recipe.family_hash())
+    _family(path, scores, info, recipe)
+    if scores.protocol.holdout is None:  # otherwise they are of other images, and no package takes them
+        equal("the number of test images", scores.test_count, info.source.test_count)
+        _budgets(scores, info)
+    check_means(scores)
+    return scores
+
+
+def check_means(scores: Scores) -> None:
+    """Check that scores have every training of their protocol, and that their means follow from them.
+
+    Raises:
+        FormatError: They do not.
+    """
     _complete(scores)
-    _budgets(scores, info)
-    _classes(scores, info)
+    _classes(scores)
     _recomputed(scores)
-    _parquet_of_scores(folder / "scores" / f"{name}.parquet", scores, name)
-    return f"{len(scores.cells)} trainings, every mean and interval computed again"
+
+
+def _family(path: Path, scores: Scores, info: ArtifactInfo, recipe: Recipe) -> None:
+    """The family hash is that of the published recipe, which says of a local source what it holds, not where it was."""
+    wanted = recipe.without_paths(info.source).family_hash()
+    # Older programs, whose files have no checksum, hashed the path of a local source.
+    if info.source.kind != "local" or b'"checksum"' in path.read_bytes():
+        equal("the family hash of scores.json", scores.family_hash, wanted)
 
 
 def _complete(scores: Scores) -> None:
     """Every training of the protocol is there once, none is left out, and each number is one that can be."""
     protocol = scores.protocol
     draws = {name: protocol.random_draws if name.startswith("random") else 1 for name in protocol.against}
+    # Counted first: a protocol may claim any number of seeds, its file holds only so many trainings.
+    count = (1 + sum(draws.values())) * len(protocol.models) * protocol.seeds
+    equal("the trainings' number", len(scores.cells), count)
     due = [
         (name, model.name, draw, seed)
         for name, count in [(measures.CONDENSED, 1), *draws.items()]
@@ -85,9 +109,9 @@ def _budgets(scores: Scores, info: ArtifactInfo) -> None:
     equal("the budgets", scores.budgets, due)
 
 
-def _classes(scores: Scores, info: ArtifactInfo) -> None:
+def _classes(scores: Scores) -> None:
     """Accuracies of single classes are there for every table cell, and no better or worse than their mean allows."""
-    classes = len(info.source.class_names)
+    classes = len(scores.class_names)
     shape = {name: {model: classes for model in row if model != measures.MEAN} for name, row in scores.table.items()}
     found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
     equal("the accuracies of single classes", found, shape)
@@ -128,7 +152,12 @@ def _close(what: str, found: Estimate, wanted: Estimate) -> None:
             raise FormatError(f"{what}: {key} is {other}, its trainings give {value}")
 
 
-def _parquet_of_scores(path: Path, scores: Scores, name: str) -> None:
+def check_parquet_of_scores(path: Path, scores: Scores, name: str) -> None:
+    """Check that the trainings which the Hub's viewer shows are those of scores.json.
+
+    Raises:
+        FormatError: They are not.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -5,7 +5,16 @@ Nothing here knows torch or reads a file; `hmdc_hub.catalog` reads YAML into it 
 an error message shows as a value that would be right.
 """
 
-from hmdc_hub.schema.base import FORMAT_VERSION, RESERVED, Strict, canonical_json, sha256_of
+from hmdc_hub.schema.base import (
+    FORMAT_VERSION,
+    RESERVED,
+    Strict,
+    canonical_json,
+    is_intact,
+    sealed,
+    sha256_of,
+    unsealed,
+)
 from hmdc_hub.schema.evaluate import BASELINES, AugmentSpec, Baseline, EvaluateCutmix, EvaluateSpec
 from hmdc_hub.schema.files import (
     NEEDED,
@@ -70,6 +79,9 @@ __all__ = [
     "SourceSpec",
     "Strict",
     "canonical_json",
-    "sha256_of",
+    "is_intact",
     "is_local_path",
+    "sealed",
+    "sha256_of",
+    "unsealed",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,3 +41,26 @@ def canonical_json(value: Any) -> str:
 def sha256_of(value: Any) -> str:
     """SHA-256 (hex) of `canonical_json(value)`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+CHECKSUM = "checksum"
+"""Key of plain data that check themselves; data of an older program have none."""
+
+
+def sealed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain data with a checksum over all of them as the last key."""
+    rest = unsealed(plain)
+    return rest | {CHECKSUM: sha256_of(rest)}
+
+
+def unsealed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain data without their checksum."""
+    return {key: value for key, value in plain.items() if key != CHECKSUM}
+
+
+def is_intact(plain: Mapping[str, Any]) -> bool:
+    """Tell whether plain data have a checksum and are what it was made of."""
+    try:
+        return CHECKSUM in plain and plain[CHECKSUM] == sha256_of(unsealed(plain))
+    except (ValueError, RecursionError):  # text that is no Unicode, numbers that JSON does not have
+        return False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import PureWindowsPath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Share, Strict
 from hmdc_hub.schema.evaluate import EvaluateSpec
-from hmdc_hub.schema.model import ModelSpec
+from hmdc_hub.schema.model import LOCAL, ModelSpec
 
 FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Name of a file in a package, as a regular expression: no folder, no hidden file."""
@@ -93,6 +94,18 @@ class SourceInfo(Strict):
     bits: NotNegative | None = None
     left_out: list[LeftOut] = []
 
+    def without_paths(self) -> SourceInfo:
+        """Return it as it is published: a local source is called by its base name and the fingerprint of its images.
+
+        `local:<base name>@<16 hex digits>` tells a reader who has the data too which they are; no program takes it for
+        a path.
+        """
+        if self.kind != "local" or self.id.startswith(LOCAL):
+            return self
+        # PureWindowsPath splits at both kinds of slash.
+        name = "".join(filter(str.isprintable, PureWindowsPath(self.id).name)) or "data"
+        return self.model_copy(update={"id": f"{LOCAL}{name}@{self.fingerprint[:16]}"})
+
 
 class ArtifactInfo(Strict):
     """info.json: provenance of a condensed set. No path, user or host name is in it.
@@ -128,6 +141,11 @@ class ArtifactInfo(Strict):
     training_images: int
     tensors_sha256: str
     parquet_sha256: str
+
+    def without_paths(self) -> ArtifactInfo:
+        """Return it as it is published: where somebody keeps data and weights is nobody's business."""
+        models = [model.without_paths() for model in self.models]
+        return self.model_copy(update={"source": self.source.without_paths(), "models": models})
 
 
 class Cell(Strict):
@@ -193,7 +211,7 @@ class Scores(Strict):
         versions: Of the libraries that trained; `device` where.
         name: What was scored.
         condense_hash: Of the recipe that made it; null for a set of another program, like the two next.
-        family_hash: Of that recipe without its seed.
+        family_hash: Of that recipe without its seed, as it is published: a local source by what it holds.
         condense_seed: That seed.
         protocol: The resolved `evaluate` section.
         fingerprint: Of the source, as in info.json.

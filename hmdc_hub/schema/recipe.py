@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from hmdc_hub.schema.base import NAME, RESERVED, NotNegative, Positive, Rate, Share, Strict, sha256_of
 from hmdc_hub.schema.evaluate import AugmentSpec, EvaluateSpec, distinct_names
-from hmdc_hub.schema.model import ModelSpec, plain_models
+from hmdc_hub.schema.files import SourceInfo
+from hmdc_hub.schema.model import LOCAL, ModelSpec, plain_models
 
 
 class SourceSpec(Strict):
@@ -226,6 +227,20 @@ class Recipe(Strict):
             raise ValueError("condense.match: false needs two models or more in the pool, for mutual distillation")
         return self
 
+    def without_paths(self, source: SourceInfo) -> Recipe:
+        """Return the recipe as it is published, with base names in place of paths.
+
+        Args:
+            source: What is known about the source that it names.
+        """
+        changes: dict[str, Any] = {
+            "pool": [model.without_paths() for model in self.pool],
+            "evaluate": self.evaluate.without_paths(),
+        }
+        if source.kind == "local":
+            changes["source"] = self.source.model_copy(update={"id": source.without_paths().id})
+        return self.model_copy(update=changes)
+
     def condense_hash(self) -> str:
         """SHA-256 (hex) of what decides the condensed images: source, pool, condense, seed."""
         return sha256_of({key: self._plain(key) for key in ("source", "pool", "condense", "seed")})
@@ -244,6 +259,9 @@ class Recipe(Strict):
         if key == "pool":
             return plain_models(section)
         if key == "source":
+            if section["id"].startswith(LOCAL):
+                # What a folder is called is no part of the data; the fingerprint says which they are.
+                section["id"] = LOCAL + section["id"].rpartition("@")[2]
             # Younger than the first sets, whose hashes stay as they are.
             if section["test_fraction"] is None:
                 del section["test_fraction"]

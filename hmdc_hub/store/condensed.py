@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmdc_hub.errors import FormatError, NotFoundError
-from hmdc_hub.schema import SetHeader, canonical_json
+from hmdc_hub.schema import SetHeader, canonical_json, sha256_of
 from hmdc_hub.store.files import parse_record
-from hmdc_hub.store.tensors import METADATA_KEY, Parts, write_tensors
+from hmdc_hub.store.tensors import METADATA_KEY, Parts, content_digest, write_tensors
 
 
 def write_condensed(path: Path, images: Tensor, labels: Tensor, header: SetHeader) -> None:
@@ -64,9 +65,9 @@ def write_classes(path: Path, classes: Iterable[Tensor], shape: Sequence[int], h
             raise _damaged(str(path), f"{count} images for {len(header.class_names)} classes of {header.ipc}")
 
     _check_table(str(path), torch.float32, whole, header)
-    text = canonical_json(header.model_dump(mode="json"))
     tensors = {"images": Parts(torch.float32, whole, parts()), "labels": Parts.of(labels)}
-    write_tensors(path, tensors, lambda _: text)
+    plain = header.model_dump(mode="json")
+    write_tensors(path, tensors, lambda digest: canonical_json(plain | {"sha256": _checksum(plain, digest)}))
 
 
 def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
@@ -105,9 +106,41 @@ def read_classes(path: Path) -> Iterator[Tensor]:
             yield of_class
 
 
+def read_header(path: Path) -> tuple[SetHeader, bool]:
+    """Read the header of a condensed set, and whether it has a checksum, which every reader compares.
+
+    Raises:
+        FormatError, NewerFormatError, NotFoundError: As `read_condensed`.
+    """
+    with _opened(path) as (file, header):
+        return header, "sha256" in json.loads(file.metadata()[METADATA_KEY])
+
+
+class _StoredHeader(SetHeader):
+    """The header as it is in the file: with a checksum over itself, the table and the numbers."""
+
+    sha256: str | None = None
+
+
+def _checksum(header: Mapping[str, Any], digest: str) -> str:
+    return sha256_of({"header": {key: header[key] for key in header if key != "sha256"}, "content": digest})
+
+
+def _compare_checksum(path: Path, header: Mapping[str, Any]) -> None:
+    """Refuse a file whose header, as it stands there, has another checksum; one of an older program has none."""
+    if "sha256" not in header:
+        return
+    try:
+        found = _checksum(header, content_digest(path))
+    except ValueError as error:
+        raise _damaged(str(path), str(error)) from error
+    if header["sha256"] != found:
+        raise FormatError(f"{path} was changed or damaged since it was written: its checksum is another.")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
-    """Open a condensed set; gives the open file and its header."""
+    """Open a condensed set and compare its checksum; gives the open file and its header."""
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.")
     try:
@@ -116,7 +149,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
             if METADATA_KEY not in metadata:
                 raise FormatError(f"{path} is no condensed set: its header has no {METADATA_KEY!r} key.")
             # The header first: a newer version may hold other tensors.
-            header = parse_record(metadata[METADATA_KEY], SetHeader, f"The header of {path}")
+            stored = parse_record(metadata[METADATA_KEY], _StoredHeader, f"The header of {path}")
+            header = SetHeader.model_validate(stored.model_dump(exclude={"sha256"}))
+            _compare_checksum(path, json.loads(metadata[METADATA_KEY]))
             missing = {"images", "labels"} - set(file.keys())
             if missing:
                 raise FormatError(f"{path} is damaged: no tensor named {' or '.join(sorted(missing))}.")

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
-from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Scores
+from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Scores, is_intact, sealed, unsealed
+from hmdc_hub.schema.base import CHECKSUM
 
 UPGRADE = "Run `pip install -U hmdc-hub`, then try again."
 TEMPORARY = ".hmdc-tmp"
@@ -89,14 +90,15 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
     Args:
         path: The file to write.
-        value: Plain data or a pydantic model, such as `ArtifactInfo` or `Scores`. NaN and infinity are refused.
+        value: Plain data, or a pydantic model such as `ArtifactInfo` or `Scores`, which gets a checksum that
+            `read_record` compares. NaN and infinity are refused.
     """
     write_text_atomic(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
     """Serialise as `write_json_atomic` writes it."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    plain = sealed(value.model_dump(mode="json")) if isinstance(value, BaseModel) else value
     return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -146,6 +148,8 @@ def read_record(path: Path, kind: type[_Record]) -> _Record:
 def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
     """Parse JSON of ours into its pydantic model, the version first: a newer file may have keys unknown here.
 
+    A checksum is compared; an older program's file has none.
+
     Args:
         text: The JSON.
         kind: The model.
@@ -166,9 +170,15 @@ def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
         raise NewerFormatError(
             f"{where} has format version {version}; this hmdc-hub reads versions up to {FORMAT_VERSION}.", hint=UPGRADE
         )
+    checked = isinstance(plain, dict) and CHECKSUM in plain
     try:
-        return kind.model_validate_json(text)
+        record = kind.model_validate_json(json.dumps(unsealed(plain)) if checked else text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise FormatError(f"{where} is damaged: {key}: {first['msg']}.") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where} is damaged: not JSON ({error}).") from error
+    if checked and not is_intact(plain):
+        raise FormatError(f"{where} was changed or damaged since it was written: its checksum is another.")
+    return record

@@ -131,20 +131,35 @@ def read_parquet(path: Path, first: int | None = None) -> tuple[Tensor, Tensor]:
         NotFoundError: There is no such file.
         FormatError: It is damaged or does not hold images of one size with labels.
     """
+    images, labels = list[Tensor](), list[Tensor]()
+    for pixels, numbers in read_parquet_parts(path, first):
+        if images and pixels.shape[1:] != images[0].shape[1:]:
+            raise FormatError(f"{path} is damaged: its images are not all of one size.")
+        images.append(pixels)
+        labels.append(numbers)
+    if not images:
+        raise FormatError(f"{path} is damaged: it has no images.")
+    return torch.cat(images), torch.cat(labels)
+
+
+def read_parquet_parts(path: Path, first: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read a train.parquet as `read_parquet` does, a row group at a time, each when it is asked for."""
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.")
     try:
-        images, labels = list[np.ndarray[Any, np.dtype[np.uint8]]](), list[int]()
+        done = 0
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                if len(images) == first:
+                if first is not None and done >= first:
                     break
                 rows = file.read_row_group(group, columns=["image", "label"])
-                rows = rows if first is None else rows[: first - len(images)]
-                images += [_pixels(cell["bytes"]) for cell in rows.column("image").to_pylist()]
-                labels += rows.column("label").to_pylist()
-        stacked = torch.from_numpy(np.stack(images))
-        return stacked.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64)
+                rows = rows if first is None else rows[: first - done]
+                if not len(rows):
+                    continue
+                done += len(rows)
+                images = np.stack([_pixels(cell["bytes"]) for cell in rows.column("image").to_pylist()])
+                labels = torch.tensor(rows.column("label").to_pylist(), dtype=torch.int64)
+                yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, RunExistsError
 from hmdc_hub.schema import ArtifactInfo, Scores
 from hmdc_hub.store.files import TEMPORARY, json_text, read_info, read_scores, sha256_file
@@ -157,13 +158,27 @@ class RunDir:
 
     def _packaged(self) -> bool:
         """Whether the package holds the present scores (they name the parquet's hash, so the images too)."""
-        wanted = self.public_scores()
+        try:
+            wanted = self.public_scores()
+        except NewerFormatError:
+            raise
+        except (NotFoundError, FormatError):
+            return False
         return any(found.read_bytes() == wanted for found in self.package.glob("*/scores.json"))
 
     def public_scores(self) -> bytes:
-        """Return scores.json as a package has it: the same bytes unless it names paths of this machine."""
-        scores = read_scores(self.scores)
-        public = scores.model_copy(update={"protocol": scores.protocol.without_paths()})
+        """Return scores.json as a package has it: the same bytes unless it names paths of this machine.
+
+        Raises:
+            FormatError: A file is damaged.
+        """
+        scores, source = read_scores(self.scores), read_info(self.info).source
+        changes: dict[str, object] = {"protocol": scores.protocol.without_paths()}
+        if source.kind == "local":
+            recipe = read_recipe_file(self.recipe)
+            if scores.family_hash == recipe.family_hash():  # an older program's: of a recipe with a path in it
+                changes["family_hash"] = recipe.without_paths(source).family_hash()
+        public = scores.model_copy(update=changes)
         return self.scores.read_bytes() if public == scores else json_text(public).encode()
 
     @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmdc_hub.catalog import dump_recipe, load_model, load_recipe, read_recipe_file
+from hmdc_hub.catalog import dump_recipe, load_model, load_recipe, read_recipe_file, stored_recipe_text
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.schema import Recipe
 from hmdc_hub.yaml12 import read_yaml
@@ -113,6 +113,20 @@ def test_any_recipe_survives_being_stored(recipe: Recipe, tmp_path_factory: pyte
     assert repr(again) == repr(recipe)
     assert again.condense_hash() == recipe.condense_hash()
     assert again.protocol_hash() == recipe.protocol_hash()
+
+
+def test_a_stored_recipe_that_was_changed_is_noticed(tmp_path: Path, write: WriteRecipe) -> None:
+    path, recipe = tmp_path / "stored.yaml", load_recipe(write())
+    path.write_text(stored_recipe_text(recipe), encoding="utf-8")
+    assert read_recipe_file(path) == load_recipe(path) == recipe
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("seed: 0", "seed: 1", 1), encoding="utf-8")
+    with pytest.raises(FormatError, match="its checksum is another") as caught:
+        read_recipe_file(path)
+    assert "delete its last line" in caught.value.hint
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]), encoding="utf-8")
+    assert read_recipe_file(path).seed == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"name: x\n", b"name: [\n", b"a: 1\na: 2\n"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hmdc_hub.publish import package
-from hmdc_hub.schema import Recipe
+from hmdc_hub.schema import Recipe, sealed
 from hmdc_hub.store import RunDir
 from tests.builders import CONVNET, MLP, make_recipe, make_run, make_source_info
 from tests.cli.conftest import Call, Done
@@ -199,7 +199,7 @@ def test_sets_of_other_programs_are_scored_again_from_their_file(call: Call, roo
     place.mkdir(parents=True)
     plain = json.loads((root / "other" / "scores.json").read_text())
     plain |= {"condense_hash": None, "family_hash": None, "condense_seed": None, "condensed_by": [], "gap": {}}
-    (place / "scores.json").write_text(json.dumps(plain))
+    (place / "scores.json").write_text(json.dumps(sealed(plain)))
     done = call("compare", "mine", place)
     assert done.status == 0 and "condensed elsewhere; n = 1 condensing seed" in " ".join(done.out.split())
     make_run(root / "longer", recipe=recipe("longer", evaluate=EVALUATE | {"epochs": 60}))

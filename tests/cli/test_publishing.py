@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hmdc_hub.schema import sealed
 from hmdc_hub.store import RunDir
 from tests.builders import make_recipe, make_run, make_source_info
 from tests.cli import tiny
@@ -247,11 +248,12 @@ def test_a_recipe_that_names_a_path_here_is_not_pulled(call: Call, published: Lo
     import hashlib
 
     files = published.files(REPO)
-    recipe = files["ipc2/recipe.yaml"].replace(b"id: someone/tiny", b"id: /etc/passwd")
+    lines = files["ipc2/recipe.yaml"].replace(b"id: someone/tiny", b"id: /etc/passwd").splitlines(keepends=True)
+    recipe = b"".join(lines[:-1])  # without its checksum
     manifest = json.loads(files["ipc2/manifest.json"])
     entry = next(file for file in manifest["files"] if file["path"] == "ipc2/recipe.yaml")
     entry |= {"size": len(recipe), "sha256": hashlib.sha256(recipe).hexdigest()}
-    changed = {"ipc2/recipe.yaml": recipe, "ipc2/manifest.json": json.dumps(manifest).encode()}
+    changed = {"ipc2/recipe.yaml": recipe, "ipc2/manifest.json": json.dumps(sealed(manifest)).encode()}
     published.commit(REPO, changed)
     wrong(call("pull", REPO), 1, "source.id", "/etc/passwd", "local path")
     wrong(call("evaluate", REPO), 1, "source.id", "/etc/passwd", "local path")
@@ -325,7 +327,7 @@ def test_scores_that_do_not_agree_are_shown_side_by_side(call: Call, condensed: 
     path = next(condensed.package.glob("*/scores.json"))
     scores = json.loads(path.read_text())
     scores["cells"][0]["accuracy"] = 0.123
-    path.write_text(json.dumps(scores))
+    path.write_text(json.dumps(sealed(scores)))
     done = call("evaluate", condensed.package, "--run-dir", "again", "--workers", "1")
     count = len(scores["cells"])
     assert done.status == 0 and f"{count - 1} of {count} trainings" in done.out and "->" in done.out

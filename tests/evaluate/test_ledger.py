@@ -68,6 +68,29 @@ def test_a_ledger_gives_back_what_its_stamp_wrote(tmp_path: Path) -> None:
     assert ledger(path, "a").elsewhere == {}
 
 
+def test_a_line_that_was_changed_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    ledger(path, "a").add(ENTRY)
+    line = path.read_text()
+    old = json.loads(line)
+    del old["checksum"]
+    for text in (
+        line.replace("0.5", "0.7"),
+        line.replace("0.25", "0.24"),
+        line[:-9] + "f" + line[-8:],
+        json.dumps(old),
+    ):
+        assert text.strip() != line.strip()
+        path.write_text(text.strip() + "\n" + line)
+        found = ledger(path, "a")
+        assert found.dropped == 1 and path.read_text() == line
+        assert [entry.cell for entry in found.entries.values()] == [CELL]
+        (tmp_path / "cells-2of2.jsonl").write_text(text)
+        path.write_text("")
+        assert ledger(path, "a").entries == {}
+        (tmp_path / "cells-2of2.jsonl").unlink()
+
+
 def test_what_another_device_did_is_known_and_not_used(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
     ledger(path, "a", "H100").add(ENTRY)
@@ -118,8 +141,9 @@ def test_other_images_are_other_trainings(tmp_path: Path, change: dict[str, Any]
 def test_a_damaged_or_unwritable_store_is_no_error(tmp_path: Path) -> None:
     paid(tmp_path / "store").keep(SET, ENTRY)
     (file,) = (tmp_path / "store").iterdir()
-    file.write_text("{")
-    assert paid(tmp_path / "store").find(SET, "mlp", 1) is None
+    for text in ("{", "[]", file.read_text().replace("0.5", "0.7")):
+        file.write_text(text)
+        assert paid(tmp_path / "store").find(SET, "mlp", 1) is None
     (tmp_path / "file").write_text("")
     paid(tmp_path / "file").keep(SET, ENTRY)
 

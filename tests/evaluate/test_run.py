@@ -133,6 +133,20 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bytes(tmp_path: Path, referenc
     assert len(lines) == len({json.dumps(json.loads(line)["cell"]) for line in lines}) == CELLS
 
 
+def test_trainings_that_were_damaged_are_done_again(tmp_path: Path, reference: RunDir) -> None:
+    where, events = run(tmp_path / "run", recipe()), list[Event]()
+    lines = reference.cells.read_text().splitlines(keepends=True)
+    places = [line.index('"accuracy": 0.') + 14 for line in lines[:2]]
+    changed = [
+        line[:at] + str((int(line[at]) + 1) % 10) + line[at + 1 :] for line, at in zip(lines, places, strict=False)
+    ]
+    where.cells.write_text("".join(changed + lines[2:]))
+    scored(recipe(), where, listener=events.append)
+    assert Note(f"2 lines are damaged or without a checksum in {where.cells}: done again") in events
+    assert sum(isinstance(event, Training) for event in events) == 2
+    assert where.scores.read_bytes() == reference.scores.read_bytes()
+
+
 def test_trainings_of_another_protocol_are_kept_but_not_used(tmp_path: Path) -> None:
     where, events = run(tmp_path / "run", recipe()), list[Event]()
     first = scored(recipe(), where)

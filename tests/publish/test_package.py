@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 
+from hmdc_hub.catalog import stored_recipe_text
 from hmdc_hub.cli.directory import package_is_current
-from hmdc_hub.errors import HmdcError
+from hmdc_hub.errors import FormatError, HmdcError
 from hmdc_hub.publish import package
-from hmdc_hub.store import RunDir, load, read_condensed, read_parquet
-from tests.builders import make_recipe, make_run, make_source_info
+from hmdc_hub.store import RunDir, load, read_condensed, read_parquet, read_scores, write_json_atomic
+from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -76,7 +77,7 @@ def test_a_run_with_local_weights_is_packaged_once(tmp_path: Path) -> None:
     folder = package(run)
     assert b"alice" not in b"".join(files(folder).values())
     assert run.state() == "finished" and package_is_current(recipe, run)
-    run.scores.write_text(run.scores.read_text().replace('"seed": 0', '"seed": 7', 1))
+    write_json_atomic(run.scores, read_scores(run.scores).model_copy(update={"device": "another"}))
     assert run.state() == "scored" and not package_is_current(recipe, run)
 
 
@@ -92,6 +93,14 @@ def test_pixels_other_than_the_scored_ones_are_refused(run: RunDir) -> None:
     run.parquet.write_bytes(data)
     with pytest.raises(HmdcError, match=r"train\.parquet"):
         package(run)
+
+
+def test_another_recipe_than_the_one_that_condensed_is_refused(run: RunDir) -> None:
+    other = make_recipe(pool=[CONVNET, MLP, RESNET])
+    run.recipe.write_text(stored_recipe_text(other))
+    with pytest.raises(FormatError, match="condense hash") as caught:
+        package(run)
+    assert "--force" in caught.value.hint and not run.package.exists()
 
 
 def test_no_path_user_or_host_name_is_packed(run: RunDir, tmp_path: Path) -> None:

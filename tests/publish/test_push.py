@@ -12,11 +12,13 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
+from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import AccessError, FormatError, HmdcError, NewerFormatError, RunError, UsageError
 from hmdc_hub.publish import package
 from hmdc_hub.publish.card import BEGIN
-from hmdc_hub.store import RunDir
-from tests.builders import make_recipe, make_run, make_source_info
+from hmdc_hub.schema import sealed
+from hmdc_hub.store import RunDir, read_info, write_json_atomic
+from tests.builders import edit_json, make_recipe, make_run, make_scores, make_source_info
 from tests.hub import LocalHub, Request
 from tests.publish.pushing import REPO, SOURCE, made_run, plan, prepare, push
 
@@ -86,7 +88,7 @@ def test_other_library_versions_alone_make_no_commit(hub: LocalHub, run: RunDir,
     head = push(run).commit
     info = json.loads(run.info.read_text())
     info["versions"]["torch"], info["seconds"], info["hmdc_hub_version"] = "9.9.9", 1.0, "7.0"
-    run.info.write_text(json.dumps(info))
+    run.info.write_text(json.dumps(sealed(info)))
     assert push(run).commit == head == hub.head(REPO)
 
 
@@ -99,7 +101,7 @@ def test_the_same_pixels_in_other_bytes_make_no_commit(hub: LocalHub, run: RunDi
     for path in (run.info, run.scores):
         run_file = json.loads(path.read_text())
         assert run_file["parquet_sha256"] != sha
-        path.write_text(json.dumps(run_file | {"parquet_sha256": sha}))
+        path.write_text(json.dumps(sealed(run_file | {"parquet_sha256": sha})))
     assert push(run).commit == head
 
 
@@ -117,9 +119,8 @@ def test_equal_tensors_and_pixels_in_other_bytes_make_no_commit(hub: LocalHub, r
         "parquet_sha256": hashlib.sha256(run.parquet.read_bytes()).hexdigest(),
         "tensors_sha256": hashlib.sha256(run.condensed.read_bytes()).hexdigest(),
     }
-    run.info.write_text(json.dumps(json.loads(run.info.read_text()) | changed))
-    scores = json.loads(run.scores.read_text()) | {"parquet_sha256": changed["parquet_sha256"]}
-    run.scores.write_text(json.dumps(scores))
+    edit_json(run.info, lambda info: info | changed)
+    edit_json(run.scores, lambda scores: scores | {"parquet_sha256": changed["parquet_sha256"]})
     assert push(run).commit == head
     assert push(run, force=True).commit != head
     assert hub.files(REPO)["ipc2/condensed.safetensors"] == run.condensed.read_bytes()
@@ -208,9 +209,7 @@ def test_scores_only(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no ipc2 is published"):
         push(run, scores_only=True)
     push(run)
-    scores = json.loads(run.scores.read_text())
-    scores["cells"][0]["accuracy"] = 0.25
-    run.scores.write_text(json.dumps(scores))
+    write_json_atomic(run.scores, make_scores(read_recipe_file(run.recipe), read_info(run.info), seed=7))
     head = hub.head(REPO)
     assert push(run).commit == head  # the same protocol: the published ones stay
     hub.requests.clear()
@@ -318,7 +317,7 @@ def test_a_damaged_configuration_is_not_published_over_silently(hub: LocalHub, r
     five = made_run(tmp_path / "five", 5)
     push(five)
     info = json.loads(hub.files(REPO)["ipc5/info.json"])
-    hub.commit(REPO, {"ipc5/info.json": json.dumps(info | {"parquet_sha256": "0" * 64}).encode()})
+    hub.commit(REPO, {"ipc5/info.json": json.dumps(sealed(info | {"parquet_sha256": "0" * 64})).encode()})
     with pytest.raises(FormatError, match="ipc5"):
         push(run)
     with pytest.raises(FormatError, match="--force"):

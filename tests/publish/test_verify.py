@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 
 from hmdc_hub.errors import NewerFormatError
 from hmdc_hub.publish import package, render
+from hmdc_hub.publish.card import BEGIN
 from hmdc_hub.publish.verify import Finding, verify
 from hmdc_hub.schema import FORMAT_VERSION
 from hmdc_hub.store import read_condensed, read_parquet, write_condensed, write_parquet
-from tests.builders import make_recipe, make_run, make_source_info
+from tests.builders import edit_json, make_recipe, make_run, make_source_info
 
 DATA = "ipc2/train-00000-of-00001.parquet"
 TENSORS = "ipc2/condensed.safetensors"
@@ -38,9 +38,13 @@ def failed(found: list[Finding]) -> dict[str, str]:
     return {finding.check: finding.detail for finding in found if not finding.ok}
 
 
-def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps(change(value) or value))
+def edit_recipe(folder: Path, old: str, new: str) -> None:
+    """Change a recipe, and its checksum with it."""
+    path = folder / "ipc2/recipe.yaml"
+    text = "".join(path.read_text().splitlines(keepends=True)[:-1])
+    assert old in text
+    text = text.replace(old, new, 1)
+    path.write_text(f"{text}# SHA-256 of the lines above: {hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def settle(folder: Path) -> None:
@@ -78,6 +82,18 @@ def test_without_scores_and_from_a_local_source(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, kind="local"), scored=False)
     found = verify(package(run))
     assert failed(found) == {} and any("local" in finding.detail for finding in found)
+
+
+def test_a_local_source_that_is_called_by_another_fingerprint(tmp_path: Path) -> None:
+    recipe = make_recipe(source_id="/data/cats")
+    run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, kind="local"), scored=False)
+    folder = package(run)
+    edit_recipe(folder, "local:cats@ab", "local:cats@cd")
+    edit_json(
+        folder / "ipc2/info.json", lambda i: i | {"source": i["source"] | {"id": "local:cats@cd" + "12ab" * 3 + "12"}}
+    )
+    settle(folder)
+    assert "fingerprint" in failed(verify(folder))["recipe"]
 
 
 def test_an_empty_folder_is_not_in_order(tmp_path: Path) -> None:
@@ -148,9 +164,10 @@ def test_pixels_out_of_range(folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / TENSORS, framework="pt") as file:
-        metadata = file.metadata()
+        header = json.loads(file.metadata()["hmdc"])
+    del header["sha256"]  # as an older program wrote it
     tensors["images"] = tensors["images"] + torch.tensor(1.0)
-    save_file(tensors, folder / TENSORS, metadata=metadata)
+    save_file(tensors, folder / TENSORS, metadata={"hmdc": json.dumps(header)})
     settle(folder)
     assert "[0, 1]" in failed(verify(folder))["tensors"]
 
@@ -163,15 +180,14 @@ def test_counts_that_do_not_follow(folder: Path, key: str, value: int) -> None:
 
 
 def test_a_recipe_of_another_set(folder: Path) -> None:
-    path = folder / "ipc2/recipe.yaml"
-    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    edit_recipe(folder, "seed: 0", "seed: 1")
+    edit_json(folder / "ipc2/info.json", lambda info: info | {"seed": 1})
     settle(folder)
-    assert "hash" in failed(verify(folder))["recipe"]
+    assert "condense hash" in failed(verify(folder))["recipe"]
 
 
 def test_a_recipe_with_a_local_path(folder: Path) -> None:
-    path = folder / "ipc2/recipe.yaml"
-    path.write_text(path.read_text().replace("id: someone/tiny", "id: ../secrets"))
+    edit_recipe(folder, "id: someone/tiny", "id: ../secrets")
     edit_json(folder / "ipc2/info.json", lambda info: info | {"source": info["source"] | {"id": "../secrets"}})
     settle(folder)
     assert "local path" in failed(verify(folder))["recipe"]
@@ -239,6 +255,15 @@ def test_a_picture_that_is_none(folder: Path) -> None:
         ("hmdc:\n", "other:\n"),
         ("---\n\n#", "--\n\n#"),
         ("scores/*.parquet", "scores/x.parquet"),
+        ("license: cc-by-4.0", "license: mit"),
+        ("n<1K", "1K<n<10K"),
+        ("arxiv:2409.14538", "arxiv:2409.14539"),
+        ('- "someone/tiny"', '- "someone/tony"'),
+        ("format_version: 1", "format_version: 0"),
+        ('hmdc_hub_version: "0', 'hmdc_hub_version: "9'),
+        ('text_sha256: "', 'text_sha256: "0'),
+        ("24 synthetic", "25 synthetic"),
+        ("<!-- End of yours. -->", ""),
     ],
 )
 def test_a_card_that_says_something_else(folder: Path, old: str, new: str) -> None:
@@ -246,6 +271,28 @@ def test_a_card_that_says_something_else(folder: Path, old: str, new: str) -> No
     assert old in card
     (folder / "README.md").write_text(card.replace(old, new, 1))
     assert set(failed(verify(folder))) == {"card"}
+
+
+def test_what_people_write_into_a_card_is_theirs(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    for old, new in (
+        ("license: cc-by-4.0", "license: [cc-by-4.0]\nlanguage: [en]"),
+        ("- hmdc-hub\n", "- mine\n- hmdc-hub\n"),
+        ("pretty_name: ", "pretty_name: My  own # "),
+        (BEGIN, f"{BEGIN}\n## 99 words of mine\n"),
+        ("\n", "\r\n"),
+    ):
+        assert old in card
+        card = card.replace(old, new)
+    (folder / "README.md").write_bytes(card.encode())
+    assert failed(verify(folder)) == {}
+
+
+def test_a_card_of_an_older_program_says_nothing_of_its_text(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    lines = [line for line in card.splitlines() if "text_sha256" not in line]
+    (folder / "README.md").write_text("\n".join(lines).replace("training images", "images") + "\n")
+    assert failed(verify(folder)) == {}
 
 
 def test_no_card(folder: Path) -> None:

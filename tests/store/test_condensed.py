@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
 from hmdc_hub.schema import FORMAT_VERSION, SetHeader
-from hmdc_hub.store import read_classes, read_condensed, sha256_file, write_classes, write_condensed
+from hmdc_hub.store import read_classes, read_condensed, read_header, sha256_file, write_classes, write_condensed
 
 
 def header(classes: int = 2, ipc: int = 2, channels: int = 3, **change: Any) -> SetHeader:
@@ -176,3 +176,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError):
         write_condensed(tmp_path / "file" / "a.safetensors", *tensors(), header())
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_condensed(path, *tensors(), header())
+    good = path.read_bytes()
+    assert read_header(path) == (header(), True)
+    for place in range(0, len(good), 7):
+        data = bytearray(good)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        for read in (read_condensed, read_header, lambda path: list(read_classes(path))):
+            with pytest.raises(FormatError):
+                read(path)
+
+
+def test_a_set_of_an_older_program_has_no_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    images, labels = tensors()
+    save_file({"images": images, "labels": labels}, path, metadata={"hmdc": header().model_dump_json()})
+    assert read_header(path) == (header(), False) and torch.equal(read_condensed(path)[0], images)

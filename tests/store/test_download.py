@@ -13,6 +13,7 @@ import torch
 import hmdc_hub
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.publish import package
+from hmdc_hub.schema import sealed
 from hmdc_hub.store import RunDir, read_condensed
 from hmdc_hub.store.download import download_package
 from tests.builders import make_recipe, make_run
@@ -178,7 +179,7 @@ def test_a_newer_format_names_the_way_out(published: LocalHub, tmp_path: Path) -
 def test_a_manifest_that_reaches_outside_is_refused(published: LocalHub, tmp_path: Path) -> None:
     manifest = json.loads(published.files(REPO)["ipc2/manifest.json"])
     manifest["files"][0]["path"] = "../../../outside"
-    published.commit(REPO, {"ipc2/manifest.json": json.dumps(manifest).encode()})
+    published.commit(REPO, {"ipc2/manifest.json": json.dumps(sealed(manifest)).encode()})
     with pytest.raises(FormatError, match="no file of the configuration"):
         get(tmp_path)
 

@@ -77,6 +77,36 @@ def test_unknown_keys_and_wrong_types_are_damage(tmp_path: Path) -> None:
             read_info(run.info)
 
 
+def test_every_changed_digit_is_noticed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for path, read in ((run.info, read_info), (run.scores, read_scores)):
+        good = path.read_text()
+        places = [place for place, letter in enumerate(good) if letter.isdigit()]
+        for place in places[:: max(1, len(places) // 40)]:
+            changed = good[:place] + str((int(good[place]) + 1) % 10) + good[place + 1 :]
+            if json.loads(changed) == json.loads(good):
+                continue  # the last of too many digits
+            path.write_text(changed)
+            with pytest.raises(FormatError):
+                read(path)
+
+
+def test_how_a_file_is_written_is_no_damage_and_older_ones_have_no_checksum(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    info, plain = read_info(run.info), json.loads(run.info.read_text())
+    run.info.write_text(json.dumps(plain, sort_keys=True, ensure_ascii=True))
+    assert read_info(run.info) == info
+    run.info.write_text(json.dumps(plain | {"seconds": 1.0}))
+    with pytest.raises(FormatError, match="its checksum is another"):
+        read_info(run.info)
+    run.info.write_text(json.dumps(plain | {"checksum": 1}))
+    with pytest.raises(FormatError, match="its checksum is another"):
+        read_info(run.info)
+    del plain["checksum"]
+    run.info.write_text(json.dumps(plain | {"seconds": 1.0}))
+    assert read_info(run.info).seconds == 1.0
+
+
 def test_a_newer_version_is_no_damage_whatever_else_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "news": True}))
     with pytest.raises(NewerFormatError, match="pip install -U hmdc-hub"):

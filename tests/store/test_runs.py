@@ -15,7 +15,7 @@ from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunExi
 from hmdc_hub.publish import package
 from hmdc_hub.schema import FORMAT_VERSION
 from hmdc_hub.store import RunDir, list_runs, load, read_condensed, read_parquet, remove, to_uint8
-from tests.builders import make_recipe, make_run
+from tests.builders import edit_json, make_recipe, make_run
 
 
 @pytest.fixture
@@ -47,8 +47,7 @@ def test_damaged_data_make_a_run_unfinished(run: RunDir, name: str) -> None:
 
 
 def test_scores_of_other_images_do_not_count(run: RunDir) -> None:
-    scores = json.loads(run.scores.read_text())
-    run.scores.write_text(json.dumps(scores | {"parquet_sha256": "0" * 64}))
+    edit_json(run.scores, lambda scores: scores | {"parquet_sha256": "0" * 64})
     assert run.state() == "condensed"
 
 
