@@ -91,7 +91,8 @@ def meaning(path: Path) -> Any:
             plain.write_text("\n".join(line for line in text if not line.startswith("#")))
             return read_recipe_file(plain)
         if path.suffix == ".md":
-            return split_card(read_card_text(path))
+            block, body = split_card(read_card_text(path))
+            return block | {"pretty_name": "whatever somebody calls it"}, body
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as file:
                 return file.metadata(), {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118

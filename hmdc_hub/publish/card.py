@@ -74,8 +74,8 @@ def text_checksum(body: str) -> str:
     """SHA-256 (hex) of a card's text without what people wrote between the two markers; line ends do not matter."""
     before, begin, rest = body.partition(BEGIN)
     _, end, after = rest.partition(END)
-    lines = [*before.splitlines(), begin, end, *after.splitlines()]
-    return sha256_of([line.rstrip() for line in lines if line.strip()])
+    lines = [line.rstrip(" \t\r") for line in [*before.split("\n"), begin, end, *after.split("\n")]]
+    return sha256_of([line for line in lines if line])
 
 
 def _hand_written(body: str, *, ours: bool) -> str:
