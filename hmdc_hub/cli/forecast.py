@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,7 +219,8 @@ def measured_text(forecast: Forecast) -> str:
         whole = "? " if evaluation.seconds is None else duration(evaluation.seconds)
         lines.append(f"evaluation  {whole} (a training of {each})")
     if forecast.unmeasured:
-        lines.append(f"not known   {', '.join(forecast.unmeasured)}: {forecast.lost}")
+        text = f"not known   {', '.join(forecast.unmeasured)}: {forecast.lost}"
+        lines.append(textwrap.fill(text, 100, subsequent_indent=" " * 12))
     return "\n".join(lines)
 
 

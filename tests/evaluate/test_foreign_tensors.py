@@ -221,6 +221,22 @@ def test_pickles_are_never_read_and_the_hint_converts_them(suffix: str, tmp_path
     assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"), [("images_best.pt", "labels_best.pt"), ("x.npy", "y.npy"), ("data_3.pth", "Targets_3.pth")]
+)
+def test_two_files_are_converted_together(images: str, labels: str, tmp_path: Path) -> None:
+    for name, values in ((images, noise()), (labels, FIVE)):
+        if name.endswith(".npy"):
+            np.save(tmp_path / name, values.numpy())
+        else:
+            torch.save(values, tmp_path / name)
+    with pytest.raises(UsageError, match="can hold a pickle") as caught:
+        read_set(str(tmp_path / images), toys.source())
+    exec("\n".join(line.strip() for line in caught.value.hint.splitlines()[1:]), {})
+    found = read_set(str((tmp_path / images).with_suffix(".safetensors")), toys.source())
+    assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
+
+
 def test_files_that_are_not_there_or_of_another_kind() -> None:
     with pytest.raises(NotFoundError, match="There is no file gone.safetensors"):
         read_set("gone.safetensors", toys.source())
