@@ -45,9 +45,7 @@ hmdc-hub condense my.yaml --resume"""
 @click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print what it would do and cost (half a minute); write nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Print what it would do and cost (half a minute); write nothing.")
 @click.option(
     "--ranks", type=click.IntRange(min=1), metavar="N", help="With --dry-run: plan for so many processes of torchrun."
 )

@@ -187,6 +187,10 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None)
             f"the smallest class has {_images(min(counts))} to condense, ipc {ipc} shows {need} of each class: some "
             "will stand there more than once"
         )
+    if found.background != "white":
+        notes.append(
+            "the images are transparent and show nothing on white: they are laid over black (source.background)"
+        )
     if found.facts.license is None:
         notes.append("the dataset names no licence: look for one before you publish, and put it in publish.license")
     base = _plain_name(found.facts.id)

@@ -98,13 +98,14 @@ class SourceInfo(Strict):
         """Return it as it is published: a local source is called by its base name and the fingerprint of its images.
 
         `local:<base name>@<16 hex digits>` tells a reader who has the data too which they are; no program takes it for
-        a path.
+        a path. Files that were left out are counted there, not named.
         """
         if self.kind != "local" or self.id.startswith(LOCAL):
             return self
         # PureWindowsPath splits at both kinds of slash.
         name = "".join(filter(str.isprintable, PureWindowsPath(self.id).name)) or "data"
-        return self.model_copy(update={"id": f"{LOCAL}{name}@{self.fingerprint[:16]}"})
+        left_out = [one.model_copy(update={"examples": []}) for one in self.left_out]
+        return self.model_copy(update={"id": f"{LOCAL}{name}@{self.fingerprint[:16]}", "left_out": left_out})
 
 
 class ArtifactInfo(Strict):

@@ -53,10 +53,15 @@ def shows(classes: Mapping[str, tuple[int, int, int]], train: Sequence[int], tes
 def test_01_classes_that_are_called_like_a_split(call: Call, folder: Path) -> None:
     names = ("bus", "train", "bullet_train", "test-tube")
     tree(Path("data"), {f"{split}/{name}": n for split, n in (("train", 12), ("test", 4)) for name in names})
+    Path("data/passwords.txt").write_text("hello")
     done = condense(call, "data")
     assert done.status == 0
-    shows({"bullet_train": BLUE, "bus": RED, "test-tube": YELLOW, "train": GREEN}, [12] * 4, 16)
+    source = shows({"bullet_train": BLUE, "bus": RED, "test-tube": YELLOW, "train": GREEN}, [12] * 4, 16)
     assert "48 images of split 'train' are condensed, 16 scored on ('test')" in done.err
+    assert "left out, no images: 1 (passwords.txt)" in done.err
+    left_out = {"reason": "no images", "count": 1, "examples": ["passwords.txt"]}
+    assert json.loads(Path("run/info.json").read_text())["source"]["left_out"] == [left_out]
+    assert source["left_out"] == [left_out | {"examples": []}], "names of files are nobody's business"
 
 
 def test_02_file_names_with_words_of_splits(call: Call, folder: Path) -> None:

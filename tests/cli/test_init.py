@@ -128,6 +128,18 @@ def test_two_images_in_each_class_run_to_the_package(call: Call, folder: Path) -
     assert done.status == 0 and "next: load_dataset(" in done.err
 
 
+def test_drawings_that_vanish_on_white_are_laid_over_black(call: Call, folder: Path) -> None:
+    for k in range(8):
+        drawing = Image.new("RGBA", (16, 16))
+        drawing.paste((255, 255, 255, 255), (k, 2, k + 5, 9))
+        place = folder / "logos" / "ab"[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        drawing.save(place / f"{k}.png")
+    done = call("init", "logos", "-O", "logos.yaml")
+    assert done.status == 0 and "they are laid over black (source.background)" in done.err
+    assert load_source(load_recipe("logos.yaml").source).train.images.float().mean() < 100
+
+
 def test_a_single_image_cannot_be_divided(call: Call, folder: Path) -> None:
     noise_folder(folder / "zoo", {"ape": 5, "bat": 1})
     done = call("init", "zoo")

@@ -183,7 +183,7 @@ GONE = {
     "torchrun ended": "Failed to recv, got 0 bytes. Connection was likely closed. Did",
     "on a GPU": "NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited or there was a network error",
 }
-"""What torch raised in one of two processes when the other was gone; the last is NCCL's, from its source."""
+"""What torch raised in one of two processes when the other was gone; the last is NCCL's, from memory."""
 
 
 @pytest.mark.parametrize("message", GONE.values(), ids=GONE)
