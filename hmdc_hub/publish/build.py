@@ -146,6 +146,8 @@ def without_paths(info: ArtifactInfo, recipe: Recipe) -> tuple[ArtifactInfo, Rec
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
+    from hmdc_hub.store import training_shape  # late: torch
+
     config = recipe.publish.config
     data = folder / config
     data.mkdir(parents=True)
@@ -155,7 +157,8 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     write_text_atomic(data / "recipe.yaml", dump_recipe(recipe))
     write_text_atomic(data / "info.json", json_text(info))
     _refuse_other_images(parquet, info)
-    picture = preview_of(parquet, info.training_images, info.source.class_names)
+    shape = training_shape(info, data / "condensed.safetensors")
+    picture = preview_of(parquet, shape, info.source.class_names)
     write_bytes_atomic(folder / "assets" / config / "preview.png", picture)
     if scores is not None:
         write_bytes_atomic(data / "scores.json", run.public_scores())

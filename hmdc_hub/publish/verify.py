@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hmdc_hub.publish.verify_scores import check_scores, equal
 from hmdc_hub.schema import Manifest
 from hmdc_hub.store.configs import read_card_text, split_card
 from hmdc_hub.store.files import read_info, read_record, sha256_file
+from hmdc_hub.store.links import refuse_links
 
 PICTURES = ("preview.png", "scores.png")
 
@@ -67,6 +70,7 @@ def _run(name: str, check: str, look: Callable[[Path, str], str], folder: Path) 
 
 def _files(folder: Path, name: str) -> str:
     """Every file that the manifest lists, and no other in the folders of this configuration."""
+    refuse_links(folder, [name])
     manifest = read_record(folder / name / "manifest.json", Manifest)
     equal("the configuration in manifest.json", manifest.config, name)
     listed = {file.path: file for file in manifest.files}
@@ -115,10 +119,11 @@ def _recipe(folder: Path, name: str) -> str:
 
 def _tensors(folder: Path, name: str) -> str:
     """The exact floats can be read, and their header says what info.json says."""
-    from hmdc_hub.store.condensed import read_condensed  # late: torch
+    from hmdc_hub.store.condensed import read_condensed, training_shape  # late: torch
 
-    images, _, header = read_condensed(folder / name / "condensed.safetensors")
     info = read_info(folder / name / "info.json")
+    training_shape(info, folder / name / "condensed.safetensors")
+    images, _, header = read_condensed(folder / name / "condensed.safetensors")
     source = info.source
     pairs = {
         "class names": (header.class_names, source.class_names),
@@ -134,32 +139,35 @@ def _tensors(folder: Path, name: str) -> str:
 
 def _images(folder: Path, name: str) -> str:
     """The parquet is the decoded floats rounded to 8 bits, with the class names of the provenance."""
+    import numpy as np
     import pyarrow.parquet as pq
     import torch
 
     from hmdc_hub import pack
-    from hmdc_hub.store.condensed import read_condensed
-    from hmdc_hub.store.parquet import read_class_names, read_parquet, to_uint8
+    from hmdc_hub.store.condensed import read_classes, training_shape
+    from hmdc_hub.store.parquet import iter_parquet, read_class_names, to_uint8
 
     path, info = folder / name / PARQUET, read_info(folder / name / "info.json")
     manifest = read_record(folder / name / "manifest.json", Manifest)
-    pixels, labels = read_parquet(path)
+    tensors = folder / name / "condensed.safetensors"
+    rows = iter_parquet(path, training_shape(info, tensors))
+    first = next(rows, None)  # nothing else of the file is asked for before its footer was compared with info.json
     footer = pq.read_metadata(path)
     size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-    equal("the number of rows", len(labels), info.training_images)
     equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
     equal("the class names of the parquet", read_class_names(path), info.source.class_names)
     equal("the class names of manifest.json", manifest.class_names, info.source.class_names)
-    stored, _, header = read_condensed(folder / name / "condensed.safetensors")
-    classes = len(header.class_names)
-    decoded = pack.decode(torch.unflatten(stored, 0, (classes, header.ipc)), header.factor)
-    if not torch.equal(labels, torch.arange(classes).repeat_interleave(decoded.shape[1])):
-        raise FormatError("the labels are not those of the stored images")
-    # One step of 255 apart is what another processor's rounding can do.
-    apart = (to_uint8(decoded.flatten(0, 1)).int() - pixels.int()).abs()
-    if int(apart.max()) > 1:
-        raise FormatError(f"the pixels are not the decoded tensors: up to {int(apart.max())} of 255 apart")
-    return f"{len(labels)} images, the decoded tensors in 8 bits"
+    rows = chain([] if first is None else [first], rows)
+    for label, stored in enumerate(read_classes(tensors)):
+        decoded = to_uint8(pack.decode(stored, info.factor))
+        shown, labels = zip(*islice(rows, len(decoded)), strict=True)
+        if set(labels) != {label}:
+            raise FormatError("the labels are not those of the stored images")
+        # One step of 255 apart is what another processor's rounding can do.
+        apart = decoded.short() - torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
+        if int(apart.abs().max()) > 1:
+            raise FormatError(f"the pixels are not the decoded tensors: {int(apart.abs().max())} of 255 apart")
+    return f"{info.training_images} images, the decoded tensors in 8 bits"
 
 
 def _pictures(folder: Path, name: str) -> str:
@@ -168,9 +176,10 @@ def _pictures(folder: Path, name: str) -> str:
     shown = [path for path in (folder / "assets" / name / picture for picture in PICTURES) if path.is_file()]
     for path in shown:
         try:
-            with Image.open(path, formats=["PNG"]) as picture:
-                picture.verify()
-        except (OSError, SyntaxError, ValueError) as error:
+            with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as picture:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture.verify()  # reads it, and decodes nothing
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise FormatError(f"assets/{name}/{path.name} is no PNG picture") from error
     if not shown:
         raise FormatError(f"assets/{name}/preview.png is missing")

@@ -22,7 +22,13 @@ from hmdc_hub.store.rundir import RunDir, RunState
 from hmdc_hub.store.runs import RunEntry, list_runs, remove
 
 if TYPE_CHECKING:
-    from hmdc_hub.store.condensed import read_classes, read_condensed, write_classes, write_condensed
+    from hmdc_hub.store.condensed import (
+        read_classes,
+        read_condensed,
+        training_shape,
+        write_classes,
+        write_condensed,
+    )
     from hmdc_hub.store.loading import CondensedSet, DecodedSet, load
     from hmdc_hub.store.parquet import read_parquet, to_uint8, write_parquet, write_parquet_parts
     from hmdc_hub.store.tensors import Parts, content_digest, in_order, write_tensors
@@ -47,6 +53,7 @@ __all__ = [
     "remove",
     "sha256_file",
     "to_uint8",
+    "training_shape",
     "write_bytes_atomic",
     "write_classes",
     "write_condensed",
@@ -63,6 +70,7 @@ _HOMES = {
     "load": "hmdc_hub.store.loading",
     "read_classes": "hmdc_hub.store.condensed",
     "read_condensed": "hmdc_hub.store.condensed",
+    "training_shape": "hmdc_hub.store.condensed",
     "write_classes": "hmdc_hub.store.condensed",
     "write_condensed": "hmdc_hub.store.condensed",
     "read_parquet": "hmdc_hub.store.parquet",

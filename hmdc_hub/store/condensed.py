@@ -16,7 +16,7 @@ from hmdc_hub.schema import ArtifactInfo, SetHeader, canonical_json
 from hmdc_hub.store.files import parse_record
 from hmdc_hub.store.tensors import MAX_HEADER, METADATA_KEY, Parts, check_header, write_tensors
 
-MOST_DECODED, MOST_TIMES = 256 * 1024 * 1024, 16
+MOST_DECODED, MOST_TIMES = 64 * 1024 * 1024, 16
 """Most bytes of the training images, in 8 bits, that a set decodes to, for any set and as a multiple of its file: with
 factor f they are f * f / 4 times as many, and f is 2 or 3 in every published set."""
 
@@ -77,7 +77,8 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
     """Say what the training images of a set must be, from its info.json, before any of them is read.
 
     A stranger's numbers may be anything; those that memory is allocated by must follow from one another, and the exact
-    floats must be there: they are stored as they are, so that the size of their file cannot be made up.
+    floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file its
+    table is read.
 
     Args:
         info: Of the set.
@@ -111,6 +112,13 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
         raise FormatError(
             f"info.json says that {tensors} of {size:,} bytes becomes {training:,} images of {training * pixels:,} "
             f"bytes; at most {MOST_TIMES} times its size is read."
+        )
+    with _opened(tensors) as (file, header):
+        found = (len(header.class_names), header.ipc, header.factor, *file.get_slice("images").get_shape())
+    due = (len(source.class_names), info.ipc, info.factor, stored, source.channels, source.size, source.size)
+    if found != due:
+        raise FormatError(
+            f"{tensors} holds {_text(found)}, and info.json says {_text(due)} (classes, images of each, factor, shape)."
         )
     return training, source.channels, source.size, source.size
 
@@ -218,6 +226,10 @@ def _check_pixels(where: str, images: Tensor) -> None:
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):  # written so that NaN is refused too
         raise _damaged(where, f"pixels from {low.item():g} to {high.item():g} are not in [0, 1]")
+
+
+def _text(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:3])) + ", " + " x ".join(map(str, numbers[3:]))
 
 
 def _damaged(where: str, what: str) -> FormatError:
