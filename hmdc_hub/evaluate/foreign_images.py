@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from hmdc_hub.errors import NetworkError, SourceError, UsageError
-from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, refuse_pickle
+from hmdc_hub.errors import FormatError, NetworkError, SourceError, UsageError
+from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, most_images, refuse_many, refuse_pickle
 from hmdc_hub.sources import Source, open_reader
-from hmdc_hub.sources.convert import fill, open_image
+from hmdc_hub.sources.convert import fill
 from hmdc_hub.sources.reader import Encoded, Part, Reader
 from hmdc_hub.store import sha256_file
+from hmdc_hub.store.footer import measure
+from hmdc_hub.store.parquet import iter_sizes
+
+MOST_PIXELS = 2**24
+"""Of an image of a set: 4096 x 4096."""
+
+UNPACKED, TIMES_UNPACKED = 64 * 1024 * 1024, 20
+"""Most bytes that a parquet file holds unpacked, and how many times its size beside them."""
+
+_ORIENTATION = 0x0112  # of EXIF
 
 _WORDS = (
     (r"^source\.\w+: ", ""),
@@ -50,11 +64,13 @@ def read_images(
         fit: For images that are not square.
     """
     try:
+        _refuse_bombs(path, source)
         reader = _open(target, path, config, revision)
         part = _only_part(target, reader)
+        refuse_many(target, len(part), source)
         image, label = _columns(reader, part.split)
         names, labels = _labels(target, reader, part, label)
-        images, resized, notes = _pixels(reader, part, image, source, fit)
+        images, resized, notes = _pixels(target, reader, part, image, source, fit)
     except SourceError as error:
         raise UsageError(_reworded(error.message), hint=_reworded(error.hint)) from error
     except NetworkError as error:
@@ -62,6 +78,29 @@ def read_images(
     # Pixels that were made here are more than the file says: they depend on `fit`.
     digest = sha256_file(path) if path.is_file() and not resized else None
     return Contents(images, labels, names, digest, notes=notes)
+
+
+def _refuse_bombs(path: Path, source: Source) -> None:
+    """Refuse parquet files that hold more than their size allows, before `datasets` unpacks them onto the disk.
+
+    Files of images hardly become smaller by packing, so that ten or twenty times their size is more than any set has.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    for file in files:
+        allowed = UNPACKED + TIMES_UNPACKED * file.stat().st_size
+        try:
+            measure(file, rows=most_images(source), unpacked=allowed)
+            if any(held > allowed for held in accumulate(iter_sizes(file))):
+                raise FormatError(
+                    f"{file} is not read: its {file.stat().st_size:,} bytes become more than {allowed:,}, by rows that "
+                    "hold the same."
+                )
+        except FormatError as error:
+            raise UsageError(
+                error.message,
+                hint="A set of images is written with fewer rows, each image once, and compression='none' in "
+                "pyarrow.parquet.write_table.",
+            ) from error
 
 
 def _open(target: str, path: Path, config: str | None, revision: str | None) -> Reader:
@@ -116,8 +155,21 @@ def _labels(target: str, reader: Reader, part: Part, column: str) -> tuple[list[
     return [str(value) for value in places], torch.tensor([places[value] for value in values])
 
 
+def _header(encoded: Encoded) -> tuple[tuple[int, int], str]:
+    """Read size, upright, and mode of an image without decoding it; errors as those of Pillow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, and at fewer pixels
+        image = encoded if isinstance(encoded, Image.Image) else Image.open(_file(encoded))
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.size[::-1] if turned else image.size), image.mode
+
+
+def _file(encoded: bytes | str | None) -> str | io.BytesIO:
+    return encoded if isinstance(encoded, str) else io.BytesIO(encoded or b"")
+
+
 def _pixels(
-    reader: Reader, part: Part, column: str, source: Source, fit: Literal["crop", "stretch"]
+    target: str, reader: Reader, part: Part, column: str, source: Source, fit: Literal["crop", "stretch"]
 ) -> tuple[Tensor, bool, tuple[str, ...]]:
     """Read images as the source's are, with whether any was resized, and notes of what changed."""
     side, channels = source.train.side, source.train.channels
@@ -128,13 +180,19 @@ def _pixels(
         nonlocal colour
         for encoded in reader.images(part, column):
             try:
-                image = open_image(encoded)
-            except SourceError:
+                size, mode = _header(encoded)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
                 yield encoded  # `fill` fails at it too, and says in which row
                 continue
-            sizes[image.size] += 1
-            colour += image.mode not in ("1", "L", "LA") and not image.mode.startswith("I")
-            yield image
+            if size[0] * size[1] > MOST_PIXELS:
+                raise UsageError(
+                    f"{target}: column {column!r}, row {sizes.total()} (counted from 0): the image is {size[0]} x {size[1]} "
+                    f"pixels; those of a set have at most {MOST_PIXELS:,}.",
+                    hint=f"Save it smaller: it is scored at {side} x {side}.",
+                )
+            sizes[size] += 1
+            colour += mode not in ("1", "L", "LA") and not mode.startswith("I")
+            yield encoded
 
     out = np.empty((len(part), channels, side, side), dtype=np.uint8)
     fill(out, opened(), np.arange(len(part)), (part,), column, fit)

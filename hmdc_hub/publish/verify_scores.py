@@ -12,7 +12,6 @@ from hmdc_hub.errors import FormatError
 from hmdc_hub.schema import ArtifactInfo, Budget, Estimate, Scores
 from hmdc_hub.store.files import read_info, read_scores
 
-
 ROW = 4096
 """Most bytes of a training in scores/*.parquet: three names and some numbers."""
 

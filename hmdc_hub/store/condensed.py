@@ -77,8 +77,8 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
     """Say what the training images of a set must be, from its info.json, before any of them is read.
 
     A stranger's numbers may be anything; those that memory is allocated by must follow from one another, and the exact
-    floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file its
-    table is read.
+    floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file
+    its table is read.
 
     Args:
         info: Of the set.

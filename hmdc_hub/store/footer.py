@@ -1,8 +1,8 @@
 """How much a parquet file holds, read from its footer and the headers of its pages before anything is unpacked.
 
-A file of kilobytes can say that it has millions of rows, or hold a page that unpacks to gigabytes, and libraries believe
-it. The sizes that a reader allocates by are those in the headers of the pages; they are added up here. Footer and
-headers are Thrift in its compact protocol (https://parquet.apache.org/docs/file-format/).
+A file of kilobytes can say that it has millions of rows, or hold a page that unpacks to gigabytes, and libraries
+believe it. The sizes that a reader allocates by are those in the headers of the pages; they are added up here. Footer
+and headers are Thrift in its compact protocol (https://parquet.apache.org/docs/file-format/).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(path: Path, *, rows: int, unpacked: int) -> Measured:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _measured(data, rows, unpacked)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{path} is damaged: {error}.") from error
+        raise FormatError(f"{path} is not read: {error}.") from error
 
 
 def _measured(data: mmap.mmap, most_rows: int, most: int) -> Measured:
@@ -80,7 +80,7 @@ def _measured(data: mmap.mmap, most_rows: int, most: int) -> Measured:
         raise ValueError(f"its columns are nested more than {MAX_DEPTH} levels deep")
     unpacked = 0
     for group in groups:
-        for column in group[1]:
+        for column in group[1] if group[3] else ():  # without rows, columns may have no pages, and no place
             if column.get(1):
                 raise ValueError("a column is in another file")
             unpacked = _pages(data, column[3], unpacked, most)

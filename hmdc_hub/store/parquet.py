@@ -208,6 +208,19 @@ def iter_rows(path: Path, columns: Sequence[str], count: int, largest: int) -> I
         raise FormatError(f"{path} is damaged: {error}.") from error
 
 
+def iter_sizes(path: Path) -> Iterator[int]:
+    """Give the bytes in memory of every row of a parquet file, all columns together, one row in memory at a time.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from (batch.nbytes for batch in file.iter_batches(batch_size=1))
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path} is damaged: {error}.") from error
+
+
 def _own_shape(path: Path) -> tuple[int, int, int, int]:
     """Say what a file of one's own holds by its footer and its first image."""
     if not path.is_file():
