@@ -186,8 +186,8 @@ def _pixels(
                 continue
             if size[0] * size[1] > MOST_PIXELS:
                 raise UsageError(
-                    f"{target}: column {column!r}, row {sizes.total()} (counted from 0): the image is {size[0]} x {size[1]} "
-                    f"pixels; those of a set have at most {MOST_PIXELS:,}.",
+                    f"{target}: column {column!r}, row {sizes.total()} (counted from 0): the image is {size[0]} x "
+                    f"{size[1]} pixels; those of a set have at most {MOST_PIXELS:,}.",
                     hint=f"Save it smaller: it is scored at {side} x {side}.",
                 )
             sizes[size] += 1

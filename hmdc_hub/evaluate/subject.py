@@ -62,7 +62,7 @@ def of_run(recipe: Recipe, run: RunDir) -> Subject:
     info, n, factor, against = read_info(run.info), recipe.condense.ipc, recipe.condense.factor, recipe.evaluate.against
     if (n, factor) != (info.ipc, info.factor):
         raise FormatError(
-            f"{run.path}: info.json says ipc {info.ipc}, factor {info.factor}; recipe.yaml says ipc {n}, factor {factor}."
+            f"{run.path}: info.json says ipc {info.ipc}, factor {info.factor}; recipe.yaml ipc {n}, factor {factor}."
         )
     images, labels = read_parquet(run.parquet, shape=training_shape(info, run.condensed))
     exact = start = None
