@@ -53,6 +53,10 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
         NewerFormatError: A file is of a newer format version.
     """
     names = sorted(path.parent.name for path in folder.glob("*/manifest.json")) if configs is None else configs
+    try:
+        refuse_links(folder, names)
+    except FormatError as error:  # nothing is read then: to read is to follow
+        return [Finding("", "files", False, error.message.replace(f"{folder}/", ""))]
     findings = [Finding("", "card", False, f"{folder} has no configuration")] if not names else []
     for name in names:
         findings += [_run(name, check, look, folder) for check, look in _CHECKS.items()]
@@ -70,7 +74,6 @@ def _run(name: str, check: str, look: Callable[[Path, str], str], folder: Path) 
 
 def _files(folder: Path, name: str) -> str:
     """Every file that the manifest lists, and no other in the folders of this configuration."""
-    refuse_links(folder, [name])
     manifest = read_record(folder / name / "manifest.json", Manifest)
     equal("the configuration in manifest.json", manifest.config, name)
     listed = {file.path: file for file in manifest.files}
