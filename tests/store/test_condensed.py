@@ -239,7 +239,7 @@ def test_tables_that_claim_too_much(tmp_path: Path, head: bytes, words: str) -> 
         read_condensed(tmp_path / "a.safetensors")
 
 
-def test_shapes_are_checked_before_tensors_are_read(tmp_path: Path) -> None:
+def test_shapes_are_checked_before_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.safetensors"
     images, labels = tensors()
     for wrong in (
@@ -252,6 +252,6 @@ def test_shapes_are_checked_before_tensors_are_read(tmp_path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             given = mock.Mock(wraps=file, get_tensor=mock.Mock(side_effect=AssertionError("read")))
         opened = mock.MagicMock(__enter__=mock.Mock(return_value=given), __exit__=mock.Mock(return_value=None))
-        with mock.patch("hmdc_hub.store.condensed.safe_open", return_value=opened):
-            with pytest.raises(FormatError, match="damaged"):
-                read_condensed(path)
+        monkeypatch.setattr("hmdc_hub.store.condensed.safe_open", mock.Mock(return_value=opened))
+        with pytest.raises(FormatError, match="damaged"):
+            read_condensed(path)

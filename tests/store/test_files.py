@@ -113,8 +113,7 @@ def test_a_list_of_wrong_things_makes_one_complaint(key: str) -> None:
 
 def test_a_missing_key_keeps_no_copy_of_the_file() -> None:
     with pytest.raises(FormatError, match="condense_hash: Field required") as caught:
-        parse_record('{"format_version":1,"name":"a","ipc":1,"factor":1,"class_names":[],"mean":[],"std":[]}', SetHeader,
-                     "x")  # fmt: skip
+        parse_record('{"name": "a", "ipc": 1, "factor": 1, "class_names": [], "mean": [], "std": []}', SetHeader, "x")
     assert caught.value.__cause__ is None
 
 
