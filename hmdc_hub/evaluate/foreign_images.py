@@ -160,7 +160,9 @@ def _header(encoded: Encoded) -> tuple[tuple[int, int], str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, and at fewer pixels
         image = encoded if isinstance(encoded, Image.Image) else Image.open(_file(encoded))
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        # Pillow decodes a PNG to look for an orientation behind its pixels; there is none then for a note of sizes.
+        asked = image.format != "PNG" or "exif" in image.info
+        turned = asked and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.size[::-1] if turned else image.size), image.mode
 
 
@@ -178,15 +180,17 @@ def _pixels(
 
     def opened() -> Iterator[Encoded]:
         nonlocal colour
-        for encoded in reader.images(part, column):
+        for row, encoded in enumerate(reader.images(part, column)):
             try:
                 size, mode = _header(encoded)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-                yield encoded  # `fill` fails at it too, and says in which row
+            except (
+                Exception
+            ):  # whatever a damaged file leads Pillow into; `fill` fails at it too, and says in which row
+                yield encoded
                 continue
             if size[0] * size[1] > MOST_PIXELS:
                 raise UsageError(
-                    f"{target}: column {column!r}, row {sizes.total()} (counted from 0): the image is {size[0]} x "
+                    f"{target}: column {column!r}, row {row} (counted from 0): the image is {size[0]} x "
                     f"{size[1]} pixels; those of a set have at most {MOST_PIXELS:,}.",
                     hint=f"Save it smaller: it is scored at {side} x {side}.",
                 )

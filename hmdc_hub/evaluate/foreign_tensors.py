@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmdc_hub import pack
-from hmdc_hub.errors import UsageError
+from hmdc_hub.errors import HmdcError, UsageError
 from hmdc_hub.sources import Source
 from hmdc_hub.store import read_condensed, sha256_file, to_uint8
 from hmdc_hub.store.tensors import METADATA_KEY, check_header
@@ -125,9 +125,9 @@ def read_tensors(path: Path, source: Source, *, normalised: bool) -> Contents:
             refuse_many(str(path), shapes[images_key][0], source)
             _check_shape(path, _channels_first(path, shapes[images_key]), source)
             images, labels = file.get_tensor(images_key), file.get_tensor(labels_key)
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except HmdcError:
+        raise  # some of ours are of the types below
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {error}.", hint="Write or copy it again.") from error
     if images.shape[1] not in (1, 3):
         images = images.permute(0, 3, 1, 2).contiguous()

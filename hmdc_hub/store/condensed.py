@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hmdc_hub.errors import FormatError, NotFoundError
+from hmdc_hub.errors import FormatError, HmdcError, NotFoundError
 from hmdc_hub.schema import ArtifactInfo, SetHeader, canonical_json
 from hmdc_hub.store.files import parse_record
 from hmdc_hub.store.tensors import MAX_HEADER, METADATA_KEY, Parts, check_header, write_tensors
@@ -173,7 +173,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
             if missing:
                 raise FormatError(f"{path} is damaged: no tensor named {' or '.join(sorted(missing))}.")
             yield file, header
-    except (SafetensorError, OSError, ValueError) as error:
+    except HmdcError:
+        raise  # some of ours are of the types below
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
 
 
