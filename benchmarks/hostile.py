@@ -266,7 +266,16 @@ def pulls(work: Path) -> None:
         push(made_run(work / f"run{ipc}", ipc))
     whole = {path: data for path, data in hub.files(REPO).items() if path != ".gitattributes"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hmdc_hub.cli.pull", "hmdc_hub.store.download", "hmdc_hub.publish.front_matter"])
+    context.set_forkserver_preload(
+        [
+            "__main__",
+            "hmdc_hub.publish",
+            "torch",
+            "hmdc_hub.cli.pull",
+            "hmdc_hub.store.download",
+            "hmdc_hub.publish.front_matter",
+        ]
+    )
 
     def run(place: Path, left: int, options: list[str]) -> int | None:
         child = context.Process(target=pull_killed, args=(str(place), left, token, options))
@@ -296,6 +305,7 @@ def pulls(work: Path) -> None:
             found = content(place / SET)
             seen["new" if found == whole else "nothing" if not found else "old" if found == old else "part"] += 1
             again = run(place, 0, ["--force"])
+            click.echo(f"{number} {seen} {right}", err=True)
             right += again == 0 and content(place / SET) == whole and [p.name for p in place.iterdir()] == [SET]
         print(f"| {what} | {number - 1} | {', '.join(map(str, seen.values()))} | {right} |", flush=True)
 

@@ -170,7 +170,8 @@ main()
 
 
 @pytest.mark.parametrize("force", [False, True], ids=["new", "other"])
-@pytest.mark.parametrize("number", [3, 40, pytest.param("last", id="last")])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [3, 40, "last"])
 def test_killed_at_an_operation_of_files(
     call: Call, published: LocalHub, folder: Path, child_environment: dict[str, str], number: int | str, force: bool
 ) -> None:
