@@ -129,7 +129,7 @@ def foreign_bombs() -> dict[str, Make]:
         "theirs.parquet: a page of 1 GB, zstd": lambda p: bombs.parquet(
             p, [bytes(2**30)], [0], names, compression="zstd"
         ),
-        "theirs.parquet: 900 rows share 5 MB": lambda p: bombs.repeated(p, os.urandom(5 << 20), 900, names),
+        "theirs.parquet: 300 rows share 5 MB": lambda p: bombs.repeated(p, os.urandom(5 << 20), 300, names),
         "theirs/: 40 PNGs of 9,000 x 9,000": folder,
         "theirs.safetensors: 65 GB, sparse": claims,
     }
@@ -193,8 +193,9 @@ def packages(work: Path, limit: int, match: str) -> None:
     for what, make in ((what, make) for what, make in package_bombs().items() if match in what):
         shutil.rmtree(work / "bomb", ignore_errors=True)
         make(Path(shutil.copytree(sound, work / "bomb")))
-        with contextlib.suppress(Exception):  # what cannot be read cannot be settled
-            settle(work / "bomb")
+        if "link" not in what:  # to settle is to read it
+            with contextlib.suppress(Exception):  # what cannot be read cannot be settled
+                settle(work / "bomb")
         for name in commands if what in EVERYWHERE else ["verify"]:
             shutil.rmtree(work / "again", ignore_errors=True)
             if name not in honest:
