@@ -29,6 +29,10 @@ NAMES = ["row0", "row1", "row2"]
 @pytest.fixture(autouse=True)
 def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", mock.Mock(side_effect=AssertionError("decoded")))
 
 
@@ -52,6 +56,7 @@ def nested(path: Path) -> None:
     bombs.nested(path, 10_000)
 
 
+@pytest.mark.usefixtures("decodes_nothing")
 @pytest.mark.parametrize("inside", [False, True], ids=["file", "folder"])
 @pytest.mark.parametrize(
     ("bomb", "words"),
@@ -75,12 +80,12 @@ def test_parquet_files_are_measured_before_they_are_unpacked(
     assert "damaged" not in caught.value.message and "compression='none'" in caught.value.hint
 
 
-def test_images_that_share_their_bytes_are_read_once_written_as_the_hint_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_images_that_share_their_bytes_are_read_once_written_as_the_hint_says() -> None:
     bombs.parquet(Path("a.parquet"), [bombs.png(8, 8, color=0)] * 3, [0, 1, 2], NAMES, compression="none")
     assert len(read_set("a.parquet", toys.source()).images) == 3
 
 
+@pytest.mark.usefixtures("decodes_nothing")
 @pytest.mark.parametrize("width", [4097, 9000, 60_000], ids=str)
 def test_images_are_measured_before_they_are_decoded(width: int) -> None:
     bombs.parquet(Path("a.parquet"), [bombs.png(width, width, data=b"")] * 40, [0] * 40, NAMES)
@@ -90,6 +95,7 @@ def test_images_are_measured_before_they_are_decoded(width: int) -> None:
     assert words in caught.value.message
 
 
+@pytest.mark.usefixtures("decodes_nothing")
 def test_images_in_folders_are_measured_too() -> None:
     folder("images", NAMES)
     Path("images/row1/0.png").write_bytes(bombs.png(9000, 9000, data=b""))
@@ -98,7 +104,6 @@ def test_images_in_folders_are_measured_too() -> None:
 
 
 def test_a_set_is_no_larger_than_ten_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
     monkeypatch.setattr(foreign_tensors, "FEW", 4)
     monkeypatch.setattr(foreign_tensors, "TIMES", 0)
     path = parquet("theirs.parquet", [0, 1, 2, 0], Value("int64"))
@@ -120,7 +125,7 @@ def test_a_table_that_claims_more_than_the_file_has(shape: list[int]) -> None:
         read_set("a.safetensors", toys.source())
 
 
-def test_shapes_are_compared_before_tensors_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_compared_before_tensors_are_read() -> None:
     """A sparse file, which takes no room on the disk."""
     images = {"dtype": "U8", "shape": [2**25, 1, 8, 8], "data_offsets": [0, 2**31]}
     labels = {"dtype": "U8", "shape": [2**25], "data_offsets": [2**31, 2**31 + 2**25]}
