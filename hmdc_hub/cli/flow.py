@@ -210,9 +210,10 @@ def _do(
 def _preview(run: RunDir) -> bytes:
     """Draw the condensed images; the package shows the same picture."""
     from hmdc_hub.report.preview import preview_of
+    from hmdc_hub.store import training_shape
 
     info = read_info(run.info)
-    return preview_of(run.parquet, info.training_images, info.source.class_names)
+    return preview_of(run.parquet, training_shape(info, run.condensed), info.source.class_names)
 
 
 def complete(recipe: Recipe, source: Source, run: RunDir, device: torch.device, listener: Listener) -> None:

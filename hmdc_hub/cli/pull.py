@@ -34,22 +34,24 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
     `load_dataset`, `hmdc_hub.load`, `hmdc-hub verify` and `hmdc-hub evaluate` read.
     """
     from hmdc_hub.store.download import download_package
+    from hmdc_hub.store.workplace import workplace
 
     place = to or Path(repo_id.rpartition("/")[2])
     if place.exists() and not _is_copy(place):
         raise RunExistsError(f"{place} exists and is no copy of a published set.", hint="--to makes another folder.")
-    building = place.absolute().with_name(f".{place.name}.hmdc-tmp")
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        got = download_package(repo_id, config=config, revision=revision, everything=True, cache=building / "cache")
-        _copy(got, building / "new", repo_id)
-        state = _put(building / "new", place, force=force)
+        with workplace(place) as building:
+            cache = building / "cache"
+            got = download_package(repo_id, config=config, revision=revision, everything=True, cache=cache)
+            _copy(got, building / "new", repo_id)
+            state = _put(building / "new", place, force=force)
     except HmdcError:
         raise  # some of ours are OSErrors too
     except OSError as error:
-        raise RunError(f"Cannot write {place}: {error.strerror or error}; what was there is unchanged.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        raise RunError(
+            f"Cannot write {place}: {error.strerror or error}; what was there is unchanged.",
+            hint="--to makes another folder, on another disk if it must be.",
+        ) from error
     if as_json:
         document = {"folder": str(place), "repo_id": repo_id, "commit": got.commit, "configs": list(got.configs)}
         output.document(document | {"state": state})
@@ -96,8 +98,10 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
 
 def _put(new: Path, place: Path, *, force: bool) -> str:
     """Put a finished folder in its place; says what it did."""
+    from hmdc_hub.store.workplace import put
+
     if not place.exists():
-        new.rename(place)
+        put(new, place)
         return "new"
     if _contents(new) == _contents(place):
         return "was there already"
@@ -113,13 +117,7 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
             + ", which no manifest there lists: replacing the folder would remove it.",
             hint="Move it elsewhere, or make another folder with --to.",
         )
-    old = new.with_name("old")
-    place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
+    put(new, place)
     return "replaced"
 
 

@@ -40,6 +40,7 @@ def run_of(
             raise NotFoundError(f"{path} is not completely condensed.", hint="`hmdc-hub condense` goes on with it.")
     from hmdc_hub.cli.adopt import adopt, chosen_config
     from hmdc_hub.publish import read_config
+    from hmdc_hub.store.links import refuse_links
 
     package = Path(target)
     if package.is_file() or (package.is_dir() and not any(package.glob("*/manifest.json"))):
@@ -50,6 +51,7 @@ def run_of(
         )
     if package.is_dir():
         _refuse("a folder", revision=revision)
+        refuse_links(package, [path.parent.name for path in package.glob("*/manifest.json")])
         name, facts = package.resolve().name, chosen_config(package, config)
     else:
         require_hub_id(target, root)

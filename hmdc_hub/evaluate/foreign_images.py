@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from hmdc_hub.errors import NetworkError, SourceError, UsageError
-from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, refuse_pickle
+from hmdc_hub.errors import FormatError, NetworkError, SourceError, UsageError
+from hmdc_hub.evaluate.foreign_tensors import SUFFIX, Contents, most_images, refuse_many, refuse_pickle
 from hmdc_hub.sources import Source, left_out_notes, open_reader
 from hmdc_hub.sources.convert import fill
-from hmdc_hub.sources.decode import header
 from hmdc_hub.sources.levels import Levels
 from hmdc_hub.sources.reader import Encoded, Part, Reader
 from hmdc_hub.store import sha256_file
+from hmdc_hub.store.footer import measure
+from hmdc_hub.store.parquet import iter_sizes
+
+MOST_PIXELS = 2**24
+"""Of an image of a set: 4096 x 4096."""
+
+UNPACKED, TIMES_UNPACKED = 64 * 1024 * 1024, 20
+"""Most bytes that a parquet file holds unpacked, and how many times its size beside them."""
+
+_ORIENTATION = 0x0112  # of EXIF
 
 _WORDS = (
     (r"^source\.\w+: ", ""),
@@ -55,11 +67,13 @@ def read_images(
         background: For images with transparent pixels.
     """
     try:
+        _refuse_bombs(path, source)
         reader = _open(target, path, config, revision)
         part = _only_part(target, reader)
+        refuse_many(target, len(part), source)
         image, label = _columns(reader, part.split)
         names, labels = _labels(target, reader, part, label)
-        images, resized, notes = _pixels(reader, part, image, source, fit, background)
+        images, resized, notes = _pixels(target, reader, part, image, source, fit, background)
     except SourceError as error:
         raise UsageError(_reworded(error.message), hint=_reworded(error.hint)) from error
     except NetworkError as error:
@@ -67,6 +81,29 @@ def read_images(
     # Pixels that were made here are more than the file says: they depend on `fit`.
     digest = sha256_file(path) if path.is_file() and not resized else None
     return Contents(images, labels, names, digest, notes=notes)
+
+
+def _refuse_bombs(path: Path, source: Source) -> None:
+    """Refuse parquet files that hold more than their size allows, before `datasets` unpacks them onto the disk.
+
+    Files of images hardly become smaller by packing, so that ten or twenty times their size is more than any set has.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) if path.is_dir() else []
+    for file in files:
+        allowed = UNPACKED + TIMES_UNPACKED * file.stat().st_size
+        try:
+            measure(file, rows=most_images(source), unpacked=allowed)
+            if any(held > allowed for held in accumulate(iter_sizes(file))):
+                raise FormatError(
+                    f"{file} is not read: its {file.stat().st_size:,} bytes become more than {allowed:,}, by rows that "
+                    "hold the same."
+                )
+        except FormatError as error:
+            raise UsageError(
+                error.message,
+                hint="A set of images is written with fewer rows, each image once, and compression='none' in "
+                "pyarrow.parquet.write_table.",
+            ) from error
 
 
 def _open(target: str, path: Path, config: str | None, revision: str | None) -> Reader:
@@ -121,7 +158,23 @@ def _labels(target: str, reader: Reader, part: Part, column: str) -> tuple[list[
     return [str(value) for value in places], torch.tensor([places[value] for value in values])
 
 
+def _header(encoded: Encoded) -> tuple[tuple[int, int], str]:
+    """Read size, upright, and mode of an image without decoding it; errors as those of Pillow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused here, and at fewer pixels
+        image = encoded if isinstance(encoded, Image.Image) else Image.open(_file(encoded))
+        # Pillow decodes a PNG to look for an orientation behind its pixels; there is none then for a note of sizes.
+        asked = image.format != "PNG" or "exif" in image.info
+        turned = asked and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.size[::-1] if turned else image.size), image.mode
+
+
+def _file(encoded: bytes | str | None) -> str | io.BytesIO:
+    return encoded if isinstance(encoded, str) else io.BytesIO(encoded or b"")
+
+
 def _pixels(
+    target: str,
     reader: Reader,
     part: Part,
     column: str,
@@ -136,11 +189,20 @@ def _pixels(
 
     def counted() -> Iterator[Encoded]:
         nonlocal colour
-        for encoded in reader.images(part, column):
-            # `fill` fails at what cannot be opened too, and says in which row.
-            with suppress(SourceError), header(encoded) as image:
-                sizes[image.size] += 1
-                colour += image.mode not in ("1", "L", "LA", "F") and not image.mode.startswith("I")
+        for row, encoded in enumerate(reader.images(part, column)):
+            try:
+                size, mode = _header(encoded)
+            except Exception:  # whatever a damaged file leads Pillow into; `fill` fails at it too, and says where it is
+                yield encoded
+                continue
+            if size[0] * size[1] > MOST_PIXELS:
+                raise UsageError(
+                    f"{target}: {reader.where(part.split, column, part.start + row)}: the image is {size[0]} x "
+                    f"{size[1]} pixels; those of a set have at most {MOST_PIXELS:,}.",
+                    hint=f"Save it smaller: it is scored at {side} x {side}.",
+                )
+            sizes[size] += 1
+            colour += mode not in ("1", "L", "LA", "F") and not mode.startswith("I")
             yield encoded
 
     out = np.empty((len(part), channels, side, side), dtype=np.uint8)

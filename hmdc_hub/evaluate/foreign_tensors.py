@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmdc_hub import pack
-from hmdc_hub.errors import UsageError
+from hmdc_hub.errors import HmdcError, UsageError
 from hmdc_hub.evaluate.foreign_statistics import Statistics, one_by_one, proves, usual
 from hmdc_hub.evaluate.pairs import both_as_tensors, find_pairs
 from hmdc_hub.sources import Source
 from hmdc_hub.store import read_condensed, sha256_file, to_uint8
-from hmdc_hub.store.tensors import METADATA_KEY
+from hmdc_hub.store.tensors import METADATA_KEY, check_header
 
 SUFFIX = ".safetensors"
 
@@ -26,6 +26,9 @@ ROUNDING = 1e-4
 OVERSHOOT, OVERSHOOT_SHARE = 0.02, 0.05
 """Pixels mapped back may lie this far outside [0, 1], and this share of them further: optimised images do overshoot,
 but those that other statistics normalised do so by more."""
+
+FEW, TIMES = 1000, 10
+"""A set may have so many images, and so many times the images of its source."""
 
 _TORCH = "import torch, safetensors.torch; images, labels = torch.load({name}, weights_only=True)"
 _PICKLE = 'import pickle, safetensors.torch; images, labels = pickle.load(open({name}, "rb"))'
@@ -83,6 +86,25 @@ def refuse_pickle(path: Path) -> None:
     )
 
 
+def most_images(source: Source) -> int:
+    """Say how many images a set of this source may have: a condensed one has fewer than the source, all in memory."""
+    return max(FEW, TIMES * sum(source.info.train_counts))
+
+
+def refuse_many(target: str, images: int, source: Source) -> None:
+    """Refuse a set that is many times as large as what it was condensed from.
+
+    Raises:
+        UsageError: It is.
+    """
+    if images > most_images(source):
+        raise UsageError(
+            f"{target} has {images:,} images; of a source of {sum(source.info.train_counts):,}, sets of up to "
+            f"{most_images(source):,} are scored.",
+            hint="Save a part of it.",
+        )
+
+
 def read_tensors(path: Path, source: Source, *, normalised: bool) -> Contents:
     """Read a safetensors file.
 
@@ -97,6 +119,7 @@ def read_tensors(path: Path, source: Source, *, normalised: bool) -> Contents:
         FormatError: It is of ours and damaged.
     """
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             if METADATA_KEY in (file.metadata() or {}):
                 return _ours(path, source, normalised)
@@ -104,13 +127,17 @@ def read_tensors(path: Path, source: Source, *, normalised: bool) -> Contents:
             shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
             whole = {key for key, part in slices.items() if part.get_dtype()[0] in "IU"}
             images_key = _images_key(path, shapes)
-            images, labels = (
-                file.get_tensor(key) for key in (images_key, _labels_key(path, shapes, whole, images_key))
-            )
-    except (SafetensorError, OSError) as error:
+            labels_key = _labels_key(path, shapes, whole, images_key)
+            # All of it before a tensor is read: its file may be larger than the memory.
+            refuse_many(str(path), shapes[images_key][0], source)
+            _check_shape(path, _channels_first(path, shapes[images_key]), source)
+            images, labels = file.get_tensor(images_key), file.get_tensor(labels_key)
+    except HmdcError:
+        raise  # some of ours are of the types below
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {error}.", hint="Write or copy it again.") from error
-    images = _channels_first(path, images)
-    _check_shape(path, images, source)
+    if images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()
     pixels, exact, notes = _pixels(path, images, source, normalised)
     return Contents(pixels, labels.long(), None, sha256_file(path), exact, notes=notes)
 
@@ -118,8 +145,12 @@ def read_tensors(path: Path, source: Source, *, normalised: bool) -> Contents:
 def _ours(path: Path, source: Source, normalised: bool) -> Contents:
     if normalised:
         raise _not_normalised(path, "is a file of hmdc-hub, which holds pixels")
+    with safe_open(path, framework="pt") as file:
+        shape = tuple(file.get_slice("images").get_shape()) if "images" in file.keys() else ()  # noqa: SIM118
+    if len(shape) == 4:
+        _check_shape(path, shape, source)
     stored, labels, header = read_condensed(path)
-    _check_shape(path, stored, source)
+    refuse_many(str(path), len(stored) * header.factor**2, source)
     exact = pack.decode(stored.reshape(-1, header.ipc, *stored.shape[1:]), header.factor).flatten(0, 1)
     labels = labels.repeat_interleave(header.factor**2)
     return Contents(
@@ -171,19 +202,20 @@ def _labels_key(path: Path, shapes: Mapping[str, tuple[int, ...]], whole: set[st
     return key
 
 
-def _channels_first(path: Path, images: Tensor) -> Tensor:
-    if images.shape[1] in (1, 3):
-        return images
-    if images.shape[3] in (1, 3):
-        return images.permute(0, 3, 1, 2).contiguous()
+def _channels_first(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    count, *sides = shape
+    if sides[0] in (1, 3):
+        return shape
+    if sides[2] in (1, 3):
+        return count, sides[2], *sides[:2]
     raise UsageError(
-        f"{path}: images are {_times(images.shape)}; neither the second nor the last number is 1 (grey) or 3 (colour).",
+        f"{path}: images are {_times(shape)}; neither the second nor the last number is 1 (grey) or 3 (colour).",
         hint="Save them as N x channels x height x width.",
     )
 
 
-def _check_shape(path: Path, images: Tensor, source: Source) -> None:
-    channels, height, width = images.shape[1:]
+def _check_shape(path: Path, shape: tuple[int, ...], source: Source) -> None:
+    channels, height, width = shape[1:]
     side = source.train.side
     if height != width:
         raise UsageError(

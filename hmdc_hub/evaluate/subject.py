@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hmdc_hub import pack
+from hmdc_hub.errors import FormatError
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import RunDir, read_condensed, read_info, read_parquet, sha256_file
+from hmdc_hub.store import RunDir, read_condensed, read_info, read_parquet, sha256_file, training_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +57,14 @@ def of_run(recipe: Recipe, run: RunDir) -> Subject:
 
     Raises:
         NotFoundError: One of the files is not there.
-        FormatError: One is damaged.
+        FormatError: One is damaged, or they do not belong together.
     """
-    images, labels = read_parquet(run.parquet)
-    n, factor, against = recipe.condense.ipc, recipe.condense.factor, recipe.evaluate.against
+    info, n, factor, against = read_info(run.info), recipe.condense.ipc, recipe.condense.factor, recipe.evaluate.against
+    if (n, factor) != (info.ipc, info.factor):
+        raise FormatError(
+            f"{run.path}: info.json says ipc {info.ipc}, factor {info.factor}; recipe.yaml ipc {n}, factor {factor}."
+        )
+    images, labels = read_parquet(run.parquet, shape=training_shape(info, run.condensed))
     exact = start = None
     if "exact" in against:
         stored, _, _ = read_condensed(run.condensed)

@@ -154,6 +154,8 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Sc
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
+    from hmdc_hub.store import training_shape  # late: torch
+
     config = recipe.publish.config
     data = folder / config
     data.mkdir(parents=True)
@@ -163,7 +165,8 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     write_text_atomic(data / "recipe.yaml", stored_recipe_text(recipe))
     write_text_atomic(data / "info.json", json_text(info))
     _refuse_other_images(parquet, info)
-    picture = preview_of(parquet, info.training_images, info.source.class_names)
+    shape = training_shape(info, data / "condensed.safetensors")
+    picture = preview_of(parquet, shape, info.source.class_names)
     write_bytes_atomic(folder / "assets" / config / "preview.png", picture)
     if scores is not None:
         write_bytes_atomic(data / "scores.json", run.public_scores())

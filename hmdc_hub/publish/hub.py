@@ -15,6 +15,9 @@ from hmdc_hub.publish.remote import Account, Remote, RemoteFile
 TRIES = 4
 """How often a question is asked that may safely be asked again."""
 
+READS = 3
+"""How often a file is downloaded that does not arrive as it was sent: a byte may flip on the way."""
+
 _Answer = TypeVar("_Answer")
 
 
@@ -131,18 +134,41 @@ class Hub:
             FormatError: A file arrived with other content than the Hub lists.
         """
         names = sorted(wanted)
-        folder = self.download(remote.repo_id, remote.head, names, cache)
-        for name in names:
-            if not (folder / name).is_file() or not remote.files[name].holds(folder / name):
-                raise FormatError(
-                    f"{name} of {remote.repo_id} did not arrive as the Hub lists it.",
-                    hint="Run the same command again.",
-                )
+        checks = {name: remote.files[name].holds for name in names}
+        folder, wrong = self.download(remote.repo_id, remote.head, names, cache, checks)
+        if wrong:
+            raise FormatError(
+                f"{wrong[0]} of {remote.repo_id} did not arrive as the Hub lists it.",
+                hint="Run the same command again.",
+            )
         return folder
 
-    def download(self, repo_id: str, revision: str, names: list[str], cache: Path) -> Path:
-        """Download files of one revision into a cache of one's own; nothing is checked."""
+    def download(
+        self, repo_id: str, revision: str, names: list[str], cache: Path, checks: Mapping[str, Callable[[Path], bool]]
+    ) -> tuple[Path, list[str]]:
+        """Download files of one revision, and those again that did not arrive as they must.
 
+        Args:
+            repo_id: The repository.
+            revision: Branch, tag, commit or ref of a pull request.
+            names: Paths, or patterns of them.
+            cache: A folder of one's own.
+            checks: Says by path whether a file is as it must be.
+
+        Returns:
+            A folder with the files at their paths, and the paths that are not as they must be after `READS` downloads.
+        """
+        for tried in range(1, READS + 1):
+            folder = self._download(repo_id, revision, names, cache)
+            wrong = [name for name, good in checks.items() if not ((folder / name).is_file() and good(folder / name))]
+            if not wrong or tried == READS:
+                return folder, wrong
+            for path in (folder / name for name in wrong):
+                path.resolve().unlink(missing_ok=True)  # the client takes what its cache holds for right
+                path.unlink(missing_ok=True)
+        raise AssertionError("unreachable")
+
+    def _download(self, repo_id: str, revision: str, names: list[str], cache: Path) -> Path:
         def call() -> str:
             return str(
                 self.api.snapshot_download(

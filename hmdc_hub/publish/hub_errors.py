@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hmdc_hub.errors import AccessError, HmdcError, NetworkError, RunError
+from hmdc_hub.store.hub_errors import local_error, of_this_machine, status_of, words
 from hmdc_hub.store.hub_errors import scrubbed as scrubbed
-from hmdc_hub.store.hub_errors import status_of, words
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that may write; then push again."
 AGAIN = "Run the same command again: it goes on from what the Hub has."
@@ -94,6 +94,8 @@ def _ours(error: Exception, doing: str, repo_id: str) -> Exception:
 def _without_answer(error: Exception, doing: str) -> Exception:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"{doing}: no space is left on the disk.", hint=f"Free some space. {AGAIN}")
+    if of_this_machine(error):
+        return local_error(doing, error)
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         return RunError(f"{doing}: {words(error)}")
     return UnsureError(NetworkError(f"{doing}: the connection failed ({words(error)}).", hint=AGAIN), None)

@@ -197,13 +197,14 @@ def _same_images(hub: Hub, remote: Remote, package: Path, theirs: ConfigFacts, c
     """Compare pixels, labels and tensors where the bytes differ, as other library versions write them."""
     import torch
 
-    from hmdc_hub.store import read_condensed, read_parquet
+    from hmdc_hub.store import read_condensed, read_parquet, training_shape
 
     name = theirs.name
     paths = [f"{name}/{PARQUET}", f"{name}/condensed.safetensors"]
     folder = hub.fetch(remote, paths, cache)
     pairs: Mapping[Path, Path] = {package / path: folder / path for path in paths}
     (our_parquet, their_parquet), (our_tensors, their_tensors) = pairs.items()
-    found = [*zip(read_parquet(our_parquet), read_parquet(their_parquet), strict=True)]
+    shape = training_shape(theirs.info, their_tensors)
+    found = [*zip(read_parquet(our_parquet), read_parquet(their_parquet, shape=shape), strict=True)]
     found += [*zip(read_condensed(our_tensors)[:2], read_condensed(their_tensors)[:2], strict=True)]
     return all(torch.equal(ours, published) for ours, published in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hmdc_hub.errors import HmdcError, RunError
@@ -33,11 +34,10 @@ def check(hub: Hub, plan: Plan, revision: str, work: Path) -> dict[str, int]:
     files = plan.staged.files
     names = [*files, *(["scores/*.parquet"] if _has_scores(plan) else [])]
     try:
-        folder = hub.download(plan.repo_id, revision, names, work / "hub")
-        arrived = {name: sha256_file(folder / name) for name in files if (folder / name).is_file()}
+        checks = {name: partial(_has, digest) for name, digest in files.items()}
+        folder, wrong = hub.download(plan.repo_id, revision, names, work / "hub", checks)
     except HmdcError as error:
         raise type(error)(f"Published, but not read back: {error.message}", hint=AGAIN) from error
-    wrong = [name for name in files if arrived.get(name) != files[name]]
     if wrong:
         raise RunError(
             f"Published, but what the Hub serves is not what was sent: {', '.join(wrong[:3])} of {plan.repo_id}.",
@@ -45,6 +45,10 @@ def check(hub: Hub, plan: Plan, revision: str, work: Path) -> dict[str, int]:
         )
     _stand_in(plan, folder)
     return _load(plan, folder, work)
+
+
+def _has(digest: str, path: Path) -> bool:
+    return sha256_file(path) == digest
 
 
 def _has_scores(plan: Plan) -> bool:

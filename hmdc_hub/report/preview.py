@@ -44,12 +44,12 @@ def preview(images: Tensor, class_names: Sequence[str]) -> bytes:
     return _sheet([("", images)], class_names)
 
 
-def preview_of(parquet: Path, images: int, class_names: Sequence[str]) -> bytes:
+def preview_of(parquet: Path, shape: tuple[int, int, int, int], class_names: Sequence[str]) -> bytes:
     """Draw the contact sheet of a train.parquet; reads the classes that are shown alone.
 
     Args:
         parquet: The file.
-        images: How many it holds, as many of each class, class after class.
+        shape: M, ch, H, W of the images it holds, as many of each class, class after class.
         class_names: One name per class.
 
     Raises:
@@ -57,8 +57,8 @@ def preview_of(parquet: Path, images: int, class_names: Sequence[str]) -> bytes:
     """
     from hmdc_hub.store import read_parquet  # late: torch
 
-    of_each = images // len(class_names)
-    shown, _ = read_parquet(parquet, of_each * min(MAX_ROWS, len(class_names)))
+    of_each = shape[0] // len(class_names)
+    shown, _ = read_parquet(parquet, of_each * min(MAX_ROWS, len(class_names)), shape=shape)
     return preview(shown.reshape(-1, of_each, *shown.shape[1:]), class_names)
 
 

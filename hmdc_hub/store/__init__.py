@@ -22,7 +22,14 @@ from hmdc_hub.store.rundir import RunDir, RunState
 from hmdc_hub.store.runs import RunEntry, list_runs, remove
 
 if TYPE_CHECKING:
-    from hmdc_hub.store.condensed import read_classes, read_condensed, read_header, write_classes, write_condensed
+    from hmdc_hub.store.condensed import (
+        read_classes,
+        read_condensed,
+        read_header,
+        training_shape,
+        write_classes,
+        write_condensed,
+    )
     from hmdc_hub.store.loading import CondensedSet, DecodedSet, load
     from hmdc_hub.store.parquet import read_parquet, to_uint8, write_parquet, write_parquet_parts
     from hmdc_hub.store.tensors import Parts, content_digest, in_order, write_tensors
@@ -48,6 +55,7 @@ __all__ = [
     "remove",
     "sha256_file",
     "to_uint8",
+    "training_shape",
     "write_bytes_atomic",
     "write_classes",
     "write_condensed",
@@ -65,6 +73,7 @@ _HOMES = {
     "read_classes": "hmdc_hub.store.condensed",
     "read_condensed": "hmdc_hub.store.condensed",
     "read_header": "hmdc_hub.store.condensed",
+    "training_shape": "hmdc_hub.store.condensed",
     "write_classes": "hmdc_hub.store.condensed",
     "write_condensed": "hmdc_hub.store.condensed",
     "read_parquet": "hmdc_hub.store.parquet",

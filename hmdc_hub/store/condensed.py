@@ -12,10 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hmdc_hub.errors import FormatError, NotFoundError
-from hmdc_hub.schema import SetHeader, canonical_json, sha256_of
+from hmdc_hub.errors import FormatError, HmdcError, NotFoundError
+from hmdc_hub.schema import ArtifactInfo, SetHeader, canonical_json, sha256_of
 from hmdc_hub.store.files import parse_record
-from hmdc_hub.store.tensors import METADATA_KEY, Parts, content_digest, write_tensors
+from hmdc_hub.store.tensors import MAX_HEADER, METADATA_KEY, Parts, check_header, content_digest, write_tensors
+
+MOST_DECODED, MOST_TIMES = 64 * 1024 * 1024, 16
+"""Most bytes of the training images, in 8 bits, that a set decodes to, for any set and as a multiple of its file: with
+factor f they are f * f / 4 times as many, and f is 2 or 3 in every published set."""
 
 
 def write_condensed(path: Path, images: Tensor, labels: Tensor, header: SetHeader) -> None:
@@ -70,6 +74,56 @@ def write_classes(path: Path, classes: Iterable[Tensor], shape: Sequence[int], h
     write_tensors(path, tensors, lambda digest: canonical_json(plain | {"sha256": _checksum(plain, digest)}))
 
 
+def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, int]:
+    """Say what the training images of a set must be, from its info.json, before any of them is read.
+
+    A stranger's numbers may be anything; those that memory is allocated by must follow from one another, and the exact
+    floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file
+    its table is read.
+
+    Args:
+        info: Of the set.
+        tensors: Its condensed.safetensors.
+
+    Returns:
+        M, ch, H, W.
+
+    Raises:
+        NotFoundError: There is no such file.
+        FormatError: The numbers do not follow from one another or from the size of that file, or the images are more
+            than any set of that size has.
+    """
+    if not tensors.is_file():
+        raise NotFoundError(f"There is no file {tensors}.")
+    source, stored = info.source, len(info.source.class_names) * info.ipc
+    training, pixels = stored * info.factor**2, source.channels * source.size**2
+    if (info.stored_images, info.training_images) != (stored, training):
+        raise FormatError(
+            f"info.json is damaged: {info.stored_images:,} stored and {info.training_images:,} training images for "
+            f"{len(source.class_names)} classes of {info.ipc:,}, factor {info.factor:,}."
+        )
+    size = tensors.stat().st_size
+    floats = stored * (4 * pixels + 8)
+    if not floats <= size <= floats + MAX_HEADER:
+        raise FormatError(
+            f"{tensors} has {size:,} bytes, and {stored:,} images of {source.size} x {source.size} x {source.channels} "
+            f"floats, as info.json says, have {floats:,}."
+        )
+    if training * pixels > max(MOST_DECODED, MOST_TIMES * size):
+        raise FormatError(
+            f"info.json says that {tensors} of {size:,} bytes becomes {training:,} images of {training * pixels:,} "
+            f"bytes; at most {MOST_TIMES} times its size is read."
+        )
+    with _opened(tensors) as (file, header):
+        found = (len(header.class_names), header.ipc, header.factor, *file.get_slice("images").get_shape())
+    due = (len(source.class_names), info.ipc, info.factor, stored, source.channels, source.size, source.size)
+    if found != due:
+        raise FormatError(
+            f"{tensors} holds {_text(found)}, and info.json says {_text(due)} (classes, images of each, factor, shape)."
+        )
+    return training, source.channels, source.size, source.size
+
+
 def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
     """Read a condensed set and check it.
 
@@ -82,10 +136,8 @@ def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
         NewerFormatError: It is of a newer format version than this program reads.
     """
     with _opened(path) as (file, header):
+        labels = _checked_labels(path, file, header)
         images: Tensor = file.get_tensor("images")
-        labels: Tensor = file.get_tensor("labels")
-    _check_table(str(path), images.dtype, images.shape, header)
-    _check_labels(str(path), labels, header)
     _check_pixels(str(path), images)
     return images, labels, header
 
@@ -97,9 +149,8 @@ def read_classes(path: Path) -> Iterator[Tensor]:
         FormatError, NewerFormatError, NotFoundError: As `read_condensed`.
     """
     with _opened(path) as (file, header):
-        images, code = file.get_slice("images"), file.get_slice("images").get_dtype()
-        _check_table(str(path), torch.float32 if code == "F32" else code, images.get_shape(), header)
-        _check_labels(str(path), file.get_tensor("labels"), header)
+        _checked_labels(path, file, header)
+        images = file.get_slice("images")
         for begin in range(0, len(header.class_names) * header.ipc, header.ipc):
             of_class: Tensor = images[begin : begin + header.ipc]
             _check_pixels(str(path), of_class)
@@ -144,6 +195,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.")
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if METADATA_KEY not in metadata:
@@ -156,8 +208,24 @@ def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
             if missing:
                 raise FormatError(f"{path} is damaged: no tensor named {' or '.join(sorted(missing))}.")
             yield file, header
-    except (SafetensorError, OSError) as error:
+    except HmdcError:
+        raise  # some of ours are of the types below
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
+
+
+def _checked_labels(path: Path, file: Any, header: SetHeader) -> Tensor:
+    """Read the labels, after the types and shapes of both tensors were checked."""
+    for name, code, dtype in (("images", "F32", "float32"), ("labels", "I64", "int64")):
+        if (found := file.get_slice(name).get_dtype()) != code:
+            raise _damaged(str(path), f"{name} are {found}, not {dtype}")
+    _check_table(str(path), torch.float32, file.get_slice("images").get_shape(), header)
+    count = len(header.class_names) * header.ipc
+    if (shape := file.get_slice("labels").get_shape()) != [count]:
+        raise _damaged(str(path), f"labels are {shape}, not [{count}]")
+    labels: Tensor = file.get_tensor("labels")
+    _check_labels(str(path), labels, header)
+    return labels
 
 
 def _labels(header: SetHeader) -> Tensor:
@@ -195,6 +263,10 @@ def _check_pixels(where: str, images: Tensor) -> None:
     low, high = images.aminmax()
     if not (low >= 0 and high <= 1):  # written so that NaN is refused too
         raise _damaged(where, f"pixels from {low.item():g} to {high.item():g} are not in [0, 1]")
+
+
+def _text(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:3])) + ", " + " x ".join(map(str, numbers[3:]))
 
 
 def _damaged(where: str, what: str) -> FormatError:

@@ -10,12 +10,17 @@ from typing import Any
 
 import yaml
 
-from hmdc_hub.errors import NotFoundError, UsageError
+from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.schema import RESERVED
 from hmdc_hub.schema.base import NAME
 
 MAX_VALUES = 100_000
 """In a card's block: a few lines of YAML can stand for billions of values, or for endless ones."""
+
+MAX_CARD = 16 * 1024 * 1024
+
+_BEGINS, MAX_BEGINNINGS = ("\n", ",", "[", "{", "- ", "? "), 2 * MAX_VALUES
+"""What a value in YAML begins after, and how often it may stand in a block: PyYAML takes a kilobyte for every value."""
 
 SCORES_CONFIG = "scores"
 """Configuration that holds score tables instead of images."""
@@ -37,8 +42,16 @@ def is_name(config: str) -> bool:
 
 
 def read_card_text(path: Path) -> str:
-    """Read a card as it is, line ends included, since what others wrote is kept; bytes that are no text are marked."""
-    return path.read_bytes().decode("utf-8", errors="replace")
+    """Read a card as it is, line ends included, since what others wrote is kept; bytes that are no text are marked.
+
+    Raises:
+        FormatError: It is larger than any card.
+    """
+    with path.open("rb") as file:
+        data = file.read(MAX_CARD + 1)
+    if len(data) > MAX_CARD:
+        raise FormatError(f"{path} has more than {MAX_CARD:,} bytes, the most that is read of a card.")
+    return data.decode("utf-8", errors="replace")
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
@@ -52,7 +65,8 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
     """
     match = re.match(r"---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, flags=re.DOTALL)
     try:
-        block = yaml.safe_load(match.group(1)) if match else None
+        short = match is not None and sum(map(match.group(1).count, _BEGINS)) <= MAX_BEGINNINGS
+        block = yaml.safe_load(match.group(1)) if match and short else None
         if match and isinstance(block, dict) and _written_out(block, {}) <= MAX_VALUES:
             return block, text[match.end() :]
     # PyYAML lets what Python says about a bad tag through: `!!bool x` is a KeyError, `!!int ""` an IndexError.

@@ -14,7 +14,7 @@ import hmdc_hub
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError
 from hmdc_hub.schema import FORMAT_VERSION, NEEDED, Manifest
 from hmdc_hub.store.configs import check_name, choose, is_name, read_card, read_card_text, split_card
-from hmdc_hub.store.files import UPGRADE, parse_record, sha256_file
+from hmdc_hub.store.files import MAX_RECORD, UPGRADE, parse_record, sha256_file
 from hmdc_hub.store.hub_errors import reading
 
 
@@ -161,7 +161,8 @@ class _Dataset:
             NewerFormatError: It is of a newer format version.
         """
         where = f"{config}/manifest.json of {self.repo_id}"
-        found = parse_record(self.whole(f"{config}/manifest.json").read_bytes(), Manifest, where)
+        with self.whole(f"{config}/manifest.json").open("rb") as file:
+            found = parse_record(file.read(MAX_RECORD + 1), Manifest, where)
         listed = {file.path: file.sha256 for file in found.files}
         lacking = [f"{config}/{name}" for name in NEEDED if f"{config}/{name}" not in listed]
         if found.config != config or lacking:

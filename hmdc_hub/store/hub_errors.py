@@ -72,13 +72,32 @@ def _ours(error: Exception, repo_id: str, revision: str | None, kind: str) -> Hm
             f"HF_HUB_OFFLINE is set, and the cache does not hold all files of {repo_id}.",
             hint="Unset HF_HUB_OFFLINE, then run the same command again.",
         )
-    full = next((r for r in reasons if isinstance(r, OSError) and r.errno in _DISK), None)
-    if full is not None:
-        return RunError(f"Downloading {repo_id}: {full.strerror}: {full.filename or 'the cache'}.")
+    if (local := next(filter(of_this_machine, reasons), None)) is not None:
+        return local_error(f"Downloading {repo_id}", local)
     return _by_status(next((s for s in map(status_of, reasons) if s is not None), None), repo_id, reasons[-1])
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE,
+    errno.ENFILE,
+}  # fmt: skip
+
+
+def of_this_machine(error: Exception) -> bool:
+    """Tell whether an error is the local file system's: it names a file, or a disk that is full and the like."""
+    return (
+        isinstance(error, OSError) and error.errno is not None and (error.filename is not None or error.errno in _DISK)
+    )
+
+
+def local_error(doing: str, error: Exception) -> RunError:
+    """Word an error of the local file system, of which `of_this_machine` is true."""
+    assert isinstance(error, OSError)
+    return RunError(
+        f"{doing}: {error.strerror}: {error.filename or 'the cache'}.",
+        hint="This is a failure of this machine's disk or folder, not of the Hub; mend it, then run the same command "
+        "again.",
+    )
 
 
 def _by_status(status: int | None, repo_id: str, reason: Exception) -> HmdcError:

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset
 from hmdc_hub import pack
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.schema import SetHeader
-from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.condensed import read_condensed, training_shape
 from hmdc_hub.store.configs import check_name, choose, read_card, read_card_text
 from hmdc_hub.store.files import read_info, sha256_file
+from hmdc_hub.store.links import refuse_links
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -141,8 +142,11 @@ def _config_folder(path: Path, config: str | None) -> Path:
 
 
 def _from_folder(folder: Path) -> CondensedSet:
+    if (folder / "manifest.json").is_file():
+        refuse_links(folder.parent, [folder.name])
     info = read_info(folder / "info.json")
     path = folder / "condensed.safetensors"
+    training_shape(info, path)
     if sha256_file(path) != info.tensors_sha256:
         raise FormatError(
             f"{path} is damaged: its SHA-256 is not the one that info.json names.",

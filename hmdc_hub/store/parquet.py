@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.store.files import atomic
+from hmdc_hub.store.footer import measure
 
 ROWS_PER_GROUP = 1000
 # The Hub's viewer refuses row groups above 286 MiB; a PNG is hardly ever larger than its pixels.
 BYTES_PER_GROUP = 128 * 1024 * 1024
+
+PNG_OVERHEAD = 1024
+"""Most bytes of a PNG beside its pixels."""
+ROW_OVERHEAD = 128
+"""What a row may count for beside the bytes of its values, see `measure`."""
+MARGIN = 1024 * 1024
+
+Pixels = NDArray[np.uint8]
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -109,7 +120,7 @@ def _schema(class_names: Sequence[str]) -> Any:
     )
 
 
-def png_bytes(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+def png_bytes(pixels: Pixels) -> bytes:
     """Encode one image, uint8 H x W x (1 or 3), as a PNG with fixed settings and no metadata."""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     buffer = io.BytesIO()
@@ -117,12 +128,16 @@ def png_bytes(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(path: Path, first: int | None = None) -> tuple[Tensor, Tensor]:
+def read_parquet(
+    path: Path, first: int | None = None, *, shape: tuple[int, int, int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Read a train.parquet.
 
     Args:
         path: The file.
         first: How many images to read, from the beginning; None: all.
+        shape: M, ch, H, W that info.json says (`training_shape`): another file is refused before an image of it is
+            decoded. None: the file is one's own, and its first image says.
 
     Returns:
         images uint8 M x ch x H x W, labels int64 M.
@@ -131,44 +146,105 @@ def read_parquet(path: Path, first: int | None = None) -> tuple[Tensor, Tensor]:
         NotFoundError: There is no such file.
         FormatError: It is damaged or does not hold images of one size with labels.
     """
-    images, labels = list[Tensor](), list[Tensor]()
-    for pixels, numbers in read_parquet_parts(path, first):
-        if images and pixels.shape[1:] != images[0].shape[1:]:
-            raise FormatError(f"{path} is damaged: its images are not all of one size.")
-        images.append(pixels)
-        labels.append(numbers)
-    if not images:
-        raise FormatError(f"{path} is damaged: it has no images.")
-    return torch.cat(images), torch.cat(labels)
+    shape = shape or _own_shape(path)
+    count = shape[0] if first is None else min(first, shape[0])
+    images, labels = np.empty((count, *shape[1:]), dtype=np.uint8), np.empty(count, dtype=np.int64)
+    for place, (image, label) in enumerate(islice(iter_parquet(path, shape), count)):
+        images[place], labels[place] = image.transpose(2, 0, 1), label
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
-def read_parquet_parts(path: Path, first: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read a train.parquet as `read_parquet` does, a row group at a time, each when it is asked for."""
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.")
+def iter_parquet(path: Path, shape: tuple[int, int, int, int]) -> Iterator[tuple[Pixels, int]]:
+    """Read a train.parquet image by image: uint8 H x W x ch, with its label.
+
+    Args:
+        path: The file.
+        shape: M, ch, H, W: what it must hold.
+
+    Raises:
+        NotFoundError, FormatError: As `read_parquet`.
+    """
+    count, channels, height, width = shape
+    pixels = height * (channels * width + 1)  # a PNG has one byte more in every row
+    # Deflate leaves what it cannot compress as it is, with five bytes for every 16 KiB or so.
+    largest = pixels + pixels // 100 + PNG_OVERHEAD
+    for place, row in enumerate(iter_rows(path, ("image", "label"), count, largest)):
+        try:
+            image, label = _pixels(row["image"]["bytes"], (height, width, channels)), row["label"]
+            if not isinstance(label, int):
+                raise ValueError(f"its label is {label!r}")
+        except (OSError, ValueError, TypeError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+            raise FormatError(f"{path} is damaged: image {place} (counted from 0): {error}.") from error
+        yield image, label
+
+
+def iter_rows(path: Path, columns: Sequence[str], count: int, largest: int) -> Iterator[dict[str, Any]]:
+    """Read a parquet file of ours row by row, none of it before its footer says that it can be what it must be.
+
+    Args:
+        path: The file.
+        columns: Those that are read.
+        count: Rows that it must have.
+        largest: Bytes that a row may have.
+
+    Raises:
+        NotFoundError: There is no such file.
+        FormatError: It is damaged, or holds more.
+    """
+    # The columns, and for each of them a length and what a value counts for.
+    found = measure(path, rows=count, unpacked=MARGIN + count * (largest + ROW_OVERHEAD))
+    if found.rows != count or found.nested:
+        what = "has lists in its columns" if found.nested else f"has {found.rows:,} rows, not {count:,}"
+        raise FormatError(f"{path} is damaged: it {what}.")
     try:
-        done = 0
         with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                if first is not None and done >= first:
-                    break
-                rows = file.read_row_group(group, columns=["image", "label"])
-                rows = rows if first is None else rows[: first - done]
-                if not len(rows):
-                    continue
-                done += len(rows)
-                images = np.stack([_pixels(cell["bytes"]) for cell in rows.column("image").to_pylist()])
-                labels = torch.tensor(rows.column("label").to_pylist(), dtype=torch.int64)
-                yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
+            # One at a time: what a thousand rows share in the file, such as one image, each row has in memory.
+            for batch in file.iter_batches(batch_size=1, columns=list(columns)):
+                count -= len(batch)
+                yield from batch.select(columns).to_pylist()
+        if count:
+            raise ValueError(f"{count} of its rows are missing")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
 
 
-def _pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def iter_sizes(path: Path) -> Iterator[int]:
+    """Give the bytes in memory of every row of a parquet file, all columns together, one row in memory at a time.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield from (batch.nbytes for batch in file.iter_batches(batch_size=1))
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path} is damaged: {error}.") from error
+
+
+def _own_shape(path: Path) -> tuple[int, int, int, int]:
+    """Say what a file of one's own holds by its footer and its first image."""
+    if not path.is_file():
+        raise NotFoundError(f"There is no file {path}.")
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                raise ValueError("it has no rows")
+            first = next(file.iter_batches(batch_size=1, columns=["image"])).column("image")[0].as_py()
+            with Image.open(io.BytesIO(first["bytes"]), formats=["PNG"]) as image:
+                return file.metadata.num_rows, len(image.getbands()), image.height, image.width
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{path} is damaged: {error}.") from error
+
+
+def _pixels(data: bytes, shape: tuple[int, int, int]) -> Pixels:
+    """Decode a PNG of height, width and channels; what its header says otherwise is not decoded."""
     # The format says PNG; a parquet from elsewhere shall not reach Pillow's other decoders.
     with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        height, width, channels = shape
+        mode = "L" if channels == 1 else "RGB"
+        if image.size != (width, height) or image.mode != mode:
+            raise ValueError(f"it is {image.width} x {image.height} {image.mode}, not {width} x {height} {mode}")
+        return np.asarray(image, dtype=np.uint8).reshape(shape)
 
 
 def read_class_names(path: Path) -> list[str]:

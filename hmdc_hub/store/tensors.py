@@ -21,6 +21,9 @@ from torch import Tensor
 
 from hmdc_hub.store.files import atomic
 
+MAX_HEADER = 16 * 1024 * 1024
+"""Most bytes of the table of a file; class names are in it, and the library reads up to a hundred million."""
+
 METADATA_KEY = "hmdc"
 """The one metadata key of our files: the library writes several in random order."""
 
@@ -88,6 +91,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Parts], header: Callable[[st
         assert len(final) == len(head)
         file.seek(0)
         file.write(final)
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose table is larger than any honest one, before a library reads it.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its table has {length:,} bytes; at most {MAX_HEADER:,} are read")
 
 
 def content_digest(path: Path) -> str:

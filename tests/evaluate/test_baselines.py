@@ -13,7 +13,8 @@ from hmdc_hub.evaluate import of_run
 from hmdc_hub.evaluate.baselines import TrainingSet, fresh_model, training_sets
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
-from hmdc_hub.store import RunDir, read_condensed, read_parquet, to_uint8, write_parquet
+from hmdc_hub.store import RunDir, read_condensed, read_parquet, to_uint8
+from tests.builders import make_run
 from tests.evaluate.toys import MLP, RESNET, recipe, run, source
 
 CPU = torch.device("cpu")
@@ -128,9 +129,9 @@ def test_the_seed_decides(tmp_path: Path, made: dict[tuple[str, int], TrainingSe
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
-    where = run(tmp_path / "run", recipe())
-    large = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    write_parquet(where.parquet, large, torch.arange(3), source().info.class_names)
+    wide = {"size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
+    info = source().info.model_copy(update=wide)
+    where = make_run(tmp_path / "run", recipe=recipe(), source=info, scored=False)
     with pytest.raises(FormatError, match=r"images of toys are 3 x 16 x 16, those of the source 1 x 8 x 8"):
         sets_of(recipe(), source(), where)
 

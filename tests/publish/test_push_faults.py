@@ -139,6 +139,26 @@ def test_a_byte_flipped_on_the_way_back_is_found(hub: LocalHub, account: str, tm
     assert not done.changed and len(hub.commits(REPO)) == 2
 
 
+@pytest.mark.parametrize(("label", "path"), [("lfs-download", ""), ("resolve", "info.json"), ("resolve", "README.md")])
+def test_a_byte_flipped_once_on_the_way_back_is_read_again(
+    hub: LocalHub, account: str, tmp_path: Path, label: str, path: str
+) -> None:
+    hub.faults.append(Fault(label=label, action="flip", times=2, path=path))
+    done = push(made_run(tmp_path / "run"))
+    assert done.loads["ipc2"] == 24 and hub.faults[0].times == 0
+    # What arrived as it was sent is not downloaded again.
+    asked = [request.path.rpartition("/")[2] for request in hub.requests if request.label == "resolve"]
+    assert asked.count("recipe.yaml") <= 2, "one HEAD, one GET"
+
+
+def test_a_byte_flipped_once_in_what_the_card_is_made_of_is_read_again(
+    hub: LocalHub, account: str, tmp_path: Path
+) -> None:
+    push(made_run(tmp_path / "run"))
+    hub.faults.append(Fault(label="resolve", action="flip", times=1, path="info.json"))
+    assert push(made_run(tmp_path / "five", 5)).changed and hub.faults[0].times == 0
+
+
 @pytest.mark.parametrize("path", ["info.json", "recipe.yaml", "scores.json", "manifest.json", "README.md"])
 def test_a_byte_flipped_in_what_the_card_is_made_of_is_found(
     hub: LocalHub, account: str, tmp_path: Path, path: str

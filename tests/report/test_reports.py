@@ -138,7 +138,7 @@ def test_preview_of_a_file_reads_what_it_shows(tmp_path: Path, monkeypatch: pyte
     write_parquet(tmp_path / "a.parquet", images.flatten(0, 1), labels, names)
     decode, read = mock.Mock(wraps=parquet._pixels), 2 * MAX_ROWS
     monkeypatch.setattr(parquet, "_pixels", decode)
-    assert preview_of(tmp_path / "a.parquet", 2 * len(names), names) == preview(images, names)
+    assert preview_of(tmp_path / "a.parquet", (2 * len(names), 1, 8, 8), names) == preview(images, names)
     assert decode.call_count == read
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,21 @@ from safetensors.torch import save_file
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
 from hmdc_hub.schema import FORMAT_VERSION, SetHeader
-from hmdc_hub.store import read_classes, read_condensed, read_header, sha256_file, write_classes, write_condensed
+from hmdc_hub.store import (
+    load,
+    read_classes,
+    read_condensed,
+    read_header,
+    read_info,
+    sha256_file,
+    training_shape,
+    write_classes,
+    write_condensed,
+    write_json_atomic,
+)
+from hmdc_hub.store.tensors import MAX_HEADER
+from tests import bombs
+from tests.builders import make_run
 
 
 def header(classes: int = 2, ipc: int = 2, channels: int = 3, **change: Any) -> SetHeader:
@@ -197,3 +212,68 @@ def test_a_set_of_an_older_program_has_no_checksum(tmp_path: Path) -> None:
     images, labels = tensors()
     save_file({"images": images, "labels": labels}, path, metadata={"hmdc": header().model_dump_json()})
     assert read_header(path) == (header(), False) and torch.equal(read_condensed(path)[0], images)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ipc": 10**9}, "6 stored and 24 training images for 3 classes of 1,000,000,000"),
+        (
+            {"ipc": 10**9, "stored_images": 3 * 10**9, "training_images": 12 * 10**9},
+            "3,000,000,000 images of 8 x 8 x 3",
+        ),
+        ({"factor": 8, "training_images": 384}, "3, 2, 2, 6 x 3 x 8 x 8.* 3, 2, 8, 6"),
+        ({"factor": 10**6, "training_images": 6 * 10**12}, "6,000,000,000,000 images"),
+        ({"source": {"size": 10**6}}, "1000000 x 1000000 x 3"),
+        ({"source": {"size": 4, "channels": 12}}, "6 x 3 x 8 x 8.*6 x 12 x 4 x 4"),
+        ({"source": {"class_names": ["a"] * 6}, "ipc": 1}, "3, 2, 2.*6, 1, 2"),
+    ],
+)
+def test_numbers_of_info_json_are_those_of_the_tensors(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    run = make_run(tmp_path / "run", scored=False)
+    info = read_info(run.info)
+    assert training_shape(info, run.condensed) == (24, 3, 8, 8)
+    source = info.source.model_copy(update=change.get("source", {}))
+    wrong = info.model_copy(update=change | {"source": source})
+    with pytest.raises(FormatError, match=words):
+        training_shape(wrong, run.condensed)
+    with pytest.raises(NotFoundError):
+        training_shape(info, tmp_path / "none")
+    write_json_atomic(run.info, wrong)
+    with pytest.raises(FormatError, match=words):
+        load(run.path)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"{" + b" " * MAX_HEADER + b"}", "its table has 16,777,218 bytes"),
+        (
+            b'{"images":{"dtype":"F32","shape":[1000000000,3,1024,1024],"data_offsets":[0,12582912000000000]}}',
+            "damaged",
+        ),
+        (b'{"a":' * 5000 + b"0" + b"}" * 5000, "damaged"),
+    ],
+)
+def test_tables_that_claim_too_much(tmp_path: Path, head: bytes, words: str) -> None:
+    bombs.safetensors(tmp_path / "a.safetensors", head)
+    with pytest.raises(FormatError, match=words):
+        read_condensed(tmp_path / "a.safetensors")
+
+
+def test_shapes_are_checked_before_tensors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.safetensors"
+    images, labels = tensors()
+    for wrong in (
+        {"images": images[:3]},
+        {"labels": labels[:3]},
+        {"images": images.double()},
+        {"labels": labels.int()},
+    ):
+        save_file({"images": images, "labels": labels} | wrong, path, metadata={"hmdc": header().model_dump_json()})
+        with safe_open(path, framework="pt") as file:
+            given = mock.Mock(wraps=file, get_tensor=mock.Mock(side_effect=AssertionError("read")))
+        opened = mock.MagicMock(__enter__=mock.Mock(return_value=given), __exit__=mock.Mock(return_value=None))
+        monkeypatch.setattr("hmdc_hub.store.condensed.safe_open", mock.Mock(return_value=opened))
+        with pytest.raises(FormatError, match="damaged"):
+            read_condensed(path)

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
-from hmdc_hub.schema import FORMAT_VERSION
+from hmdc_hub.schema import FORMAT_VERSION, Scores, SetHeader
 from hmdc_hub.store import atomic, read_info, read_scores, sha256_file, write_json_atomic, write_text_atomic
+from hmdc_hub.store.files import MAX_KEYS, MAX_RECORD, parse_record, read_record
 from tests.builders import make_run
 
 
@@ -121,3 +123,34 @@ def test_names_in_scores_are_names(tmp_path: Path, name: str) -> None:
     run.scores.write_text(json.dumps(scores))
     with pytest.raises(FormatError, match="training_set"):
         read_scores(run.scores)
+
+
+def scores(**keys: str) -> bytes:
+    """Every key that scores.json has, none of them right, but these."""
+    parts = dict.fromkeys(Scores.model_fields, "0") | keys
+    return b"{" + b",".join(f'"{name}":{value}'.encode() for name, value in parts.items()) + b"}"
+
+
+@pytest.mark.parametrize("key", ["cells", "per_class", "class_names"])
+def test_a_list_of_wrong_things_makes_one_complaint(key: str) -> None:
+    wrong = f"[{'[],' * 20_000}[]]"
+    wrong = f'{{"a":{{"b":{wrong}}}}}' if key == "per_class" else wrong
+    with pytest.raises(FormatError, match="damaged") as caught:
+        parse_record(scores(**{key: wrong}), Scores, "scores.json")
+    cause = caught.value.__cause__
+    assert isinstance(cause, ValidationError) and cause.error_count() <= len(Scores.model_fields)
+
+
+def test_a_missing_key_keeps_no_copy_of_the_file() -> None:
+    with pytest.raises(FormatError, match="condense_hash: Field required") as caught:
+        parse_record('{"name": "a", "ipc": 1, "factor": 1, "class_names": [], "mean": [], "std": []}', SetHeader, "x")
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 100_000, b'{"a":' * 50_000, b" " * (MAX_RECORD + 1), b"{" + b'"a":1,' * MAX_KEYS + b'"b":2}']
+)
+def test_json_of_absurd_size_or_depth(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(FormatError, match="a.json is damaged"):
+        read_record(tmp_path / "a.json", Scores)

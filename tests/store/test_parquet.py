@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,11 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.store import parquet, read_parquet, to_uint8, write_parquet, write_parquet_parts
 from hmdc_hub.store.parquet import read_class_names
+from tests import bombs
 
 
 @settings(deadline=None, max_examples=25)
@@ -79,10 +81,9 @@ def test_the_first_images_alone(tmp_path: Path) -> None:
     with mock.patch.object(parquet, "ROWS_PER_GROUP", 2):
         write_parquet(tmp_path / "a.parquet", images, labels, ["a", "b"])
     for first in (1, 2, 5, 9, 20):
-        read = mock.Mock(wraps=pq.ParquetFile.read_row_group)
-        with mock.patch.object(pq.ParquetFile, "read_row_group", lambda *a, read=read, **k: read(*a, **k)):
+        with mock.patch.object(parquet, "_pixels", wraps=parquet._pixels) as decoded:
             found = read_parquet(tmp_path / "a.parquet", first)
-        assert read.call_count == min(5, -(-first // 2)), "row groups"
+        assert decoded.call_count == min(9, first)
         assert torch.equal(found[0], images[:first]) and torch.equal(found[1], labels[:first])
 
 
@@ -128,3 +129,70 @@ def test_damage_and_absence(tmp_path: Path) -> None:
         (tmp_path / "y").write_bytes(b"PAR1")
         with pytest.raises(FormatError):
             read(tmp_path / "y")
+
+
+SHAPE = (6, 3, 4, 4)
+
+
+def six(path: Path, cell: bytes, **options: Any) -> None:
+    bombs.parquet(path, [cell] * 6, [0] * 6, ["a"], **options)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (bombs.png(30_000, 30_000, data=b""), "damaged: image 0"),
+        (bombs.png(9_000, 9_000, data=b""), "9000 x 9000 RGB, not 4 x 4 RGB"),
+        (bombs.png(4, 4, color=6), "4 x 4 RGBA, not 4 x 4 RGB"),
+        (bombs.png(4, 4, color=3), "4 x 4 P, not 4 x 4 RGB"),
+        (bombs.png(4, 4, color=0, bits=16), "4 x 4 I;16, not 4 x 4 RGB"),
+        (bombs.with_chunk(bombs.png(4, 4), b"zTXt", b"a\0\0" + bombs.zeros(5 << 20)), "image 0"),
+        (bombs.with_chunk(bombs.png(4, 4), b"iCCP", b"a\0\0" + bombs.zeros(2 << 20)), "image 0"),
+        (bytes(2 << 20), "unpack to more than"),
+    ],
+    ids=["far too large", "too large", "alpha", "palette", "16 bits", "text", "profile", "zeros"],
+)
+def test_nothing_is_decoded_but_what_the_shape_says(
+    tmp_path: Path, cell: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    six(tmp_path / "a.parquet", cell)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", mock.Mock(side_effect=AssertionError("decoded")))
+    with pytest.raises(FormatError, match=words):
+        read_parquet(tmp_path / "a.parquet", shape=SHAPE)
+
+
+@pytest.mark.parametrize("rows", [5, 7])
+def test_the_number_of_rows_is_known_before_any_is_read(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bombs.repeated(tmp_path / "a.parquet", bombs.png(4, 4), rows, ["a"])
+    monkeypatch.setattr(pq, "ParquetFile", mock.Mock(side_effect=AssertionError("opened")))
+    with pytest.raises(FormatError, match=f"{rows} rows"):
+        read_parquet(tmp_path / "a.parquet", shape=SHAPE)
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip"])
+def test_a_page_that_unpacks_to_too_much_is_not_unpacked(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    six(tmp_path / "a.parquet", bytes(4 << 20), compression=compression)
+    assert (tmp_path / "a.parquet").stat().st_size < 250_000
+    monkeypatch.setattr(pq, "ParquetFile", mock.Mock(side_effect=AssertionError("opened")))
+    with pytest.raises(FormatError, match="unpack to more than"):
+        read_parquet(tmp_path / "a.parquet", shape=SHAPE)
+
+
+def test_images_that_are_as_large_as_they_can_be_are_read(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (40, 3, 64, 64), dtype=torch.uint8)
+    write_parquet(tmp_path / "a.parquet", images, torch.zeros(40, dtype=torch.int64), ["a"])
+    assert torch.equal(read_parquet(tmp_path / "a.parquet", shape=(40, 3, 64, 64))[0], images)
+    write_parquet(tmp_path / "a.parquet", images[:1, :1, :1, :1], torch.zeros(1, dtype=torch.int64), ["a"])
+    assert read_parquet(tmp_path / "a.parquet", shape=(1, 1, 1, 1))[0].shape == (1, 1, 1, 1)
+
+
+def test_rows_that_are_not_there_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    six(tmp_path / "a.parquet", picture("PNG"))
+    real = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: islice(real(*a, **k), 4))
+    with pytest.raises(FormatError, match="2 of its rows are missing"):
+        read_parquet(tmp_path / "a.parquet", shape=SHAPE)
