@@ -99,7 +99,7 @@ def test_images_are_measured_before_they_are_decoded(width: int) -> None:
 def test_images_in_folders_are_measured_too() -> None:
     folder("images", NAMES)
     Path("images/row1/0.png").write_bytes(bombs.png(9000, 9000, data=b""))
-    with pytest.raises(UsageError, match="row 1 .* 9000 x 9000 pixels; those of a set have at most 16,777,216"):
+    with pytest.raises(UsageError, match=r"row1/0\.png: the image is 9000 x 9000 pixels; those of a set have at most"):
         read_set("images", toys.source())
 
 

@@ -55,7 +55,7 @@ def test_what_leads_out_is_refused_and_nothing_is_read(
     folder: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead_out(folder, place)
-    monkeypatch.setattr("hmdc_hub.publish.verify._run", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("hmdc_hub.publish.verify._looked", lambda *_: pytest.fail("read"))
     (finding,) = verify(folder)
     assert not finding.ok and f"{place} is a link that leads out" in finding.detail
     if place.startswith("ipc2"):

@@ -159,10 +159,15 @@ def test_loading_from_a_package_needs_a_name_only_if_there_are_several(tmp_path:
 
 
 def test_damaged_sets_are_not_loaded(run: RunDir, tmp_path: Path) -> None:
-    data = bytearray(run.condensed.read_bytes())
+    good = run.condensed.read_bytes()
+    images, labels, header = read_condensed(run.condensed)
+    write_condensed(run.condensed, images.flip(3), labels, header)  # intact, and not what info.json was written for
+    with pytest.raises(FormatError, match="SHA-256"):
+        load(run.path)
+    data = bytearray(good)
     data[-1] ^= 1
     run.condensed.write_bytes(data)
-    with pytest.raises(FormatError, match="SHA-256"):
+    with pytest.raises(FormatError, match="its checksum is another"):
         load(run.path)
     with pytest.raises(NotFoundError, match="no condensed set"):
         load(tmp_path)
