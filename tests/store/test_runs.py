@@ -14,7 +14,7 @@ from hmdc_hub import pack
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunExistsError, UsageError
 from hmdc_hub.publish import package
 from hmdc_hub.schema import FORMAT_VERSION
-from hmdc_hub.store import RunDir, list_runs, load, read_condensed, read_parquet, remove, to_uint8
+from hmdc_hub.store import RunDir, list_runs, load, read_condensed, read_parquet, remove, to_uint8, write_condensed
 from tests.builders import edit_json, make_recipe, make_run
 
 
