@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of every file format of ours; readers refuse a larger one."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

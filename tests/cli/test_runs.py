@@ -21,7 +21,7 @@ def root(folder: Path) -> Path:
     make_run(runs / "c_condensed", scored=False)
     make_run(runs / "d_unfinished").info.unlink()
     newer = make_run(runs / "e_newer").info
-    newer.write_text(newer.read_text().replace('"format_version": 1', '"format_version": 99'))
+    newer.write_text(newer.read_text().replace('"format_version": 2', '"format_version": 99'))
     (runs / "notes").mkdir()
     (runs / "notes.txt").write_text("not a run")
     return runs

@@ -259,7 +259,7 @@ def test_a_picture_that_is_none(folder: Path) -> None:
         ("n<1K", "1K<n<10K"),
         ("arxiv:2409.14538", "arxiv:2409.14539"),
         ('- "someone/tiny"', '- "someone/tony"'),
-        ("format_version: 1", "format_version: 0"),
+        ("format_version: 2", "format_version: 0"),
         ('hmdc_hub_version: "0', 'hmdc_hub_version: "9'),
         ('text_sha256: "', 'text_sha256: "0'),
         ("24 synthetic", "25 synthetic"),
