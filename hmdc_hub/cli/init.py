@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 hmdc-hub init uoft-cs/cifar10 -O cifar10_ipc10.yaml
 hmdc-hub init ./my_images --ipc 1 --preset cpu -O mine_ipc1.yaml
-hmdc-hub init table.parquet --label-column species --test-fraction 0.2 -O table.yaml
+hmdc-hub init table.parquet --label-column species -O table.yaml
 hmdc-hub init torchvision:FashionMNIST --preset paper > fashion_ipc10.yaml"""
 
 

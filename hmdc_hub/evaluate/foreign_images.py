@@ -78,6 +78,8 @@ def read_images(
         raise UsageError(_reworded(error.message), hint=_reworded(error.hint)) from error
     except NetworkError as error:
         raise NetworkError(_reworded(error.message), hint=_reworded(error.hint)) from error
+    if (image, label) != ("image", "label"):
+        notes = (f"columns {image} and {label}", *notes)
     # Pixels that were made here are more than the file says: they depend on `fit`.
     digest = sha256_file(path) if path.is_file() and not resized else None
     return Contents(images, labels, names, digest, notes=notes)

@@ -19,6 +19,7 @@ from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
 from tests.sources.files import BLUE, COLOURS, GREEN, RED, YELLOW, tree, write
+from tests.sources.test_levels import big_endian, floats, pgm, png16
 
 COLOUR_OF = dict(zip(("red", "green", "blue", "yellow"), COLOURS, strict=True))
 
@@ -73,6 +74,38 @@ def test_02_file_names_with_words_of_splits(call: Call, folder: Path) -> None:
     assert done.status == 2 and "test_fraction: 0.2" in done.err and not Path("run").exists()
     assert condense(call, "data", "-o", "source.test_fraction=0.2").status == 0
     shows({"daisy": BLUE, "rose": RED, "tulip": GREEN}, [16] * 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "encode", "bits"),
+    [
+        (".png", png16, None),
+        (".pgm", pgm, None),
+        (".tif", big_endian, None),
+        (".png", lambda x: png16(x, 4095), 12),
+        (".tif", floats, None),
+    ],
+    ids=["png", "pgm", "tiff", "12 bits", "float"],
+)
+def test_04_more_than_eight_bits(
+    call: Call, folder: Path, suffix: str, encode: Callable[[Any], bytes], bits: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name, level in (("dark", 0.2), ("bright", 0.8)):
+            place = Path("data", split, name)
+            place.mkdir(parents=True)
+            for k in range(count):
+                (place / f"{k}{suffix}").write_bytes(encode(np.clip(level + rng.normal(0, 0.05, (16, 16)), 0, 1)))
+    done = condense(call, "data")
+    assert done.status == 0
+    rows = datasets.load_dataset("parquet", data_files="run/package/ipc1/train-*.parquet", split="train")
+    assert rows.features["label"].names == ["bright", "dark"] and len(rows) == 8
+    for row in rows:
+        assert np.asarray(row["image"]).mean() == pytest.approx((204, 51)[row["label"]], abs=6)
+    _, source = packaged()
+    assert (source["train_counts"], source["test_count"], source["bits"]) == ([12, 12], 8, bits)
+    assert ("taken for images of 12 bits" in done.err) == (bits == 12)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     assert (found.name, found.stored, found.factor) == ("theirs", (2, 1, 2), 1)
     assert found.sha256 == sha256_file(tmp_path / path)
     unknown = (found.exact, found.start, found.condense_hash, found.family_hash, found.seed)
-    assert unknown == (None,) * 5 and (found.condensed_by, found.notes) == ((), ())
+    assert unknown == (None,) * 5 and found.condensed_by == ()
+    assert found.notes == ("columns img and label",)
 
 
 def test_of_a_folder_of_parquet_files_the_train_split_counts() -> None:
@@ -298,7 +299,7 @@ def test_a_class_may_be_missing_and_the_evaluator_bears_it(form: str) -> None:
         path = tensors(images=noise(4), labels=torch.tensor(labels))
     real = toys.source()
     found = read_set(path, real)
-    assert found.stored == (3, 0, 1) and found.notes == ("no image of 1 of 3 classes: 'row1'",)
+    assert found.stored == (3, 0, 1) and found.notes[-1] == "no image of 1 of 3 classes: 'row1'"
     protocol = toys.recipe(against=["random", "random-encoded", "k-means", "herding"], random_draws=1).evaluate
     for made in training_sets(protocol, real, found, torch.device("cpu")):
         assert torch.bincount(made.labels, minlength=3).tolist() == [3, 0, 1], made.name
