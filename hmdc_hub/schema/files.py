@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PureWindowsPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Share, Strict
 from hmdc_hub.schema.evaluate import EvaluateSpec
@@ -18,6 +18,11 @@ FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 PARQUET = "train-00000-of-00001.parquet"
 """Name of the parquet in a configuration's folder, as `datasets` names shards."""
+
+_T = TypeVar("_T")
+Items = Annotated[list[_T], FailFast()]
+"""A list whose first wrong entry ends its validation: pydantic keeps a kilobyte for each, and a stranger's file of
+megabytes has millions."""
 
 NEEDED = (PARQUET, "condensed.safetensors", "recipe.yaml", "info.json")
 """Files that every configuration of a package has in its folder."""
@@ -34,9 +39,9 @@ class SetHeader(Strict):
     name: str
     ipc: int
     factor: int
-    class_names: list[str]
-    mean: list[float]
-    std: list[float]
+    class_names: Items[str]
+    mean: Items[float]
+    std: Items[float]
     condense_hash: str
 
 
@@ -51,7 +56,7 @@ class LeftOut(Strict):
 
     reason: str
     count: NotNegative
-    examples: list[str]
+    examples: Items[str]
 
 
 class SourceInfo(Strict):
@@ -79,20 +84,20 @@ class SourceInfo(Strict):
     test_split: str
     image_column: str
     label_column: str
-    class_names: list[str]
-    train_counts: list[int]
+    class_names: Items[str]
+    train_counts: Items[int]
     test_count: int
     size: int
     channels: int
-    mean: list[float]
-    std: list[float]
+    mean: Items[float]
+    std: Items[float]
     license: str | None
     gated: bool
     private: bool = False
     test_fraction: float | None = None
     repeated: NotNegative = 0
     bits: NotNegative | None = None
-    left_out: list[LeftOut] = []
+    left_out: Items[LeftOut] = []
 
     def without_paths(self) -> SourceInfo:
         """Return it as it is published: a local source is called by its base name and the fingerprint of its images.
@@ -126,7 +131,7 @@ class ArtifactInfo(Strict):
     protocol_hash: str
     seed: int
     source: SourceInfo
-    models: list[ModelSpec]
+    models: Items[ModelSpec]
     parameters: dict[str, int]
     versions: dict[str, str]
     device: str
@@ -242,17 +247,17 @@ class Scores(Strict):
     protocol: EvaluateSpec
     fingerprint: str
     parquet_sha256: str
-    condensed_by: list[Name]
+    condensed_by: Items[Name]
     test_count: int
-    class_names: list[str]
+    class_names: Items[str]
     budgets: dict[Name, Budget]
-    cells: list[Cell]
+    cells: Items[Cell]
     table: dict[Name, dict[Name, Estimate]]
     gain: dict[Name, dict[Name, Estimate]]
     gap: dict[Name, Estimate]
     ece: dict[Name, dict[Name, Estimate]]
     ranking: dict[Name, Ranking]
-    per_class: dict[Name, dict[Name, list[float]]]
+    per_class: dict[Name, dict[Name, Items[float]]]
 
 
 class PackagedFile(Strict):
@@ -277,8 +282,8 @@ class Manifest(Strict):
     config: Name
     rows: NotNegative
     data_bytes: NotNegative
-    class_names: list[str]
-    files: list[PackagedFile]
+    class_names: Items[str]
+    files: Items[PackagedFile]
 
     @model_validator(mode="after")
     def _own_files(self) -> Manifest:

@@ -148,7 +148,14 @@ def test_a_missing_key_keeps_no_copy_of_the_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"[" * 100_000, b'{"a":' * 50_000, b" " * (MAX_RECORD + 1), b"{" + b'"a":1,' * MAX_KEYS + b'"b":2}']
+    "data",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b" " * (MAX_RECORD + 1),
+        b"{" + b'"a":1,' * MAX_KEYS + b'"b":2}',
+        b"[" + b"1," * 500_001 + b"1]",
+    ],
 )
 def test_json_of_absurd_size_or_depth(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.json").write_bytes(data)
