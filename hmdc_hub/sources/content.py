@@ -81,12 +81,14 @@ def held_out_rows(
         if len(distinct) < 2:
             whole.append(name)
             continue
-        left, taken = held_out_count(len(rows), fraction), []
-        for key, size in zip(distinct, sizes, strict=True):
+        left, taken = held_out_count(len(rows), fraction), np.zeros(len(distinct), dtype=np.bool_)
+        for place, size in enumerate(sizes):
             if size <= left:
-                taken.append(key)
+                taken[place] = True
                 left -= int(size)
-        test[rows] = np.isin(keys[rows], taken or distinct[[sizes.argmin()]])
+        if not taken.any():
+            taken[sizes.argmin()] = True
+        test[rows] = taken[np.searchsorted(distinct, keys[rows])]
     if whole:
         raise undividable(whole)
     return test
@@ -117,6 +119,6 @@ def repeated_rows(train: NDArray[np.uint64], test: NDArray[np.uint64]) -> NDArra
     Returns:
         int64 R x 2: row in test and a row in train that is the same image.
     """
-    rows = np.flatnonzero(np.isin(test, train))
+    rows = np.flatnonzero(np.isin(test, train, kind="sort"))  # numpy's other way overflows at 64 bits
     order = np.argsort(train, kind="stable")
     return np.stack([rows, order[np.searchsorted(train, test[rows], sorter=order)]], axis=1)

@@ -309,7 +309,7 @@ def test_an_empty_repository_is_taken(hub: LocalHub, run: RunDir) -> None:
 
 def test_a_newer_format_is_refused(hub: LocalHub, run: RunDir) -> None:
     push(run)
-    card = hub.files(REPO)["README.md"].replace(b"format_version: 1", b"format_version: 2")
+    card = hub.files(REPO)["README.md"].replace(b"format_version: 2", b"format_version: 3")
     hub.commit(REPO, {"README.md": card})
     with pytest.raises(NewerFormatError, match="pip install -U"):
         push(run, force=True)

@@ -168,7 +168,7 @@ def test_a_hub_that_is_down(published: LocalHub, tmp_path: Path, action: str) ->
 
 
 def test_a_newer_format_names_the_way_out(published: LocalHub, tmp_path: Path) -> None:
-    card = published.files(REPO)["README.md"].replace(b"format_version: 1", b"format_version: 2")
+    card = published.files(REPO)["README.md"].replace(b"format_version: 2", b"format_version: 3")
     published.commit(REPO, {"README.md": card})
     with pytest.raises(NewerFormatError, match="pip install -U"):
         get(tmp_path)
