@@ -53,6 +53,13 @@ def test_every_class_has_images_on_both_sides_and_equal_ones_on_one(
     assert (held_out_rows(keys[order], labels[order], names, fraction) == test[order]).all()
 
 
+def test_where_every_file_has_copies_the_rarest_is_scored_on() -> None:
+    keys = np.array([7, 7, 7, 9, 9, 9, 9, 5], dtype=np.uint64)
+    labels = np.array([0, 0, 0, 0, 0, 0, 0, 1])
+    test = held_out_rows(np.append(keys, np.uint64(6)), np.append(labels, 1), ["a", "b"], 0.2)
+    assert test[:7].tolist() == [True] * 3 + [False] * 4 and test[7:].sum() == 1
+
+
 @pytest.mark.parametrize(
     ("images", "fraction", "count"), [(2, 0.01, 1), (2, 0.99, 1), (10, 0.2, 2), (12, 0.2, 2), (13, 0.2, 3), (5, 0.9, 4)]
 )
@@ -191,16 +198,17 @@ def test_keys_are_of_content() -> None:
 
 
 @pytest.mark.parametrize("empty", [-1, None])
-@pytest.mark.parametrize("validation", [True, False])
-def test_a_test_split_without_labels(tmp_path: Path, empty: int | None, validation: bool) -> None:
+@pytest.mark.parametrize("validation", ["labelled", "unlabelled", ""])
+def test_a_test_split_without_labels(tmp_path: Path, empty: int | None, validation: str) -> None:
     images = rows(4, 100)[0]
     folder = parquet_folder(tmp_path, test=(images, [empty] * 4))
     if validation:
         columns = dict(zip(("image", "label"), rows(6, 200), strict=True))
+        columns["label"] = columns["label"] if validation == "labelled" else [empty] * 6
         write_parquet(folder / "data/validation-00000-of-00001.parquet", columns, FEATURES)
     with pytest.raises(SourceError, match="split 'test' has no labels: all 4 are empty or -1") as caught:
         load(folder)
-    step = "test_split: validation" if validation else "test_fraction: 0.2"
+    step = "test_split: validation" if validation == "labelled" else "test_fraction: 0.2"
     assert step in caught.value.hint
     key, _, value = step.partition(": ")
     assert load(folder, **{key: float(value) if value == "0.2" else value}).test_labels.tolist()
