@@ -76,6 +76,18 @@ def test_02_file_names_with_words_of_splits(call: Call, folder: Path) -> None:
     shows({"daisy": BLUE, "rose": RED, "tulip": GREEN}, [16] * 3, 12)
 
 
+def test_a_run_with_another_test_part_is_another_run(call: Call, folder: Path) -> None:
+    tree(Path("data"), {f"{split}/{name}": n for split, n in (("train", 10), ("test", 4)) for name in ("ant", "bee")})
+    assert condense(call, "data", "-o", "source.test_fraction=0.2").status == 0
+    for options in ([], ["-o", "source.test_split=test"], ["-o", "source.test_fraction=0.3"]):
+        done = condense(call, "data", *options, "--resume")
+        assert done.status == 2 and "holds a run of another recipe" in done.err and "source.test_" in done.err
+    assert condense(call, "data", "-o", "source.test_fraction=0.2").status == 0
+    assert condense(call, "data", "--force").status == 0
+    done = condense(call, "data", "-o", "source.test_fraction=0.2", "--resume")
+    assert done.status == 2 and "source.test_fraction: None there, 0.2 here" in done.err
+
+
 @pytest.mark.parametrize(
     ("suffix", "encode", "bits"),
     [
