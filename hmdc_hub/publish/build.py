@@ -19,7 +19,6 @@ from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview_of
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
-    TEMPORARY,
     json_text,
     read_info,
     read_scores,
@@ -28,6 +27,7 @@ from hmdc_hub.store.files import (
     write_text_atomic,
 )
 from hmdc_hub.store.rundir import RunDir
+from hmdc_hub.store.workplace import put, workplace
 
 _T = TypeVar("_T")
 
@@ -62,17 +62,15 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
     _refuse_mismatch(run, info, recipe, scores)
     if config is not None:
         recipe = recipe.model_copy(update={"publish": renamed(recipe.publish, config)})
-    building = run.path / f".package{TEMPORARY}"
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
-        _refuse_wrong(run, verify(building))
-        refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
-        _swap(building, run.package)
+        with workplace(run.package) as folder:
+            building = folder / "new"
+            _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
+            _refuse_wrong(run, verify(building))
+            refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
+            put(building, run.package)
     except OSError as error:
         raise RunError(f"Cannot write {run.package}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return run.package
 
 
@@ -227,18 +225,3 @@ def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
     arrays = [pa.array(values, type=kind) for kind, values in columns.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(arrays, names=list(columns)), path)
-
-
-def _swap(building: Path, package: Path) -> None:
-    """Put a finished folder in the place of an earlier one."""
-    old = package.with_name(f".package-old{TEMPORARY}")
-    shutil.rmtree(old, ignore_errors=True)
-    if package.exists():
-        package.rename(old)
-    try:
-        building.rename(package)
-    except OSError:
-        if old.exists():
-            old.rename(package)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -77,7 +77,7 @@ def _locked(folder: Path, place: Path) -> int | None:
         except BlockingIOError as error:
             os.close(descriptor)
             raise RunExistsError(
-                f"Another process is writing {place}.", hint="Wait until it ends, or write another folder with --to."
+                f"Another process is writing {place}.", hint="Wait until it ends, or write another folder."
             ) from error
         except OSError:
             return descriptor  # some network file systems have no locks; refusing to work there would be worse
