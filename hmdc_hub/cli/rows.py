@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hmdc_hub.schema import LeftOut, SourceSpec
-from hmdc_hub.sources import SourceIndex
-from hmdc_hub.sources.bank import left_out_notes
+from hmdc_hub.sources import SourceIndex, source_notes
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,7 @@ class Rows:
 
     def said(self) -> list[str]:
         """Say which rows and columns were chosen, and what was left out, line by line."""
-        spec, counts = self.spec, self.train_counts
-        each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        test = spec.test_split or f"{spec.test_fraction:.0%} of each class of {spec.train_split}"
-        return [
-            f"{sum(counts)} images of {spec.train_split} to condense, {each} in each of {len(counts)} classes",
-            f"{self.test_count} to score on, {test}; columns {spec.image_column} and {spec.label_column}",
-            *left_out_notes(self.left_out),
-        ]
+        return source_notes(self.spec, self.class_names, self.train_counts, self.test_count, self.left_out)
 
     def document(self) -> dict[str, Any]:
         """Say the same as plain data for `--json`."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmdc_hub.schema import LeftOut, SourceInfo, canonical_json
+from hmdc_hub.schema import LeftOut, SourceInfo, SourceSpec, canonical_json
 from hmdc_hub.sources.mapped import take
 from hmdc_hub.sources.reader import Facts
 
@@ -211,18 +211,31 @@ def make_source(
     return Source(train, test_images, test_labels, info)
 
 
-def source_notes(info: SourceInfo) -> list[str]:
-    """Say in lines what of a source is used as what, and what of it is not used."""
-    test = f"{info.test_split!r}" if info.test_fraction is None else f"{info.test_fraction:g} of each class"
-    names = ", ".join(info.class_names[:_SHOWN]) + (", ..." if len(info.class_names) > _SHOWN else "")
-    notes = [
-        f"{sum(info.train_counts)} images of split {info.train_split!r} are condensed, {info.test_count} scored on "
-        f"({test}); columns {info.image_column} and {info.label_column}; {len(info.class_names)} classes: {names}",
-        *left_out_notes(info.left_out),
+def source_notes(
+    spec: SourceSpec,
+    class_names: Sequence[str],
+    train_counts: Sequence[int],
+    test_count: int,
+    left_out: Sequence[LeftOut],
+) -> list[str]:
+    """Say in lines what of a source is used as what, and what of it is not used.
+
+    Args:
+        spec: The recipe's section with nothing left to detection.
+        class_names: C names.
+        train_counts: Images per class that are condensed.
+        test_count: Images that are scored on.
+        left_out: As in `Facts`.
+    """
+    each = f"{min(train_counts)}" + (f" to {max(train_counts)}" if min(train_counts) < max(train_counts) else "")
+    names = ", ".join(class_names[:_SHOWN]) + (", ..." if len(class_names) > _SHOWN else "")
+    test = spec.test_split or f"{spec.test_fraction:.0%} of each class of {spec.train_split}"
+    return [
+        f"{sum(train_counts)} images of {spec.train_split} to condense, {each} in each of {len(class_names)} classes: "
+        f"{names}",
+        f"{test_count} to score on, {test}; columns {spec.image_column} and {spec.label_column}",
+        *left_out_notes(left_out),
     ]
-    if info.repeated:
-        notes.append(f"{info.repeated} of {info.test_count} test images are, pixel by pixel, train images too")
-    return notes
 
 
 def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:

@@ -209,10 +209,10 @@ def load_source(spec: SourceSpec, *, listener: Listener = silent) -> Source:
         splits=(str(spec.train_split), spec.test_split or str(spec.train_split)),
         columns=(str(spec.image_column), str(spec.label_column)),
         test_fraction=spec.test_fraction,
-        repeated=_count_repeated(index, rows, bank.images, test_images),
+        repeated=_count_repeated(index, rows, bank.images, test_images, listener),
         bits=levels.in_use,
     )
-    for text in (*source_notes(source.info), *levels.notes):
+    for text in source_notes(spec, names, bank.counts, len(test), source.info.left_out) + [*levels.notes]:
         listener(Note(text))
     return source
 
@@ -246,7 +246,9 @@ def _levels(index: SourceIndex) -> Levels:
     return Levels(lambda: _images(index, tuple(Part(name, 0, index.reader.rows(name)) for name in splits)))
 
 
-def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Tensor, test: torch.Tensor) -> int:
+def _count_repeated(
+    index: SourceIndex, rows: NDArray[np.int64], train: torch.Tensor, test: torch.Tensor, listener: Listener
+) -> int:
     """Count the test images that are train images too, and refuse more than a trace of them.
 
     Args:
@@ -254,9 +256,12 @@ def _count_repeated(index: SourceIndex, rows: NDArray[np.int64], train: torch.Te
         rows: Row of all its parts of each train image, then of each test image.
         train: uint8 N x channels x side x side.
         test: uint8 M x channels x side x side.
+        listener: Told of a trace.
     """
     found = repeated_rows(pixel_keys(train), pixel_keys(test))
     if len(found) <= TRACE * len(test):
+        if len(found):
+            listener(Note(f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too"))
         return len(found)
     one, same = (_where(index, int(rows[place])) for place in (len(train) + found[0, 0], found[0, 1]))
     raise SourceError(

@@ -58,7 +58,8 @@ def test_01_classes_that_are_called_like_a_split(call: Call, folder: Path) -> No
     done = condense(call, "data")
     assert done.status == 0
     source = shows({"bullet_train": BLUE, "bus": RED, "test-tube": YELLOW, "train": GREEN}, [12] * 4, 16)
-    assert "48 images of split 'train' are condensed, 16 scored on ('test')" in done.err
+    assert "48 images of train to condense, 12 in each of 4 classes: bullet_train, bus, test-tube, train" in done.err
+    assert "16 to score on, test; columns image and label" in done.err
     assert "left out, no images: 1 (passwords.txt)" in done.err
     left_out = {"reason": "no images", "count": 1, "examples": ["passwords.txt"]}
     assert json.loads(Path("run/info.json").read_text())["source"]["left_out"] == [left_out]

@@ -109,7 +109,8 @@ def test_many_classes_without_a_test_split(call: Call, folder: Path) -> None:
     done = call("init", "zoo", "--ipc", "1", "--preset", "cpu", "-O", "zoo.yaml")
     assert done.status == 0 and "a fifth of every class of train is kept apart" in done.err
     assert call("recipes", "validate", "zoo.yaml").out.splitlines()[1:] == [
-        "  300 images of train to condense, 5 in each of 60 classes",
+        "  300 images of train to condense, 5 in each of 60 classes: class 00, class 01, class 02, class 03, "
+        "class 04, class 05, class 06, class 07, ...",
         "  60 to score on, 20% of each class of train; columns image and label",
     ]
     recipe = load_recipe("zoo.yaml")

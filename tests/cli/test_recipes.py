@@ -81,7 +81,9 @@ def test_all_shipped_recipes_are_valid(call: Call) -> None:
     said = [line for line in done.out.splitlines() if not line.startswith(" ")]
     assert [line.split(": valid (condense ")[0] for line in said] == RECIPES
     lines = done.out.split("digits_ipc1: valid")[1].splitlines()
-    assert lines[1] == "  1438 images of train to condense, 139 to 146 in each of 10 classes"
+    assert (
+        lines[1] == "  1438 images of train to condense, 139 to 146 in each of 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, ..."
+    )
     assert "  not looked at: uoft-cs/cifar10, which is not in the cache" in done.out
     assert "  not looked at: WinKawaks/vit-tiny-patch16-224 for vit_tiny_imagenet, not in the cache" in done.out
 
@@ -153,7 +155,7 @@ def test_validate_says_what_it_read_and_what_not(call: Call, folder: Path) -> No
     tiny.write(folder / "a.yaml", source="source: {id: set, size: 8, channels: 1}")
     done = call("recipes", "validate", "a.yaml")
     assert done.out.splitlines()[1:] == [
-        "  5 images of train to condense, 2 to 3 in each of 2 classes",
+        "  5 images of train to condense, 2 to 3 in each of 2 classes: a, b",
         "  2 to score on, test; columns image and label",
         "  left out, no images: 1 (train/a/notes.txt)",
     ]

@@ -15,7 +15,7 @@ from PIL import Image
 from hmdc_hub.errors import SourceError
 from hmdc_hub.events import Event
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import Source, load_source, source_notes
+from hmdc_hub.sources import Source, load_source
 from hmdc_hub.sources.content import file_keys, held_out_count, held_out_rows, pixel_keys, repeated_rows
 from tests.sources.files import CLASSES, cells, encoded, parquet_folder, picture, png, rows, tree, write_parquet
 
@@ -179,10 +179,11 @@ def test_a_trace_of_images_in_both_splits_is_said(tmp_path: Path) -> None:
 def test_what_is_used_is_said(tmp_path: Path) -> None:
     root = tree(tmp_path, {"ant": 5, "bee": 5})
     (root / "notes.txt").write_text("hello")
-    lines = source_notes(load(root, test_fraction=0.2).info)
-    assert lines == [
-        "8 images of split 'train' are condensed, 2 scored on (0.2 of each class); columns image and label; 2 classes: "
-        "ant, bee",
+    said: list[Event] = []
+    load_source(SourceSpec(id=str(root), size=8, test_fraction=0.2), listener=said.append)
+    assert [getattr(note, "text", "") for note in said] == [
+        "8 images of train to condense, 4 in each of 2 classes: ant, bee",
+        "2 to score on, 20% of each class of train; columns image and label",
         "left out, no images: 1 (notes.txt)",
     ]
 
