@@ -1,6 +1,6 @@
 """Damage the files of a tiny run and of its package at random, and count what notices it.
 
-    python benchmarks/damage.py [--trials 50] [--seed 0]
+    python -m benchmarks.damage [--trials 50] [--seed 0]
 
 A digit of a text file becomes another, or a bit of any file is flipped; then the real command runs in this process. Of
 every trial one of four things is said: `noticed` (refused, or said in a note, and nothing of it used), `harmless` (what
@@ -25,28 +25,8 @@ from typing import Any
 
 import click
 
-RECIPE = """\
-source: {id: "builtin:digits", size: 8, channels: 1}
-pool:
-  - {name: mlp_a, source: builtin, id: mlp, args: {depth: 1, width: 8}}
-  - {name: conv_a, source: builtin, id: convnet, args: {depth: 1, width: 4}}
-condense:
-  ipc: 1
-  factor: 2
-  resets: 2
-  batch: 4
-  start: random
-  distill: false
-  cluster: {enabled: false}
-  networks: {reset_every: 2, batches_per_step: 1, batch: 16}
-evaluate:
-  models: [{name: mlp_a, source: builtin, id: mlp, args: {depth: 1, width: 8}}]
-  seeds: 2
-  random_draws: 1
-  against: [random, start]
-  epochs: 2
-publish: {name: tiny-hmdc, config: ipc1, license: cc-by-4.0}
-"""
+from tests.cli.tiny import TEXT
+
 RUN, PACKAGE, OWN = Path("runs/tiny"), Path("runs/tiny/package"), Path("runs/tiny/package/ipc1")
 
 
@@ -178,7 +158,7 @@ def main(trials: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HMDC_HUB_CACHE"] = f"{folder}/cache"
         os.chdir(folder)
-        Path("tiny.yaml").write_text(RECIPE)
+        Path("tiny.yaml").write_text(TEXT)
         status, said = command("condense", "tiny.yaml", "--workers", "1")
         assert status == 0, said
         shutil.rmtree("cache")  # a training that was paid once would hide a damaged one
