@@ -195,6 +195,17 @@ def test_text_of_other_encodings(tmp_path: Path) -> None:
     assert caught.value.hint == "Save it as UTF-8."
 
 
+def test_a_column_of_metadata_called_image_is_not_the_images(tmp_path: Path) -> None:
+    root = labelled(tmp_path, ("a", "b"))
+    for split in ("train", "test"):
+        file = root / split / "metadata.csv"
+        file.write_text(
+            "".join(f"{line},{'image' if k == 0 else k}\n" for k, line in enumerate(file.read_text().split()))
+        )
+    source = load(root)
+    assert (source.info.image_column, source.info.class_names, source.train.counts) == ("image", ["a", "b"], (3, 3))
+
+
 def test_another_column_than_the_one_that_is_called_label(tmp_path: Path) -> None:
     root = labelled(tmp_path, ("a", "b"), column="shade")
     with pytest.raises(SourceError, match="no label column") as caught:
