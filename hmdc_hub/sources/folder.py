@@ -178,7 +178,8 @@ class FolderReader:
         """Check the columns of a split, or find those that are None."""
         texts = self._splits[split].columns
         kinds = {name: "string" if all(map(_is_text, values)) else "other" for name, values in texts.items()}
-        features = {**kinds, "image": "image"}  # a column of that name in a metadata file is not it
+        # A column of that name in a metadata file is not it.
+        features = {"image": "image"} | kinds | {"image": "image"}
         where = f"split {split!r} of {self.facts.id}"
         return detect.image_column(features, image, where), detect.label_column(features, label, where)
 
