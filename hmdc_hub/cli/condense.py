@@ -158,9 +158,8 @@ def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, again: str) -> Resul
         with stop_on_signals(stop, show.urgent):
             return carry_out(recipe, run, wishes, listener=show, stop=stop)
     except Interrupted as error:
-        raise Interrupted(
-            error.message, signal_number=error.signal_number, hint=f"go on with: {again} --resume"
-        ) from error
+        hint = f"go on with: {again}{'' if wishes.evaluate else ' --no-evaluate'} --resume"
+        raise Interrupted(error.message, signal_number=error.signal_number, hint=hint) from error
     finally:
         show.close()
 

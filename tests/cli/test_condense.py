@@ -131,6 +131,15 @@ def test_overrides_have_a_directory_of_their_own(folder: Path, go: Call) -> None
     assert len(list((folder / "runs").iterdir())) == 2
 
 
+def test_stopped_without_scores_goes_on_without(
+    place: Path, folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    tiny.write(folder / "tiny.yaml")
+    stop_at(monkeypatch, ImageStep, 3, signal.SIGINT)
+    assert go("tiny.yaml", "--no-evaluate").err.endswith("--workers 1 --no-evaluate --resume\n")
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_refused_resumed(
     place: Path, folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
