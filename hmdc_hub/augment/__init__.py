@@ -1,12 +1,14 @@
 """Differentiable augmentation of source-normalised images: DSA and CutMix.
 
-Parameters are drawn on the CPU from a keyed generator (`draw`, `draw_cutmix`) and applied wherever the images are
-(`apply`, `apply_cutmix`), so that two batches can share one draw and every device sees the same one.
+Parameters are drawn on the CPU from a keyed generator (`draw`, `draw_cutmix`), so that two batches can share one draw
+and every device sees the same one. They are tensors whose shapes follow from the recipe, and are applied (`apply`,
+`apply_cutmix`, `mix_targets`) wherever they and the images are, without a look at any value.
 """
 
 from hmdc_hub.augment.cutmix import CutmixDraw, apply_cutmix, draw_cutmix, mix_targets
 from hmdc_hub.augment.dsa import Draw, apply, draw
-from hmdc_hub.augment.operations import brightness, contrast, crop, cutout, flip, rotate, saturation, scale
+from hmdc_hub.augment.operations import brightness, contrast, cutout, flip, saturation
+from hmdc_hub.augment.warps import crop, rotate, scale, warp
 
 __all__ = [
     "CutmixDraw",
@@ -24,4 +26,5 @@ __all__ = [
     "rotate",
     "saturation",
     "scale",
+    "warp",
 ]

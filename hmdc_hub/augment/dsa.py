@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hmdc_hub.augment import operations
+from hmdc_hub.augment import operations, warps
 from hmdc_hub.schema import AugmentSpec
 
 MAX_SHIFT = 1 / 8
@@ -15,27 +15,33 @@ MAX_SCALE = 1.2
 MAX_DEGREES = 15.0
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Parameters of one augmentation, on the CPU; None for an operation that is not applied.
+class Draw(NamedTuple):
+    """Parameters of one augmentation; None for what the recipe turns off, and never by chance.
 
-    Each has one entry (or row) for all images, the Siamese case, or one per image. At most one of `crop`, `scale` and
-    `rotate` is set. Attributes stand in the order in which they are applied, and are named like the functions of
-    `hmdc_hub.augment.operations` that take them.
+    Shapes follow from the recipe and the number of rows alone, so that one captured program applies every draw. Row n
+    holds for image n; one row holds for all images, the Siamese case. Attributes stand in the order in which they are
+    applied, and are named like the functions of `hmdc_hub.augment` that take them.
+
+    Attributes:
+        flip, brightness, saturation, contrast: float32 (N,), uniform in [0, 1).
+        warp: float32 N x 6, of whichever of crop, scale and rotate was drawn.
+        cutout: int64 N x 2.
     """
 
     flip: Tensor | None = None
     brightness: Tensor | None = None
     saturation: Tensor | None = None
     contrast: Tensor | None = None
-    crop: Tensor | None = None
-    scale: Tensor | None = None
-    rotate: Tensor | None = None
+    warp: Tensor | None = None
     cutout: Tensor | None = None
+
+    def to(self, device: torch.device) -> Draw:
+        """Return the parameters on a device."""
+        return Draw(**{name: None if value is None else value.to(device) for name, value in self._asdict().items()})
 
 
 def draw(spec: AugmentSpec, gen: torch.Generator, side: int, count: int | None) -> Draw:
-    """Draw the parameters of one augmentation.
+    """Draw the parameters of one augmentation, on the CPU.
 
     Args:
         spec: Says which operations are on.
@@ -51,33 +57,32 @@ def draw(spec: AugmentSpec, gen: torch.Generator, side: int, count: int | None) 
 
     flip = uniform() if spec.flip else None
     colour = {name: uniform() for name in ("brightness", "saturation", "contrast") if name in spec.color}
-    shape = _draw_shape(spec, gen, side, rows)
+    warp = _draw_warp(spec, gen, side, rows)
     cutout = None
     if spec.cutout:
         size = int(side / 2 + 0.5)
         # An even square is centred between pixels, so that there is one place more for it.
         cutout = torch.randint(0, side + (1 - size % 2), (rows, 2), generator=gen)
-    return Draw(flip=flip, cutout=cutout, **colour, **shape)
+    return Draw(flip=flip, warp=warp, cutout=cutout, **colour)
 
 
 def apply(draw: Draw, x: Tensor) -> Tensor:
-    """Apply a draw to images.
+    """Apply a draw to images; reads nothing back and branches on no value.
 
     Args:
-        draw: Siamese, or drawn for as many images as there are.
-        x: Floats B x ch x H x W, source-normalised, on any device.
+        draw: Of N rows, on the device of `x`.
+        x: float32 or float64 N x ... x ch x H x W, source-normalised: row n holds for all of x[n]. With one row, any
+            leading dimensions.
 
     Returns:
-        B x ch x H x W, differentiable with respect to `x`.
+        Shaped like `x`, differentiable with respect to it.
     """
     for parameter, operation in (
         (draw.flip, operations.flip),
         (draw.brightness, operations.brightness),
         (draw.saturation, operations.saturation),
         (draw.contrast, operations.contrast),
-        (draw.crop, operations.crop),
-        (draw.scale, operations.scale),
-        (draw.rotate, operations.rotate),
+        (draw.warp, warps.warp),
         (draw.cutout, operations.cutout),
     ):
         if parameter is not None:
@@ -85,16 +90,16 @@ def apply(draw: Draw, x: Tensor) -> Tensor:
     return x
 
 
-def _draw_shape(spec: AugmentSpec, gen: torch.Generator, side: int, rows: int) -> dict[str, Tensor]:
-    """Choose one of crop, scale and rotate and draw its parameters; empty if all are off."""
+def _draw_warp(spec: AugmentSpec, gen: torch.Generator, side: int, rows: int) -> Tensor | None:
+    """Choose one of crop, scale and rotate and draw its parameters; None if all are off."""
     enabled = [name for name in ("crop", "scale", "rotate") if getattr(spec, name)]
     if not enabled:
-        return {}
+        return None
     name = enabled[int(torch.randint(len(enabled), (), generator=gen))]
     if name == "crop":
         most = int(side * MAX_SHIFT + 0.5)
-        return {name: torch.randint(-most, most + 1, (rows, 2), generator=gen)}
+        return warps.crop(torch.randint(-most, most + 1, (rows, 2), generator=gen))
     if name == "scale":
         least = 1 / MAX_SCALE
-        return {name: least + (MAX_SCALE - least) * torch.rand(rows, 2, generator=gen)}
-    return {name: MAX_DEGREES * (2 * torch.rand(rows, generator=gen) - 1)}
+        return warps.scale(least + (MAX_SCALE - least) * torch.rand(rows, 2, generator=gen), side)
+    return warps.rotate(MAX_DEGREES * (2 * torch.rand(rows, generator=gen) - 1), side)

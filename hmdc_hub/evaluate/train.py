@@ -20,7 +20,7 @@ from hmdc_hub.schema import EvaluateSpec
 
 TEST_BATCH = 500
 
-FORM = f"{__version__}+2"
+FORM = f"{__version__}+3"
 """The program, as far as a training's bits go: the number is raised whenever they change between two versions."""
 
 
@@ -207,10 +207,9 @@ def augmented(
     images: Tensor, targets: Tensor, protocol: EvaluateSpec, model: PoolModel, gen: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Augment one minibatch, and mix it where the protocol and the model want CutMix; all draws from `gen`."""
-    side = images.shape[-1]
-    images = augment.apply(augment.draw(protocol.augment, gen, side, len(images)), images)
+    side, device = images.shape[-1], images.device
+    images = augment.apply(augment.draw(protocol.augment, gen, side, len(images)).to(device), images)
     if protocol.cutmix.evaluate and model.spec.cutmix:
-        mix = augment.draw_cutmix(gen, len(images), side, protocol.cutmix.probability)
-        if mix is not None:
-            return augment.apply_cutmix(mix, images), augment.mix_targets(mix, targets)
+        mix = augment.draw_cutmix(gen, len(images), side, protocol.cutmix.probability).to(device)
+        images, targets = augment.apply_cutmix(mix, images), augment.mix_targets(mix, targets)
     return images, targets
