@@ -102,8 +102,9 @@ class ModelSpec(Strict):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="In which the network computes while condensing; bfloat16 (autocast) keeps weights, features and "
-        "losses in float32; `pool check` says how far it turns the image gradient. For scores see evaluate.precision.",
+        description="In which the network computes while condensing; float32 is TF32 on a GPU. bfloat16: weights are "
+        "cast once per pass, while the weights that learn, features and losses stay float32; `pool check` says how far "
+        "it turns the image gradient. For scores see evaluate.precision.",
         examples=["float32"],
     )
     reset: Literal["all", "body"] = Field(

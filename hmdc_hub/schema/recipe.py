@@ -97,9 +97,9 @@ class NetworksSpec(Strict):
     batch: Positive = Field(128, description="Real images per minibatch, over all classes.", examples=[128])
     parts: Positive | None = Field(
         None,
-        description="A minibatch is cut into so many parts that are worked on side by side, by processes or ranks; "
-        "null: one for every 32 images and at most 4 on a CPU, one on a GPU. Another number gives the same up to "
-        "rounding.",
+        description="Parts that a minibatch is differentiated in; null: one, the whole of it. More are shared among "
+        "ranks, or hold less memory; networks whose batch norm learns its statistics take a whole one. Another number "
+        "gives the same up to rounding.",
         examples=[8],
     )
 
@@ -152,15 +152,16 @@ class CondenseSpec(Strict):
     )
     memory: Literal["auto", "low", "fast"] = Field(
         "auto",
-        description="fast: the matching step holds the graphs of a whole batch; low: of a tenth of it, and computes "
-        "more; auto: of as many images as fit. The result is the same up to rounding.",
+        description="fast: matching holds the graphs of whole classes, of as many together as fit; low: of a tenth of "
+        "one class's images, and a minibatch is trained on in ten parts; auto: as fast where one class fits, otherwise "
+        "of as many of its images as do. The result is the same up to rounding.",
         examples=["auto"],
     )
     derivative: Literal["eager", "compiled"] = Field(
         "eager",
-        description="compiled: the matching step goes through torch.compile, which takes minutes at the start and on a "
-        "CPU needs a C++ compiler; steps that update the balance, and batches that are not full, stay eager. The "
-        "result is the same up to rounding.",
+        description="eager: as torch does it, on a GPU captured as CUDA graphs; compiled: the derivative of matching "
+        "goes through torch.compile first, which takes minutes at the start and on a CPU needs a C++ compiler; steps "
+        "that update the balance stay eager. The result is the same up to rounding.",
         examples=["eager"],
     )
     images: ImagesSpec = Field(default_factory=ImagesSpec, description="Optimiser of the stored images.")

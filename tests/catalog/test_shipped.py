@@ -47,6 +47,19 @@ def test_every_shipped_recipe_is_right(entry: Entry, tmp_path: Path) -> None:
     )
 
 
+def test_sets_of_the_papers_pair_stay_repetitions_of_the_recipe_that_keeps_it() -> None:
+    """It was cifar10_ipc10 once; what a recipe is called is no part of its hash."""
+    assert load_recipe("cifar10_ipc10_paper").condense_hash().startswith("6d81c421")
+    assert load_recipe("cifar10_ipc10_paper").protocol_hash().startswith("3fb43b73")
+
+
+@pytest.mark.parametrize("entry", SHIPPED_RECIPES, ids=names(SHIPPED_RECIPES))
+def test_a_recipe_is_scored_on_models_of_its_pool_and_on_another(entry: Entry) -> None:
+    recipe = load_recipe(entry.name)
+    pool, scored = {m.name for m in recipe.pool}, {m.name for m in recipe.evaluate.settled().models}
+    assert pool < scored
+
+
 @pytest.mark.parametrize("entry", SHIPPED_MODELS, ids=names(SHIPPED_MODELS))
 def test_every_shipped_model_is_right(entry: Entry) -> None:
     model = load_model(entry.name)
