@@ -19,24 +19,19 @@ import json
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from stepper import Stepper
 
 from hmdc_hub.catalog import load_model
 from hmdc_hub.condense import condense
-from hmdc_hub.condense.balance import Balance, normalise
-from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
-from hmdc_hub.condense.hand import Hand
-from hmdc_hub.condense.members import Members
-from hmdc_hub.condense.team import Threads
-from hmdc_hub.condense.views import View
+from hmdc_hub.condense.balance import normalise
 from hmdc_hub.evaluate import evaluate, of_run
 from hmdc_hub.measures import estimate
-from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store import RunDir
@@ -95,31 +90,9 @@ def make_recipe(data: str, variant: str, seed: int, resets: int | None, evaluati
 
 def equally_long_steps(recipe: Recipe, source: Source) -> float:
     """Find the learning rate with which a gradient that is not normalised moves pixels as far as a normalised one."""
-    spec, seed, threads = recipe.condense, recipe.seed, Threads(CPU)
-    with threads.one_each():
-        real = RealImages(source, spec, seed, CPU)
-        members = Members([build_for(model, source) for model in recipe.pool], spec, seed)
-        members.reset(0, real)
-        hand = Hand(spec, seed, real, members)
-        balance = Balance.fresh(real.classes, len(members.objectives.names()), enabled=False)
-        gradients = []
-        for label in range(real.classes):
-            rows = hand.real_batches(0, [label], (0, 0))[0]
-            with plain_attention():
-                found = class_gradient(
-                    members.objectives,
-                    balance,
-                    hand.starting_images(label),
-                    real.take(rows),
-                    label,
-                    View(),
-                    factor=spec.factor,
-                    update=False,
-                )
-            gradients.append(found[0])
-    threads.close()
-    gradient = torch.stack(gradients)
-    return float(spec.images.lr * normalise(gradient).abs().mean() / gradient.abs().mean())
+    with closing(Stepper(recipe, source, CPU)) as stepper:
+        gradient = stepper.gradients()
+    return float(recipe.condense.images.lr * normalise(gradient).abs().mean() / gradient.abs().mean())
 
 
 def cell(

@@ -29,8 +29,8 @@ from torch.func import functional_call, grad, jvp
 
 from hmdc_hub import rng
 from hmdc_hub.catalog import load_model
-from hmdc_hub.condense.class_gradient import plain_attention
-from hmdc_hub.condense.meter import allocated_peak
+from hmdc_hub.condense.matching import plain_attention
+from hmdc_hub.condense.memory import peak_bytes
 from hmdc_hub.models import PoolModel, build_model
 
 
@@ -123,7 +123,7 @@ def main(names: tuple[str, ...], images: int, side: int, threads: int, device: s
             for _ in range(7):
                 for way, work in found.items():
                     took[way].append(milliseconds(work, place))
-            peaks = {way: allocated_peak(work, place) for way, work in found.items()}
+            peaks = {way: peak_bytes(work) for way, work in found.items()}
         wanted = results["double"].flatten()
         for way, result in results.items():
             got, ms = result.flatten(), statistics.median(took[way])

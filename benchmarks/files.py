@@ -28,7 +28,7 @@ from torch import Tensor
 from hmdc_hub import pack
 from hmdc_hub.condense import checkpoint
 from hmdc_hub.condense.checkpoint import Position
-from hmdc_hub.condense.ranks import Alone
+from hmdc_hub.condense.ranks import Ranks
 from hmdc_hub.events import silent
 from hmdc_hub.schema import SetHeader
 from hmdc_hub.store import (
@@ -75,11 +75,11 @@ def ways(folder: Path, images: Tensor, momentum: Tensor, ranks: int) -> dict[tup
     tensors, parquet, other = folder / "c.safetensors", folder / "t.parquet", folder / "whole.safetensors"
 
     def save() -> None:
-        rows = {k: Parts(t.dtype, tuple(t.shape), Alone().gather(t, classes)) for k, t in both.items()}
-        checkpoint.save(folder, rows, Position(1, 0, 0.0), "0", Alone())
+        rows = {k: Parts(t.dtype, tuple(t.shape), Ranks().gather(t, [0] * classes)) for k, t in both.items()}
+        checkpoint.save(folder, rows, Position(1, 0, 0.0), "0", Ranks())
 
     def read() -> None:
-        found = checkpoint.newest(folder, "0", Alone(), silent)
+        found = checkpoint.newest(folder, "0", Ranks(), silent)
         assert found is not None
         assert [found.rows(name, own) for name in both]
 
@@ -96,7 +96,7 @@ def ways(folder: Path, images: Tensor, momentum: Tensor, ranks: int) -> dict[tup
         ("checkpoint written", "whole"): lambda: other.write_bytes(safetensors.torch.save(both)),
         ("checkpoint checked and read", "in parts"): read,
         ("checkpoint checked and read", "whole"): lambda: (
-            checkpoint.newest(folder, "0", Alone(), silent),
+            checkpoint.newest(folder, "0", Ranks(), silent),
             {name: t.clone()[own] for name, t in safetensors.torch.load_file(other).items()},
         ),
         ("condensed.safetensors written", "in parts"): lambda: write_classes(tensors, images, shape, header),

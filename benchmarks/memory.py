@@ -3,15 +3,18 @@
     python benchmarks/memory.py [MODEL ...] [--images 16] [--side 32] [--threads 4]
 
 Pools: each model alone, then the first two, three, ... of them, `fast` (holds the graphs of a pair for all images) and
-`low` (for a tenth of them, or for `--at-once`). Memory is the growth of the process from just before the step to its
-peak (of what is allocated, on a GPU); time is the median of three steps after it, or of fewer once ten seconds have
-passed. Prints a Markdown table with ratios to the largest model alone.
+`low` (for a tenth of them, or for `--at-once`). Memory is what tensors grow by at most within the step; time is the
+median of three steps, or of fewer once ten seconds have passed. Prints a Markdown table with ratios to the largest
+model alone.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import statistics
+import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations
 from typing import Any
 
 import click
@@ -27,11 +30,9 @@ def measure(
 
     from hmdc_hub import rng
     from hmdc_hub.catalog import load_model
-    from hmdc_hub.condense import match
-    from hmdc_hub.condense.align import Alignment
-    from hmdc_hub.condense.class_gradient import plain_attention
-    from hmdc_hub.condense.match import Objectives
-    from hmdc_hub.condense.meter import growth, milliseconds
+    from hmdc_hub.condense.distillation import MutualDistillation
+    from hmdc_hub.condense.matching import Objectives, Pair, image_gradients
+    from hmdc_hub.condense.memory import peak_bytes
     from hmdc_hub.models import build_model
 
     torch.set_num_threads(threads)
@@ -43,23 +44,29 @@ def measure(
         model = build_model(spec, num_classes=10, source_size=side, channels=3, mean=mean, std=std)
         model.reset(rng.generator(0, "memory", name))
         models.append(model.to(place).eval())
-    pairs = [(a, b) for a in range(len(models)) for b in range(a + 1, len(models))]
-    alignments = [Alignment(pair, (models[pair[0]].taps, models[pair[1]].taps)).to(place) for pair in pairs]
-    targets = Objectives(models, alignments, at_once=at_once)
+    pairs = [
+        Pair(a, b, MutualDistillation((models[a].taps, models[b].taps)).to(place))
+        for a, b in combinations(range(len(models)), 2)
+    ]
+    objectives = Objectives(models, pairs)
     real, synthetic = (
-        torch.randn(images, 3, side, side, generator=rng.generator(i, "memory")).to(place) for i in range(2)
+        torch.randn(1, images, 3, side, side, generator=rng.generator(i, "memory")).to(place) for i in range(2)
     )
-    weights = [1.0] * len(targets.names())
+    shares, label = torch.full((1, images), 1 / images, device=place), torch.ones(1, dtype=torch.int64, device=place)
+    weights = torch.ones(1, len(objectives.names()), device=place)
 
     def step() -> Any:
-        with plain_attention():
-            return match.image_derivatives(targets, real, synthetic, 1, weights)
+        return image_gradients(objectives, real, shares, synthetic, label, weights, at_once)
 
-    with torch.no_grad():  # what libraries allocate at a first call is no part of it
-        for model in models:
-            model(model.prepare(real[:1]))
-    grown = growth(step, place)
-    return grown, milliseconds(step, place) / 1000
+    step()  # what is made at a first call and kept is no part of it
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < 10:
+        began = time.perf_counter()
+        step()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        times.append(time.perf_counter() - began)
+    return peak_bytes(step), statistics.median(times)
 
 
 @click.command()

@@ -7,62 +7,63 @@ clustering, augmentation and everything that is drawn are the condenser's, so th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmdc_hub.condense.balance import Balance
-from hmdc_hub.condense.hand import Hand
-from hmdc_hub.condense.team import Threads
-from hmdc_hub.condense.views import draw_view
+from hmdc_hub.condense import balance
+from hmdc_hub.condense.data import Classes
+from hmdc_hub.condense.hmdc import HMDC
+from hmdc_hub.condense.matching import plain_attention
 
 
-class Serial(Threads):
-    """No threads of our own: one thing after another, each operation with torch's threads."""
+class PlainHMDC(HMDC):
+    """The algorithm with a plain matching; `at_once` must be one class."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device, 1)
-        self._on_cpu = False
+    def image_step(self, drawn: Classes, *, update: bool) -> None:
+        rows, (label,), (shares,) = drawn.rows, drawn.labels, drawn.weights
+        stored = self.images.pixels[rows].requires_grad_()
+        accumulated = self.accumulated[rows]
+        real, synthetic = self.real.view_real(drawn)[0], self.real.view_synthetic(drawn, stored)[0]
+        with plain_attention():
+            wanted = self._gradients(real, label, shares, create_graph=False)
+            alike = torch.full_like(synthetic[:, 0, 0, 0], 1 / len(synthetic))
+            given = self._gradients(synthetic, label, alike, create_graph=True)
+            losses = torch.stack([_distance(*both) for both in zip(wanted, given, strict=True)])
+            if update:
+                apart = [torch.autograd.grad(loss, stored, retain_graph=True)[0] for loss in losses]
+                gradients = torch.stack(apart, 1)
+                if self.spec.balance:
+                    accumulated = balance.accumulate(accumulated, gradients)
+                gradient, share = balance.combine(gradients, self._weights(accumulated))
+            else:
+                gradient = torch.autograd.grad((self._weights(accumulated)[0] * losses).sum(), stored)[0]
+                share = torch.zeros_like(accumulated)
+        self.accumulated[rows] = accumulated
+        self.images.step(rows, balance.normalise(gradient) if self.spec.normalise else gradient, self.spec.images)
+        self.measured[rows] = torch.cat([losses.detach()[None], share, torch.ones_like(share[:, :1])], 1)
 
-
-class PlainHand(Hand):
-    """Parts of a step with a plain matching."""
-
-    def class_part(
-        self, place: tuple[int, int], label: int, rows: Tensor, stored: Tensor, accumulated: Tensor, update: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        view = draw_view(self.spec, self.real.side, len(rows), self.seed, (*place, label))
-        balance = Balance.fresh(self.real.classes, len(accumulated), enabled=self.spec.balance)
-        balance.accumulated[label] = accumulated
-        leaf = stored.detach().to(self.real.device).requires_grad_()
-        wanted = self.gradients(view.real(self.real.take(rows)), label, create_graph=False)
-        given = self.gradients(view.synthetic(leaf, self.spec.factor), label, create_graph=True)
-        losses = [
-            torch.stack(
-                [(a - b).square().sum() for a, b in zip(*both, strict=True) if a is not None and b is not None]
-            ).sum()
-            for both in zip(wanted, given, strict=True)
-        ]
-        if update:
-            apart = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
-            gradient, share = balance.combine(apart, label)
-        else:
-            weights = balance.weights(label).to(leaf.device)
-            gradient = torch.autograd.grad((weights * torch.stack(losses)).sum(), leaf)[0]
-            share = torch.zeros(len(losses))
-        found = torch.stack([loss.detach() for loss in losses])
-        return gradient.cpu(), found.cpu(), share, balance.accumulated[label]
-
-    def gradients(self, images: Tensor, label: int, *, create_graph: bool) -> list[tuple[Tensor | None, ...]]:
+    def _gradients(
+        self, images: Tensor, label: Tensor, shares: Tensor, *, create_graph: bool
+    ) -> list[tuple[Tensor | None, ...]]:
         """Compute the parameter gradient of every loss, all of them from one pass of each network."""
-        targets = self.members.objectives
-        nets = self.members.networks
-        features = {m: net(net.prepare(images)) for m, net in enumerate(nets)}
-        labels = torch.full((len(images),), label, device=images.device)
-        trained = [list(net.trained().values()) for net in nets]
-        losses = [(F.cross_entropy(features[m].logits, labels), trained[m]) for m in features if targets.match]
-        losses += [(align(features), trained[align.pair[0]] + trained[align.pair[1]]) for align in targets.alignments]
+        objectives = self.networks.objectives
+        features = [net(net.prepare(images)) for net in objectives.networks]
+        labels = label.expand(len(images))
+        losses = []
+        if objectives.match:
+            losses += [F.cross_entropy(f.logits, labels, reduction="none") @ shares for f in features]
+        losses += [pair.distillation(features[pair.first], features[pair.second]) @ shares for pair in objectives.pairs]
+        trained = [list(net.trained().values()) for net in objectives.networks]
+        over = [[p for m in reached for p in trained[m]] for reached in objectives.reached()]
         return [
-            torch.autograd.grad(loss, over, create_graph=create_graph, retain_graph=True, allow_unused=True)
-            for loss, over in losses
+            torch.autograd.grad(loss, some, create_graph=create_graph, retain_graph=True, allow_unused=True)
+            for loss, some in zip(losses, over, strict=True)
         ]
+
+
+def _distance(wanted: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> Tensor:
+    both = zip(wanted, given, strict=True)
+    return torch.stack([(a - b).square().sum() for a, b in both if a is not None and b is not None]).sum()

@@ -13,25 +13,19 @@ which the images move; over all classes, in brackets that of the worst class.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import click
 import torch
 import torch.nn.functional as F
 from data import recipe_on
+from stepper import Stepper
 from torch import Tensor
 
-from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.class_gradient import plain_attention
-from hmdc_hub.condense.hand import Hand
-from hmdc_hub.condense.images import StoredImages
-from hmdc_hub.condense.loop import Condenser
-from hmdc_hub.condense.match import image_derivatives
-from hmdc_hub.condense.members import Members
-from hmdc_hub.condense.pool import Pool
-from hmdc_hub.condense.team import Threads
-from hmdc_hub.condense.views import draw_view
-from hmdc_hub.models import PoolModel, build_for
+from hmdc_hub.condense import balance
+from hmdc_hub.condense.hmdc import HMDC
+from hmdc_hub.condense.matching import image_gradients
+from hmdc_hub.models import PoolModel
 from hmdc_hub.provenance import device_name
 from hmdc_hub.sources import load_source
 
@@ -47,19 +41,18 @@ def reduced(networks: list[PoolModel]) -> Iterator[None]:
         net.spec = spec
 
 
-def gradients(work: Condenser) -> Tensor:
-    """Compute classes x (targets + 1) x numbers: each target's derivative, and their balanced sum."""
-    objectives, found = work.pool.members.objectives, []
-    for label in range(work.real.classes):
-        rows, stored = work.real_batches[label], work.images.of(label).to(work.real.device)
-        view = draw_view(work.spec, work.real.side, len(rows), work.seed, (work.outer, 0, label))
-        leaf = stored.clone().requires_grad_()
-        synthetic = view.synthetic(leaf, work.spec.factor)
-        apart = image_derivatives(objectives, view.real(work.real.take(rows)), synthetic, label, None).gradients
-        own = [torch.autograd.grad(synthetic, leaf, g, retain_graph=True)[0] for g in apart]
-        weights = work.balance.weights(label).tolist()
-        whole = torch.stack([w * g for w, g in zip(weights, own, strict=True)]).sum(0)
-        found.append(torch.stack([g.flatten() for g in (*own, whole)]))
+def gradients(hmdc: HMDC) -> Tensor:
+    """Compute classes x (objectives + 1) x numbers: each objective's derivative, and their balanced sum."""
+    found = []
+    for label in range(hmdc.real.classes):
+        drawn = hmdc.real.draw_classes([label], [label], [hmdc.real_batches[label]], (0, 0))
+        stored = hmdc.images.pixels[drawn.rows].requires_grad_()
+        real, synthetic = hmdc.real.view_real(drawn), hmdc.real.view_synthetic(drawn, stored)
+        given = (real, drawn.weights, synthetic.detach(), drawn.labels)
+        _, apart = image_gradients(hmdc.networks.objectives, *given, None, hmdc.at_once.images)
+        own = torch.cat([torch.autograd.grad(synthetic, stored, g, retain_graph=True)[0] for g in apart.unbind(1)])
+        whole, _ = balance.combine(own[None], balance.balance_weights(hmdc.accumulated[drawn.rows]))
+        found.append(torch.cat([own.flatten(1), whole.flatten(1)]))
     return torch.stack(found)
 
 
@@ -74,27 +67,21 @@ def main(recipe: str, source: str | None, pool: str | None, overrides: tuple[str
     resolved = recipe_on(source, recipe, [*overrides, *([f"pool=[{pool}]"] if pool else [])])
     place = torch.device(device)
     data, spec = load_source(resolved.source), resolved.condense
-    real, threads = RealImages(data, spec, resolved.seed, place), Threads(place)
-    networks = [build_for(model.model_copy(update={"precision": "float32"}), data).to(place) for model in resolved.pool]
-    hand = Hand(spec, resolved.seed, real, Members(networks, spec, resolved.seed))
-    condensing = Pool(hand, threads)
+    exact = [model.model_copy(update={"precision": "float32"}) for model in resolved.pool]
     rows = []
-    with threads.one_each(), plain_attention():
-        condensing.reset(0, real)
-        pixels = torch.stack([hand.starting_images(label) for label in range(real.classes)])
-        images = StoredImages.begin(range(real.classes), pixels, data)
-        work = Condenser(spec, resolved.seed, real, condensing, images)
-        work.choose_real_batches(range(real.classes), work.values())
+    with closing(Stepper(resolved.model_copy(update={"pool": exact}), data, place)) as stepper:
+        hmdc = stepper.hmdc
+        networks = hmdc.networks.networks
         for stage in ("fresh", "trained"):
             if stage == "trained":
-                for inner in range(spec.networks.reset_every):
-                    work.step()
+                chosen_before = hmdc.real_batches
+                for inner, _ in zip(range(spec.networks.reset_every), hmdc.run(), strict=False):
                     click.echo(f"image step {inner + 1} of {spec.networks.reset_every}", err=True)
-                work.outer = 0  # the same views as before
-            wanted = gradients(work)
+                hmdc.real_batches = chosen_before
+            wanted = gradients(hmdc)
             for chosen in [*([net] for net in networks), networks] if len(networks) > 1 else [networks]:
                 with reduced(chosen):
-                    got = gradients(work)
+                    got = gradients(hmdc)
                 each = F.cosine_similarity(got, wanted, dim=2)
                 together = F.cosine_similarity(got.transpose(0, 1).flatten(1), wanted.transpose(0, 1).flatten(1), dim=1)
                 names = " and ".join(net.spec.name for net in chosen)
@@ -102,8 +89,7 @@ def main(recipe: str, source: str | None, pool: str | None, overrides: tuple[str
                     f"{a:.4f} ({b:.4f})" for a, b in zip(together.tolist(), each.min(0).values.tolist(), strict=True)
                 ]
                 rows.append([stage, names, *cells])
-    threads.close()
-    targets = work.pool.members.objectives.names()
+        targets = hmdc.networks.objectives.names()
     steps = spec.networks.reset_every
     print(f"{resolved.name}; {steps} image steps; {device_name(place)}; torch {torch.__version__}\n")
     print(f"| networks | in bfloat16 | {' | '.join(targets)} | balanced sum |")

@@ -1,11 +1,11 @@
-"""Condense a whole recipe in the plain form and as the program does it, start to end.
+"""Condense a whole recipe with the old engine, as the program does it now, and in the plain form, start to end.
 
-    python benchmarks/recipe.py [RECIPE] [-o key=value ...] [--source FOLDER] [--rounds 3] [--threads 4]
+    python benchmarks/recipe.py [RECIPE] [-o key=value ...] [--source FOLDER] [--rounds 3] [--threads 2]
 
-Each run is a process of its own, timed from its start to its exit: imports, loading, starting images and the start of
-worker processes count. The plain form (`plain_step.py`) makes the same steps, eager, one class after another, with
-torch's threads inside each operation. The two take turns. Prints a Markdown table: median seconds, image steps per
-second, and the ratio within a round (median, least and greatest); and how far apart the condensed images are.
+Each run is a process of its own, timed from its start to its exit: imports, loading, starting images and, for the
+engine of commit 2922b06, the start of worker processes count. The plain form (`plain_step.py`) makes the same steps,
+eager, one class after another. All take turns. Prints a Markdown table: median seconds, image steps per second, and the
+ratio to the first within a round (median, least and greatest); and how far apart the condensed images are.
 """
 
 from __future__ import annotations
@@ -16,37 +16,36 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
+from old_stepper import old_tree
 
-METHODS = ("plain", "ours")
+METHODS = ("old", "new", "plain")
 
 
-def condense(method: str, recipe: str, source: str | None, overrides: tuple[str, ...], threads: int, run: Path) -> None:
+def condense(method: str, recipe: str, threads: int, run: Path) -> None:
     """Condense in this process."""
     import torch
-    from data import recipe_on
-    from plain_step import PlainHand, Serial
 
     from hmdc_hub.condense import condense
-    from hmdc_hub.condense import run as running
+    from hmdc_hub.schema import Recipe
     from hmdc_hub.sources import load_source
     from hmdc_hub.store import RunDir
 
     torch.set_num_threads(threads)
+    resolved = Recipe.model_validate_json(recipe)
     if method == "plain":
-        overrides = (*overrides, "condense.networks.parts=1")
-        vars(running).update(Hand=PlainHand, Threads=Serial)
-    resolved = recipe_on(source, recipe, overrides)
+        from plain_step import PlainHMDC
+
+        from hmdc_hub.condense import run as running
+        from hmdc_hub.condense.memory import AtOnce
+
+        vars(running).update(HMDC=PlainHMDC, choose=lambda *_: AtOnce(1, None, 0))
+    workers = {"workers": threads} if method == "old" else {}
     run.mkdir()
-    condense(
-        resolved,
-        load_source(resolved.source),
-        RunDir(run),
-        device=torch.device("cpu"),
-        workers=1 if method == "plain" else threads,
-    )
+    condense(resolved, load_source(resolved.source), RunDir(run), device=torch.device("cpu"), **workers)  # type: ignore[arg-type]
 
 
 @click.command()
@@ -54,47 +53,58 @@ def condense(method: str, recipe: str, source: str | None, overrides: tuple[str,
 @click.option("-o", "overrides", multiple=True, help="As for hmdc-hub condense.")
 @click.option("--source", help="Data to use in place of the recipe's, such as a folder of parquet files.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--threads", default=4, show_default=True)
-@click.option("--only", type=click.Choice(METHODS), hidden=True, help="Be one of the runs.")
-@click.option("--run-dir", type=click.Path(path_type=Path), hidden=True)
+@click.option("--threads", default=os.cpu_count(), show_default=True)
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS, show_default=True)
+@click.option("--old", type=click.Path(exists=True, path_type=Path), help="Folder with the old engine's files.")
+@click.option("--run-dir", type=click.Path(path_type=Path), hidden=True, help="Be one of the runs; RECIPE is JSON.")
 def main(
     recipe: str,
     overrides: tuple[str, ...],
     source: str | None,
     rounds: int,
     threads: int,
-    only: str | None,
+    methods: tuple[str, ...],
+    old: Path | None,
     run_dir: Path | None,
 ) -> None:
     """Measure and print."""
-    if only is not None and run_dir is not None:
-        condense(only, recipe, source, overrides, threads, run_dir)
+    if run_dir is not None:
+        condense(methods[0], recipe, threads, run_dir)
         return
-    from hmdc_hub.catalog import load_recipe
+    from data import recipe_on
+
     from hmdc_hub.store import read_condensed
 
-    spec = load_recipe(recipe, list(overrides)).condense
-    steps = spec.resets * spec.networks.reset_every
-    took: dict[str, list[float]] = {method: [] for method in METHODS}
-    options = [word for override in overrides for word in ("-o", override)] + (["--source", source] if source else [])
-    with tempfile.TemporaryDirectory() as folder:
+    resolved = recipe_on(source, recipe, overrides)
+    steps = resolved.condense.resets * resolved.condense.networks.reset_every
+    took: dict[str, list[float]] = {method: [] for method in methods}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        here = Path(__file__).resolve().parent.parent
+        trees = dict.fromkeys(methods, here)
+        if "old" in methods:
+            trees["old"] = stack.enter_context(old_tree(old))
         for i in range(rounds):
-            for method in METHODS:
-                place = ["--only", method, "--run-dir", str(Path(folder) / f"{method}{i}")]
+            for method in methods:
+                # An older package takes no keys that it does not know.
+                words = [resolved.model_dump_json(exclude_defaults=True), "--threads", str(threads)]
+                words += ["--method", method, "--run-dir", str(folder / f"{method}{i}")]
+                environment = os.environ | {"PYTHONPATH": str(trees[method])}
+                program = [sys.executable, str(Path(__file__).resolve()), *words]
                 began = time.monotonic()
-                program = [sys.executable, __file__, recipe, *options, "--threads", str(threads), *place]
-                subprocess.run(program, check=True)
+                subprocess.run(program, check=True, cwd=trees[method], env=environment)
                 took[method].append(time.monotonic() - began)
                 click.echo(f"round {i + 1}, {method}: {took[method][-1]:.1f} s", err=True)
-        sets = [read_condensed(Path(folder) / f"{method}0" / "condensed.safetensors")[0] for method in METHODS]
-    ratios = sorted(a / b for a, b in zip(took["plain"], took["ours"], strict=True))
-    print(f"{recipe} {' '.join(overrides)}; {steps} steps; threads {threads}; load {os.getloadavg()[0]:.1f}")
-    print(f"largest difference of a pixel: {float((sets[0] - sets[1]).abs().max()):.4f}\n")
-    print("| form | s | steps per s | plain / ours |\n|---|---:|---:|---:|")
-    for method in METHODS:
+        sets = {method: read_condensed(folder / f"{method}0" / "condensed.safetensors")[0] for method in methods}
+    first = methods[0]
+    print(f"{recipe} {' '.join(overrides)}; {steps} steps; threads {threads}; load {os.getloadavg()[0]:.1f}\n")
+    print(f"| form | s | steps per s | {first} / it | largest difference of a pixel |\n|---|---:|---:|---:|---:|")
+    for method in methods:
         seconds = statistics.median(took[method])
-        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if method == "ours" else ""
-        print(f"| {method} | {seconds:.1f} | {steps / seconds:.2f} | {spread} |")
+        ratios = sorted(a / b for a, b in zip(took[first], took[method], strict=True))
+        spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        apart = float((sets[first] - sets[method]).abs().max())
+        print(f"| {method} | {seconds:.1f} | {steps / seconds:.2f} | {spread} | {apart:.4f} |")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,8 @@ def plan(
     for name, value in found.memory.items():
         how = "measured on 16 images" if name == "graphs" else "counted"
         print(f"| memory of a rank: {name} | {amount(value)} | {how} |")
-    print(f"| images whose graphs are held at a time | {found.at_once or 'a whole batch'} | chosen for this machine |")
+    print(f"| classes that are matched at a time | {found.classes_at_once} | chosen for this machine |")
+    print(f"| images of a class | {found.at_once or 'a whole batch'} | chosen for this machine |")
     print(f"| a checkpoint on disk, of which two are kept | {amount(found.checkpoint_bytes)} | counted |")
     print(f"| network, received by a rank in a step | {amount(found.exchanged_bytes)} | counted |")
     whole = "not measured" if found.seconds is None else duration(found.seconds)

@@ -1,0 +1,75 @@
+"""Benchmarks that are run where there is no time to mend them: the one for a GPU, and those of an image step."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import RECIPE
+
+REPOSITORY = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def run(*command: str) -> tuple[str, list[list[str]]]:
+    """Run a program; what it prints, and the table in it."""
+    done = subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    return done.stdout, [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:1] + lines[2:]]
+
+
+@pytest.mark.slow
+def test_everything_for_a_gpu_runs_on_tiny_sizes(tmp_path: Path) -> None:
+    _, (head, *rows) = run("benchmarks/gpu.sh", "", "--device", "cpu", "--tiny", "--out", str(tmp_path / "rows.json"))
+    assert head == ["item", "case", "result"]
+    assert not [row for row in rows if "Error" in row[2]]
+    found = {name: [result for item, _, result in rows if item == name] for name in {row[0] for row in rows}}
+    assert [r.startswith("relative errors") for r in found["reference vectors"]] == [True, False]
+    assert found["two short runs"] == ["same bytes"] * 2
+    assert all("a step" in r and "projections minibatch" in r for r in found["parts of a step"])
+    assert len(found["parts of a step"]) == 11 and len(found["recipe"]) == 4 and len(found["evaluation"]) == 2
+    # What only a GPU can answer says so; nothing else does.
+    without = {name for name, results in found.items() if all(r.startswith("needs ") for r in results)}
+    assert without == {"synchronisation in functions", "launches of a step", "a step"}
+    assert (tmp_path / "rows.json").is_file()
+
+
+def test_an_item_that_fails_or_takes_too_long_does_not_stop_the_rest() -> None:
+    program = """
+import sys
+sys.path.insert(0, "benchmarks")
+import gpu
+def fail(session): raise ValueError("a shape\\nand a long story")
+def endless(session):
+    session.say("endless", "", "begun")
+    while True: pass
+gpu.items = lambda: [("first", fail), ("endless", endless), ("last", fail)]
+gpu.STARTED = gpu.time.monotonic()
+gpu.main(["--device", "cpu", "--seconds", "0.2"])
+"""
+    _, (_, _, *rows) = run(sys.executable, "-c", program)
+    assert rows == [
+        ["first", "after 0 s", "ValueError: a shape"],
+        ["endless", "", "begun"],
+        ["endless", "after 0 s", "NoTimeError: the budget was used up here"],
+        ["last", "", "not done: the budget is used up"],
+    ]
+
+
+@pytest.mark.slow
+def test_methods_of_an_image_step_agree_and_are_timed(tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(json.dumps(RECIPE))
+    arguments = ["--method", "plain", "--method", "new", "--rounds", "1"]
+    said, (head, *rows) = run(sys.executable, "benchmarks/image_step.py", "--recipe", str(recipe), *arguments)
+    assert head == ["part", "plain, s", "new, s", "plain / new", "plain, MiB", "new, MiB"]
+    assert [row[0] for row in rows][-2:] == ["a step", "a step, with update"] and len(rows) == 7
+    (error,) = re.findall(r"new (\S+) \(cosine 1.0000\)", said)
+    assert float(error) < 1e-4
