@@ -32,7 +32,8 @@ class ImageStep:
             name, at steps where the balance is updated; empty otherwise.
         accuracies: Running training accuracy of each network on its real minibatches, in [0, 1], by name.
         clamped: Share of pixels at a bound, in [0, 1].
-        images_per_second: Real training images per second through the matching step.
+        images: Real and synthetic images that went through the matching step.
+        images_per_second: The same by the time of the whole step.
         seconds_left: Estimate for the rest of condensing.
     """
 
@@ -44,8 +45,9 @@ class ImageStep:
     shares: Mapping[str, float]
     accuracies: Mapping[str, float]
     clamped: float
-    images_per_second: float
-    seconds_left: float
+    images: int
+    images_per_second: float = 0.0
+    seconds_left: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ is a matrix product too, deterministic on every device, where bilinear interpola
 
 from __future__ import annotations
 
-from functools import lru_cache
+from contextlib import nullcontext
+from functools import cache
 from math import prod
 
 import torch
@@ -88,14 +89,14 @@ def _resize(x: Tensor, height: int, width: int) -> Tensor:
     if x.shape[-2:] == (height, width):
         return x
     # Under autocast, or for half precision, the products would round pixels to 8 bits; interpolation does not.
-    with torch.autocast(x.device.type, enabled=False):
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         wide = x if x.dtype == torch.float64 else x.float()
         rows = _interpolation(x.shape[-2], height, wide.dtype, x.device)
         columns = _interpolation(x.shape[-1], width, wide.dtype, x.device)
         return (rows @ (wide @ columns.mT)).to(x.dtype)
 
 
-@lru_cache(maxsize=64)
+@cache  # captured functions go on reading them
 def _interpolation(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix new x old of linear interpolation with aligned corners."""
     # The cache outlives the caller's mode: a tensor made in inference mode could not be differentiated through later.

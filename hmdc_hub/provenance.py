@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -24,3 +27,14 @@ def versions(sources: Iterable[str]) -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """Name the kind of a device: `cpu`, `mps`, or what a GPU calls itself."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process ever had, in bytes."""
+    # Linux hands ru_maxrss of the parent on to a process that was started from it; VmHWM begins anew.
+    with suppress(OSError):  # not Linux
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

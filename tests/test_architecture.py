@@ -16,7 +16,7 @@ PACKAGE = Path(hmdc_hub.__file__).parent
 LEVELS = [
     {"errors", "events", "schema"},
     {"yaml12", "catalog", "rng"},
-    {"pack", "measures", "comparison", "processes", "provenance", "temporary"},
+    {"pack", "measures", "comparison", "execution", "processes", "provenance", "temporary"},
     {"sources", "models", "augment", "cluster", "store"},
     {"condense", "evaluate"},
     {"report"},

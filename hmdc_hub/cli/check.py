@@ -61,6 +61,8 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
     for spec, result in rows:
         if not isinstance(result, str) and result.turned_by_bfloat16:
             output.talk(f"{spec.name}: bfloat16 turns its image gradient too far (COSINE); keep precision: float32")
+        if not isinstance(result, str) and not result.together:
+            output.talk(f"{spec.name}: cannot take several classes at a time; a pool that it is in goes class by class")
     if any(isinstance(result, str) for _, result in rows):
         raise click.exceptions.Exit(1)
 

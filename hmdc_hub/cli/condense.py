@@ -44,7 +44,7 @@ hmdc-hub condense my.yaml --resume"""
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run from its last checkpoint.")
 @click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
 @click.option("--dry-run", is_flag=True, help="Print what it would do and cost (half a minute); write nothing.")
 @click.option(
     "--ranks", type=click.IntRange(min=1), metavar="N", help="With --dry-run: plan for so many processes of torchrun."
@@ -134,11 +134,11 @@ def _condense(name: str, options: Options, started: Launched | None) -> None:
     if started is None:
         _print_result(_carry_out(recipe, run, wishes, again), again, options.as_json)
         return
-    from hmdc_hub.condense import Group
+    from hmdc_hub.condense import Ranks
     from hmdc_hub.evaluate.share import share_of_torchrun
 
     again = f"torchrun --nproc-per-node ... -m {again.replace('hmdc-hub', 'hmdc_hub', 1)}"
-    group = Group.of_torchrun(chosen)
+    group = Ranks.of_torchrun(chosen)
     if started.index > 0:
         stop = StopFlag()
         with stop_on_signals(stop, lambda text: None):

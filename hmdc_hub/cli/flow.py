@@ -47,7 +47,7 @@ class Wishes:
         resume: Go on with an unfinished run.
         force: Remove what is there and start again.
         evaluate: False: condense only, without scores and package.
-        workers: Processes on a CPU; None: one per core.
+        workers: Processes of the evaluation on a CPU; None: one per core.
         reuse: Take trainings that earlier evaluations did, this run's own among them.
         share: Which part of the trainings is this process's; the others assist.
         ranks: The processes that condense and evaluate together, of which this is the first.
@@ -175,9 +175,7 @@ def _do(
     if part == "condense" and source is not None:
         from hmdc_hub.condense import condense
 
-        workers = wishes.workers or torch.get_num_threads()
-        ranks = wishes.ranks
-        condense(recipe, source, run, device=wishes.device, workers=workers, ranks=ranks, listener=listener, stop=stop)
+        condense(recipe, source, run, device=wishes.device, ranks=wishes.ranks, listener=listener, stop=stop)
     elif part == "evaluate" and source is not None:
         from hmdc_hub.cli.scoring import forget, score
         from hmdc_hub.evaluate import of_run

@@ -201,10 +201,11 @@ def measured_text(forecast: Forecast) -> str:
     plan, evaluation = forecast.condensing, forecast.evaluation
     lines = [f"measured on {forecast.device}, on a few images of noise; as long as nothing else runs there"]
     if "graphs" in plan.memory:
-        held = "" if plan.at_once is None else f", of {plan.at_once} images at a time"
+        few, classes = plan.at_once, plan.classes_at_once
+        many = f"{classes} class{'es' * (classes != 1)}" if few is None else f"{few} images"
         lines.append(
             f"memory      {amount(plan.memory_bytes)} beside the libraries' own, graphs {amount(plan.memory['graphs'])}"
-            f"{held} among it"
+            f", of {many} at a time, among it"
         )
     parts = ", ".join(f"{name} {duration(s)}" for name, s in plan.parts.items())
     if plan.parts:

@@ -82,9 +82,8 @@ def assist(run: RunDir, ranks: Ranks, device: torch.device, workers: int | None,
         return
     recipe = read_recipe_file(run.recipe)
     source = load_source(recipe.source)
-    count = workers or torch.get_num_threads()
     if "condense" in parts:
-        condense(recipe, source, run, device=device, workers=count, ranks=ranks, stop=stop)
+        condense(recipe, source, run, device=device, ranks=ranks, stop=stop)
     share = share_of_torchrun()
     if "evaluate" in parts and share is not None:
         tell(ranks, ())  # the first process has made what else the scores need

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub import rng
-from hmdc_hub.condense import match
-from hmdc_hub.condense.align import Alignment
-from hmdc_hub.condense.class_gradient import plain_attention
-from hmdc_hub.condense.match import Objectives
-from hmdc_hub.condense.meter import growth, milliseconds
+from hmdc_hub.condense.distillation import MutualDistillation
+from hmdc_hub.condense.matching import Objectives, Pair, image_gradients, plain_attention, takes_classes_together
+from hmdc_hub.condense.memory import peak_bytes
 from hmdc_hub.models import PoolModel, TapInfo, build_model, parameter_count
 from hmdc_hub.schema import ModelSpec
 
@@ -46,10 +47,11 @@ class Check:
         taps: The selected ones.
         forward_ms: One forward pass of 8 images; median of three, or of as many as ten seconds allow.
         gradient_ms: Its matching for 8 real and 8 synthetic images with the derivative, likewise.
-        memory_bytes: What that took beside the network: growth of the process on a CPU, of what is allocated on a GPU.
+        memory_bytes: What tensors took meanwhile at most, beside the network.
         error: Norm of the difference of image gradients for 2 real and 2 synthetic images, matching and mutual
             distillation together, over the norm.
         dtype: In which the two were compared.
+        together: Whether it takes several classes at a time; otherwise a pool that it is in goes class by class.
         cosine: Of the image gradient in bfloat16 to the one in float32 for 8 real and 8 synthetic images, matching and
             mutual distillation together, whatever the entry's precision; None where there is no such gradient.
     """
@@ -64,6 +66,7 @@ class Check:
     memory_bytes: int
     error: float
     dtype: str
+    together: bool
     cosine: float | None
 
     @property
@@ -74,8 +77,6 @@ class Check:
 
 def check_model(spec: ModelSpec, device: torch.device) -> Check:
     """Check a pool entry from fresh weights; nothing is downloaded but a config.json that its id may name.
-
-    Peak memory is told from the growth of the process: call this in a process of its own.
 
     Args:
         spec: The pool entry; its weights are left out.
@@ -89,18 +90,17 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
     exact, reduced = (_built(spec.model_copy(update={"precision": word}), device) for word in ("float32", "bfloat16"))
     model, partner = exact if spec.precision == "float32" else reduced, _built(PARTNER, device)
     real, synthetic = (_images(seed, device) for seed in (1, 2))
-    with plain_attention():
-        with torch.no_grad():
-            forward = milliseconds(lambda: model(model.prepare(real)), device)
-        alone = Objectives([model], [])
-        memory = growth(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
-        taken = milliseconds(lambda: match.image_derivatives(alone, real, synthetic, 1, [1.0]), device)
-        cosine = _cosine(exact, reduced, partner, real, synthetic)
-        few = real[:COMPARED], synthetic[:COMPARED]
-        error, dtype = _error(exact, partner, *few), "float32"
-        if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
-            exact, partner = exact.double(), partner.double()
-            error, dtype = _error(exact, partner, *(part.double() for part in few)), "float64"
+    with torch.no_grad():
+        forward = milliseconds(lambda: model.run_with({}, model.prepare(real)), device)
+    alone = Objectives([model], [])
+    taken = milliseconds(lambda: _gradient(alone, real, synthetic), device)
+    memory = peak_bytes(lambda: _gradient(alone, real, synthetic))
+    cosine = _cosine(exact, reduced, partner, real, synthetic)
+    few = real[:COMPARED], synthetic[:COMPARED]
+    error, dtype = _error(exact, partner, *few), "float32"
+    if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
+        exact, partner = exact.double(), partner.double()
+        error, dtype = _error(exact, partner, *(part.double() for part in few)), "float64"
     trained = sum(p.numel() for p in model.trained().values())
     return Check(
         name=spec.name,
@@ -113,8 +113,21 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
         memory_bytes=memory,
         error=error,
         dtype=dtype,
+        together=takes_classes_together(model),
         cosine=cosine,
     )
+
+
+def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Time work: the median of three calls, or of fewer once ten seconds have passed."""
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < 10:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)
 
 
 def _built(spec: ModelSpec, device: torch.device) -> PoolModel:
@@ -132,50 +145,53 @@ def _images(seed: int, device: torch.device) -> Tensor:
 
 
 def _error(model: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float:
-    """Compare the gradient taken image by image with the plain one; both of all targets summed."""
-    ours = _gradient(model, partner, real, synthetic, at_once=1)
-    plain = _plain_gradient([model, partner], _aligned(model, partner, synthetic), real, synthetic)
-    return float((ours - plain).norm() / plain.norm())
+    """Compare the gradient taken image by image with the plain one; both of all objectives summed."""
+    objectives = _objectives(model, partner, synthetic)
+    plain = _plain_gradient(objectives, real, synthetic)
+    return float((_gradient(objectives, real, synthetic, at_once=1) - plain).norm() / plain.norm())
 
 
-def _gradient(
-    model: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor, at_once: int | None = None
-) -> Tensor:
-    """Differentiate the sum of all targets as the condenser does."""
-    objectives = Objectives([model, partner], [_aligned(model, partner, synthetic)], at_once=at_once)
-    return match.image_derivatives(objectives, real, synthetic, 1, [1.0] * 3).gradients[0]
+def _objectives(model: PoolModel, partner: PoolModel, like: Tensor) -> Objectives:
+    distillation = MutualDistillation((model.taps, partner.taps))
+    distillation.reset(rng.generator(0, "check", "projections"))
+    return Objectives([model, partner], [Pair(0, 1, distillation.to(like.device, like.dtype))])
 
 
-def _aligned(model: PoolModel, partner: PoolModel, like: Tensor) -> Alignment:
-    align = Alignment((0, 1), (model.taps, partner.taps))
-    align.reset(rng.generator(0, "check", "projections"))
-    return align.to(like.device, like.dtype)
+def _gradient(objectives: Objectives, real: Tensor, synthetic: Tensor, at_once: int | None = None) -> Tensor:
+    """Differentiate the sum of all objectives as the condenser does, for class 1."""
+    shares = real.new_full((1, len(real)), 1 / len(real))
+    label = torch.ones(1, dtype=torch.int64, device=real.device)
+    weights = real.new_ones(1, len(objectives.names()))
+    return image_gradients(objectives, real[None], shares, synthetic[None], label, weights, at_once)[1][0, 0]
 
 
 def _cosine(exact: PoolModel, reduced: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float | None:
-    wanted = _gradient(exact, partner, real, synthetic).flatten()
+    wanted = _gradient(_objectives(exact, partner, synthetic), real, synthetic).flatten()
     try:
-        found = float(F.cosine_similarity(wanted, _gradient(reduced, partner, real, synthetic).flatten(), dim=0))
+        other = _gradient(_objectives(reduced, partner, synthetic), real, synthetic).flatten()
+        found = float(F.cosine_similarity(wanted, other, dim=0))
     except RuntimeError:  # an operation of the network that there is in float32 alone
         return None
     return found if math.isfinite(found) else None
 
 
-def _plain_gradient(models: Sequence[PoolModel], align: Alignment, real: Tensor, synthetic: Tensor) -> Tensor:
-    """Differentiate the sum of all targets as the paper writes it, through one graph of everything."""
-    x = synthetic.detach().requires_grad_()
+def _plain_gradient(objectives: Objectives, real: Tensor, synthetic: Tensor) -> Tensor:
+    """Differentiate the sum of all objectives as the paper writes it, through one graph of everything."""
+    x, (pair,) = synthetic.detach().requires_grad_(), objectives.pairs
 
     def gradients(images: Tensor, create_graph: bool) -> list[Tensor | None]:
-        features = {m: net(net.prepare(images)) for m, net in enumerate(models)}
+        features = [net(net.prepare(images)) for net in objectives.networks]
         labels = torch.ones(len(images), dtype=torch.int64, device=images.device)
         found: list[Tensor | None] = []
-        everything = [p for net in models for p in net.trained().values()]
-        for loss in (*(F.cross_entropy(f.logits, labels) for f in features.values()), align(features)):
+        everything = [p for net in objectives.networks for p in net.trained().values()]
+        losses = [F.cross_entropy(f.logits, labels) for f in features]
+        for loss in (*losses, pair.distillation(*features).mean()):
             found += torch.autograd.grad(
                 loss, everything, create_graph=create_graph, retain_graph=True, allow_unused=True
             )
         return found
 
-    wanted, given = gradients(real, False), gradients(x, True)
-    terms = [(a - b).square().sum() for a, b in zip(wanted, given, strict=True) if a is not None and b is not None]
-    return torch.autograd.grad(torch.stack(terms).sum(), x)[0]
+    with plain_attention():
+        wanted, given = gradients(real, False), gradients(x, True)
+        terms = [(a - b).square().sum() for a, b in zip(wanted, given, strict=True) if a is not None and b is not None]
+        return torch.autograd.grad(torch.stack(terms).sum(), x)[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hmdc_hub.condense.ranks import Ranks
-from hmdc_hub.errors import DivergedError, UsageError
+from hmdc_hub.errors import DivergedError, FormatError, UsageError
 from hmdc_hub.events import Listener, Note
 from hmdc_hub.schema import canonical_json
 from hmdc_hub.store import Parts, content_digest, in_order, write_tensors
@@ -25,7 +25,7 @@ from hmdc_hub.store import Parts, content_digest, in_order, write_tensors
 KEPT = 2
 """Checkpoints in a run directory; the second is there for the day the first is damaged."""
 
-VERSION = 2
+VERSION = 3
 """Of their format, which is no other file's."""
 
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError)
@@ -115,6 +115,7 @@ def newest(folder: Path, condense_hash: str, ranks: Ranks, listener: Listener) -
     through, the others look only whether theirs is the same.
 
     Raises:
+        FormatError: The newest was written by another version of this program.
         UsageError: Ranks do not see one folder.
     """
     told = torch.zeros(6, dtype=torch.float64)
@@ -183,5 +184,9 @@ def _facts(path: Path) -> dict[str, Any]:
     with safetensors.safe_open(path, framework="pt") as file:
         facts: dict[str, Any] = json.loads(file.metadata()["hmdc"])
     if facts["format_version"] != VERSION:
-        raise ValueError(f"format version {facts['format_version']}, this program reads {VERSION}")
+        raise FormatError(
+            f"{path} was written by another version of hmdc-hub: checkpoint format {facts['format_version']}, "
+            f"this one's is {VERSION}.",
+            hint="Go on with the version that wrote it, or start again with --force.",
+        )
     return facts

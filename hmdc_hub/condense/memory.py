@@ -1,125 +1,146 @@
-"""How much memory the matching step takes, and of how many images at a time the graphs fit (`condense.memory`)."""
+"""How many classes, and images of a class, the matching step computes at a time, and how much memory that takes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmdc_hub.condense.balance import Balance
-from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
-from hmdc_hub.condense.match import Objectives
-from hmdc_hub.condense.members import Members
-from hmdc_hub.condense.views import View
-from hmdc_hub.models import PoolModel
-from hmdc_hub.schema import Recipe
-
-PROBE = 16
-"""Images of each kind that a probe runs on; costs grow linearly from there."""
+from hmdc_hub.condense.data import RealImages
+from hmdc_hub.condense.matching import Objectives, image_gradients, takes_classes_together
+from hmdc_hub.condense.networks import LOW as LOW
+from hmdc_hub.execution import Held, tensors_of
+from hmdc_hub.schema import CondenseSpec
 
 SHARE = 0.6
 """Of the memory that graphs may take; the rest is for networks, their gradients, the source and the libraries."""
 
-
-LOW = 10
-"""`memory: low` holds the graphs of this part of a batch at a time."""
+PIXELS = 2**18
+"""On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
+cores from within one class, and class by class is up to a third faster (measured, see docs/results.md)."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What was chosen.
+class AtOnce:
+    """What the matching step holds at a time.
 
     Attributes:
-        at_once: Images whose graphs are held at a time; None for a whole batch.
-        bytes: Estimated peak of the graphs, over all classes that are worked on side by side.
-        why: The reason, as a clause.
+        classes: k, at least 1.
+        images: Of each class; None for all. Fewer than all only with k = 1.
+        bytes: Estimated peak of the graphs.
+        why: The reason, where the recipe does not give it.
     """
 
-    at_once: int | None
+    classes: int
+    images: int | None
     bytes: int
-    why: str
+    why: str = ""
 
 
-def choose_memory(members: Members, real: RealImages, recipe: Recipe, side_by_side: int) -> Memory:
-    """Choose how many images' graphs are held at a time: the recipe's word, otherwise the most that fit.
+def choose(constitutions: Sequence[Objectives], real: RealImages, spec: CondenseSpec) -> AtOnce:
+    """Choose how much is held at a time: the recipe's word (`condense.memory`), otherwise the most that fits.
 
     On a CPU the memory of the machine counts, not what is free just now: the same recipe on the same machine gives the
-    same bytes, and another number of images differs in the last bits.
+    same bytes, and another number of classes or images differs in the last bits.
 
     Args:
-        members: The pool.
+        constitutions: The objectives for every constitution of the pool; the largest counts.
         real: The source on the device.
-        recipe: Says `condense.memory`.
-        side_by_side: Classes that are worked on at a time; on a CPU its cores count, however many work.
+        spec: The condenser's part of the recipe.
     """
-    spec = recipe.condense
-    graphs = sorted((saved_bytes(net, real, recipe) for net in members.everybody), reverse=True)
-    side_by_side = min(max(side_by_side, os.cpu_count() or 1), real.classes) if real.device.type == "cpu" else 1
-    whole = sum(graphs[:2]) * side_by_side
-    images = max(min(spec.batch, max(real.source.train.counts)), min(spec.batch, spec.ipc * spec.factor**2))
-
-    def held(at_once: int) -> int:
-        return whole * at_once // images
-
-    if spec.memory != "auto":
-        few = max(1, images // LOW) if spec.memory == "low" else None
-        return Memory(few, held(few or images), "the recipe says so")
+    images = max(real.batch, min(spec.batch, real.decoded))
+    networks = {id(net): net for objectives in constitutions for net in objectives.networks}.values()
+    together = all(takes_classes_together(net) for net in networks)
+    most = min(real.classes, spec.classes_per_step or real.classes) if together else 1
+    if real.device.type == "cpu":
+        inputs = max(sum(net.input_size**2 for net in objectives.networks) for objectives in constitutions)
+        most = min(most, max(1, PIXELS // (inputs * (real.batch + min(spec.batch, real.decoded)))))
+    one = max(class_bytes(objectives, real, spec, min(most, 2)) for objectives in constitutions)
+    if spec.memory == "low":
+        few = max(1, images // LOW)
+        return AtOnce(1, few, one * few // images)
     there = int(SHARE * available_bytes(real.device))
-    if whole <= there:
-        return Memory(None, whole, "it fits")
-    few = max(1, min(images - 1, images * there // whole))
-    needed, size = (f"{number / 2**30:.1f} GiB" for number in (whole, available_bytes(real.device)))
-    return Memory(
+    if spec.memory == "fast" or one <= there:
+        classes = max(1, min(most, there // max(one, 1)))
+        return AtOnce(classes, None, classes * one)
+    few = max(1, min(images - 1, images * there // one))
+    needed, size = (f"{number / 2**30:.1f} GiB" for number in (one, available_bytes(real.device)))
+    return AtOnce(
+        1,
         few,
-        held(few),
-        f"memory: {few} image{'s' * (few > 1)} at a time, since whole batches would take about {needed} beside "
-        f"networks and data, of {size}",
+        one * few // images,
+        f"memory: {few} image{'s' * (few > 1)} at a time, since a class would take about {needed} beside networks and "
+        f"data, of {size}",
     )
 
 
-def saved_bytes(net: PoolModel, real: RealImages, recipe: Recipe) -> int:
-    """Estimate what the graph of one model's matching saves for one class, in bytes; parameters are not counted."""
-    go, scale = probe(Objectives([net], []), real, recipe)
-    parameters = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        go(False)
-    total = sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in parameters)
-    return int(total * scale)
+def class_bytes(objectives: Objectives, real: RealImages, spec: CondenseSpec, classes: int) -> int:
+    """Compute the peak of what matching allocates for each of k classes, without running it: on `meta` tensors."""
+    return peak_bytes(on_meta(objectives, real, spec, classes)) // classes
 
 
-def probe(objectives: Objectives, real: RealImages, recipe: Recipe) -> tuple[Callable[[bool], Any], float]:
-    """Prepare one class's matching on a few images.
+def on_meta(
+    objectives: Objectives, real: RealImages, spec: CondenseSpec, classes: int, *, apart: bool = False
+) -> Callable[[], Any]:
+    """Prepare the matching of k whole classes, with derivatives summed or apart, on tensors that have shapes alone."""
+    shape = (real.source.train.channels, real.side, real.side)
+    with torch.device("meta"):
+        counts = (real.batch, min(spec.batch, real.decoded))
+        images, synthetic = (torch.empty(classes, count, *shape) for count in counts)
+        shares = torch.empty(classes, counts[0])
+        labels = torch.empty(classes, dtype=torch.int64)
+        weights = None if apart else torch.empty(classes, len(objectives.names()))
+    held = Held([*objectives.networks, *(pair.distillation for pair in objectives.pairs)])
+    values = {
+        name: torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+        for name, value in (*held.named_parameters(), *held.named_buffers())
+    }
+    work = partial(image_gradients, objectives, images, shares, synthetic, labels, weights)
+    return partial(functional_call, held, values, (work,))
 
-    Returns:
-        A function that does it, with an update of the balance or without; how many times as many images the run has.
-    """
-    spec = recipe.condense
-    decoded = spec.ipc * spec.factor**2
-    rows = torch.arange(real.rows(0).start, real.rows(0).stop)
-    rows = rows[torch.arange(min(PROBE, spec.batch)) % len(rows)]
-    stored = real.take(rows[:1]).expand(-(-min(PROBE, decoded) // spec.factor**2), -1, -1, -1).contiguous()
-    balance = Balance.fresh(1, len(objectives.names()), enabled=spec.balance)
 
-    def go(update: bool) -> Any:
-        images = real.take(rows)
-        with plain_attention():
-            return class_gradient(objectives, balance, stored, images, 0, View(), factor=spec.factor, update=update)
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are alive, on any device: from every operation, the same in every run."""
 
-    probed = len(rows) + len(stored) * spec.factor**2
-    wanted = min(spec.batch, max(real.source.train.counts)) + min(spec.batch, decoded)
-    return go, wanted / probed
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.most = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors_of(out):
+            self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._known:
+            return
+        self._known.add(place)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._gone, place, size)
+
+    def _gone(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Measure by how many bytes tensors grow at most while work is done, in whatever device's memory."""
+    living = _Living()
+    with living:
+        work()
+    return living.most
 
 
 def available_bytes(device: torch.device) -> int:

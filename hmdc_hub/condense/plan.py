@@ -15,18 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from hmdc_hub import cluster, rng
-from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.hand import Hand
-from hmdc_hub.condense.members import Members
-from hmdc_hub.condense.memory import PROBE, choose_memory, probe
-from hmdc_hub.condense.pool import Pool, parts_of
-from hmdc_hub.condense.team import Threads
+from hmdc_hub.condense.data import RealImages
+from hmdc_hub.condense.matching import Objectives, image_gradients
+from hmdc_hub.condense.memory import AtOnce, choose, on_meta
+from hmdc_hub.condense.networks import Networks
 from hmdc_hub.errors import UsageError
+from hmdc_hub.execution import Execution, settings
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import CondenseSpec, Recipe
 from hmdc_hub.sources import Source
 
-PROBED_MINIBATCHES = 2
+PROBE = 16
+"""Images of each kind that a probe runs on; costs grow linearly from there."""
 
 LONG_ENOUGH = 5.0
 """Seconds after which nothing is measured again."""
@@ -49,8 +49,9 @@ class Plan:
         parts: The same by part, one rank's: those of `PARTS` that are measured.
         flops: Floating point operations of the whole run by part, counted in the same probes: matrix products and
             convolutions, forward, backward and twice backward.
-        at_once: Images whose graphs the matching step holds at a time; None for a whole batch.
-        memory: Estimated peak of one rank in bytes: `graphs` (once it is measured, on 16 images), `networks` with their
+        at_once: Images of a class whose graphs the matching step holds at a time; None for all of them.
+        classes_at_once: Classes that it computes at a time; None until that is known.
+        memory: Estimated peak of one rank in bytes: `graphs` (once that is known), `networks` with their
             gradients, the `source` (files that are mapped count, though the system may take their pages back) and the
             stored `images` with momentum, all counted; without the libraries' own.
         checkpoint_bytes: On disk, of a checkpoint between network resets: stored images and momentum of all.
@@ -67,6 +68,7 @@ class Plan:
     parts: dict[str, float]
     flops: dict[str, float]
     at_once: int | None
+    classes_at_once: int | None
     memory: dict[str, int]
     checkpoint_bytes: int
     exchanged_bytes: int
@@ -121,58 +123,45 @@ def planned(recipe: Recipe, source: Source, device: torch.device, ranks: int = 1
         UsageError: ipc is larger than the source's largest class.
     """
     check_size(recipe, source.train.counts)
-    spec, small = recipe.condense, _few_images(recipe.condense)
-    networks = [build_for(model, source) for model in recipe.pool]
-    found = _counted(recipe, source, Members(networks, small, recipe.seed), device, ranks)
+    spec = recipe.condense
+    models = [build_for(model, source) for model in recipe.pool]
+    few = spec.model_copy(
+        update={"networks": spec.networks.model_copy(update={"batch": min(PROBE, spec.networks.batch), "parts": 1})}
+    )
+    cpu = torch.device("cpu")
+    found = _counted(recipe, source, Networks(models, spec, 0, RealImages(source, spec, 0, cpu)), ranks)
     yield found
-    networks = [net.to(device) for net in networks]
-    real = RealImages(source, small, recipe.seed, device)
-    threads, one = Threads(device), Threads(device, 1)
-    try:
-        with threads.one_each():
-            members = Members(networks, small, recipe.seed)
-            members.reset(0, real)
-            memory = choose_memory(members, real, recipe, threads.count)
-            members.at_once = memory.at_once
-            found = replace(found, at_once=memory.at_once, memory={"graphs": memory.bytes} | found.memory)
+    with settings(device):
+        real = RealImages(source, few, recipe.seed, device)
+        networks = Networks([model.to(device) for model in models], few, recipe.seed, real)
+        networks.reset(0)
+        at_once = choose(networks.constitutions(), real, spec)
+        found = replace(
+            found,
+            at_once=at_once.images,
+            classes_at_once=at_once.classes,
+            memory={"graphs": at_once.bytes} | found.memory,
+        )
+        yield found
+        work: dict[str, Tensor] = {}
+        pools = _pools(networks)
+        for part in PARTS:
+            work[part] = torch.stack([_work(part, pool, recipe, at_once) for pool in pools]).mean(0)
+            parts = _shared(work, spec, real.classes, at_once, device, ranks)
+            flops = {name: float(cost[1]) for name, cost in work.items()}
+            seconds = sum(parts.values()) if part == PARTS[-1] else None
+            found = replace(found, parts=parts, flops=flops, seconds=seconds)
             yield found
-            pools = [Pool(Hand(small, recipe.seed, real, each), one) for each in _pools(members, real)]
-            work: dict[str, Tensor] = {}
-            for part in PARTS:
-                work[part] = torch.stack([_work(pool, recipe, part) for pool in pools]).mean(0)
-                parts, seconds = _shared(work, spec, device, threads.count, ranks)
-                flops = {name: float(cost[1]) for name, cost in work.items()}
-                found = replace(found, parts=parts, flops=flops, seconds=seconds if part == PARTS[-1] else None)
-                yield found
-    finally:
-        threads.close()
-        one.close()
 
 
-def _few_images(spec: CondenseSpec) -> CondenseSpec:
-    """Say the same with the batches of a probe."""
-    networks = spec.networks.model_copy(
-        update={
-            "batch": min(PROBE, spec.networks.batch),
-            "batches_per_step": min(PROBED_MINIBATCHES, spec.networks.batches_per_step),
-            "parts": 1,
-        }
-    )
-    projection = spec.projection.model_copy(
-        update={"batches_per_step": min(PROBED_MINIBATCHES, spec.projection.batches_per_step)}
-    )
-    return spec.model_copy(update={"networks": networks, "projection": projection})
-
-
-def _counted(recipe: Recipe, source: Source, members: Members, device: torch.device, ranks: int) -> Plan:
+def _counted(recipe: Recipe, source: Source, networks: Networks, ranks: int) -> Plan:
     """Count what is known without running anything."""
-    spec, bank, networks = recipe.condense, source.train, members.everybody
+    spec, bank, models = recipe.condense, source.train, networks.models
     stored, largest_share = bank.num_classes * spec.ipc, -(-bank.num_classes // ranks)
     image = 4 * bank.channels * bank.side**2
-    moved = members.trained(), members.learnt()
     return Plan(
-        targets=members.objectives.names(),
-        parameters={net.spec.name: parameter_count(net) for net in networks},
+        targets=networks.objectives.names(),
+        parameters={net.spec.name: parameter_count(net) for net in models},
         image_steps=spec.resets * spec.networks.reset_every,
         stored_images=stored,
         training_images=stored * spec.factor**2,
@@ -181,93 +170,106 @@ def _counted(recipe: Recipe, source: Source, members: Members, device: torch.dev
         parts={},
         flops={},
         at_once=None,
+        classes_at_once=None,
         memory={
-            "networks": sum(2 * t.nbytes for net in networks for t in net.state_dict().values()),
+            "networks": sum(2 * t.nbytes for net in models for t in net.state_dict().values()),
             "source": bank.images.nbytes,
             "images": 2 * image * largest_share * spec.ipc,
         },
         checkpoint_bytes=2 * image * stored,
-        exchanged_bytes=_exchanged(spec, device, ranks, len(bank.images), moved),
+        exchanged_bytes=_exchanged(networks, ranks, len(bank.images)),
     )
 
 
 def _shared(
-    work: dict[str, Tensor], spec: CondenseSpec, device: torch.device, threads: int, ranks: int
-) -> tuple[dict[str, float], float]:
-    """Share seconds of work among ranks and their threads: by part, and in all."""
-    minibatch = min(ranks, parts_of(spec.networks, device))
-    each = {
-        name: float(cost[0]) / (ranks if name in ("matching", "clustering") else minibatch)
-        for name, cost in work.items()
+    work: dict[str, Tensor], spec: CondenseSpec, classes: int, at_once: AtOnce, device: torch.device, ranks: int
+) -> dict[str, float]:
+    """Share seconds of work among ranks, by part."""
+    owned = -(-classes // at_once.classes) if device.type == "cpu" else classes
+    shares = {"matching": min(ranks, owned), "clustering": min(ranks, owned)}
+    return {
+        name: float(cost[0]) / shares.get(name, min(ranks, spec.networks.parts or 1)) for name, cost in work.items()
     }
-    parts = {name: seconds / threads for name, seconds in each.items()}
-    # On a CPU everything is done side by side, but a minibatch after another: no more of one than it has parts.
-    training = (each.get("networks", 0) + each.get("projections", 0)) * minibatch
-    least = training / min(threads * ranks, parts_of(spec.networks, device))
-    return parts, max(sum(parts.values()), least)
 
 
-def _exchanged(
-    spec: CondenseSpec, device: torch.device, ranks: int, images: int, moved: tuple[Sequence[Tensor], Sequence[Tensor]]
-) -> int:
+def _exchanged(networks: Networks, ranks: int, images: int) -> int:
     """Count the bytes of gradients that a rank receives in an image step."""
-    cut = parts_of(spec.networks, device)
-    if ranks == 1 or cut == 1:
+    spec = networks.spec
+    if ranks == 1 or networks.parts == 1:
         return 0
-    minibatches = -(-images // spec.networks.batch)
+    minibatches, rows = -(-images // spec.networks.batch), -(-networks.parts // ranks) * ranks
     counts = (spec.networks.batches_per_step, spec.projection.batches_per_step)
-    rows = -(-cut // ranks) * ranks
+    moved = (networks.trained, networks.learnt)
     return sum(
         4 * rows * min(count, minibatches) * sum(p.numel() for p in parameters)
         for count, parameters in zip(counts, moved, strict=True)
     )
 
 
-def _pools(members: Members, real: RealImages) -> Iterator[Members]:
-    """Give the pool in every constitution that the run may have it in: one, or one for each pair."""
-    if len(members.active) == len(members.everybody):
-        yield members
-        return
-    for pair in combinations(members.everybody, 2):
-        one = Members(pair, members.spec, members.seed, at_once=members.at_once)
-        one.reset(0, real)
-        yield one
+def _pools(networks: Networks) -> list[Networks]:
+    """List the pool in every constitution that the run may have it in: one, or one for each pair."""
+    if len(networks.active) == len(networks.models):
+        return [networks]
+    pairs = combinations(networks.models, 2)
+    found = [Networks(pair, networks.spec, networks.seed, networks.real) for pair in pairs]
+    for pool in found:
+        pool.reset(0)
+    return found
 
 
-def _work(pool: Pool, recipe: Recipe, part: str) -> Tensor:
+def _work(part: str, networks: Networks, recipe: Recipe, at_once: AtOnce) -> Tensor:
     """Measure one of `PARTS` for the whole run, one thing after another: seconds and operations."""
-    spec, small, real = recipe.condense, pool.spec, pool.hand.real
-    steps = spec.resets * spec.networks.reset_every
-    images, classes = len(real.images), min(real.classes, spec.classes_per_step or real.classes)
-
-    def minibatches(wanted: int, batch: int) -> int:
-        return min(wanted, -(-images // batch))
-
-    def training(work: Callable[[], Any], wanted: int) -> Tensor:
-        scale = spec.networks.batch / small.networks.batch
-        probed = max(1, minibatches(min(wanted, PROBED_MINIBATCHES), small.networks.batch))
-        return _cost(work, real.device) * (steps / probed * minibatches(wanted, spec.networks.batch) * scale)
-
-    if part == "matching":
-        return _matching(pool, recipe) * (steps * classes)
+    spec, real = recipe.condense, networks.real
+    steps, classes = spec.resets * spec.networks.reset_every, min(real.classes, spec.classes_per_step or real.classes)
     if part == "clustering":
-        return _clustering(pool, recipe) * (classes / real.classes)
-    if part == "networks":
-        return training(partial(pool.train_networks, real, (0, 0)), spec.networks.batches_per_step)
-    return training(partial(pool.train_projections, real, (0, 0)), spec.projection.batches_per_step)
+        return _clustering(networks, spec) * (classes / real.classes)
+    execution = Execution(real.device)
+    if part == "matching":
+        return _matching(networks.objectives, execution, spec, real, at_once) * (steps * classes)
+    wanted = spec.networks.batches_per_step if part == "networks" else spec.projection.batches_per_step
+    if not wanted or (part == "projections" and not networks.objectives.pairs):
+        return torch.zeros(2, dtype=torch.float64)
+    train = networks.train if part == "networks" else networks.train_projections
+    (batch,) = execution.upload(real.draw_minibatches("plan", (0, 0), 1))
+    function = execution.function(train, part)
+    minibatches = min(wanted, -(-len(real.labels) // spec.networks.batch))
+    scale = min(spec.networks.batch, len(real.labels)) / len(batch.tensors.labels)
+    return _cost(lambda: function(batch), real.device) * (steps * minibatches * scale)
 
 
-def _matching(pool: Pool, recipe: Recipe) -> Tensor:
+def _matching(
+    objectives: Objectives, execution: Execution, spec: CondenseSpec, real: RealImages, at_once: AtOnce
+) -> Tensor:
     """Measure one class's matching, averaged over steps with and without balance update."""
-    go, scale = probe(pool.members.objectives, pool.hand.real, recipe)
-    plain, updating = (_cost(partial(go, update), pool.hand.real.device) for update in (False, True))
-    share = 1 / recipe.condense.balance_every
-    return ((1 - share) * plain + share * updating) * scale
+    wanted = real.batch, min(spec.batch, real.decoded)
+    counts = [min(PROBE, count) for count in wanted]
+    shape = (at_once.classes, real.source.train.channels, real.side, real.side)
+    gen = rng.generator(0, "plan", "images")
+    images, synthetic = (torch.randn(shape[0], count, *shape[1:], generator=gen) for count in counts)
+    shares = torch.full(images.shape[:2], 1 / counts[0])
+    labels = torch.arange(at_once.classes)
+    weights = torch.ones(shape[0], len(objectives.names()))
+    (inputs,) = execution.upload([(images, shares, synthetic, labels, weights)])
+    few = None if at_once.images is None else min(PROBE, at_once.images)
+
+    def go(given: Sequence[Tensor], update: bool) -> Any:
+        real, shares, synthetic, labels, weights = given
+        return image_gradients(objectives, real, shares, synthetic, labels, None if update else weights, few)
+
+    costs = []
+    for update in (False, True):
+        function = execution.function(partial(go, update=update), "matching")
+        cost = _cost(partial(function, inputs), real.device) * (sum(wanted) / sum(counts) / at_once.classes)
+        # Counted for one class: torch's formulas take the convolutions of several at a time for larger ones.
+        cost[1] = _operations(on_meta(objectives, real, spec, 1, apart=update))
+        costs.append(cost)
+    share = 1 / spec.balance_every
+    return (1 - share) * costs[0] + share * costs[1]
 
 
-def _clustering(pool: Pool, recipe: Recipe) -> Tensor:
+def _clustering(networks: Networks, spec: CondenseSpec) -> Tensor:
     """Measure the choice of real batches: embedding and k-means on a sample, scaled to the whole run."""
-    spec, real = recipe.condense, pool.hand.real
+    real = networks.real
     refreshes = spec.resets * -(-spec.networks.reset_every // spec.cluster.every)
     total = torch.zeros(2, dtype=torch.float64)
     rows = torch.arange(real.rows(0).start, real.rows(0).stop)
@@ -275,7 +277,7 @@ def _clustering(pool: Pool, recipe: Recipe) -> Tensor:
     if not wanted or not spec.cluster.enabled:
         return total
     sample = rows[: 4 * PROBE]
-    for net in pool.members.networks:
+    for net in networks.models:
         embedding = _cost(partial(real.embed, net, sample), real.device)
         points = real.embed(net, rows[:256])
         k = max(1, min(spec.batch, len(points) // 2))
@@ -283,7 +285,7 @@ def _clustering(pool: Pool, recipe: Recipe) -> Tensor:
         lloyd = _cost(partial(cluster.representatives, [points], k, [gen], max_iter=10), real.device)
         # Real data come to rest after some 30 iterations; the probe makes at most 10.
         per_point = embedding / len(sample) + 3 * lloyd / len(points) * spec.batch / k
-        total += refreshes / len(pool.members.networks) * per_point * sum(wanted)
+        total += refreshes / len(networks.models) * per_point * sum(wanted)
     return total
 
 
@@ -302,8 +304,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _cost(work: Callable[[], Any], device: torch.device) -> Tensor:
     """Measure work: seconds, the fastest of a few calls since a busy machine only ever makes it slower; operations."""
-    with _Operations() as counter:  # type: ignore[no-untyped-call]
-        work()
+    operations = _operations(work)
+    work()  # where functions are captured, this call does it
     times: list[float] = []
     while len(times) < 3 and sum(times) < LONG_ENOUGH:
         began = time.perf_counter()
@@ -311,4 +313,10 @@ def _cost(work: Callable[[], Any], device: torch.device) -> Tensor:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - began)
-    return torch.tensor([min(times), float(counter.total)], dtype=torch.float64)
+    return torch.tensor([min(times), operations], dtype=torch.float64)
+
+
+def _operations(work: Callable[[], Any]) -> float:
+    with _Operations() as counter:  # type: ignore[no-untyped-call]
+        work()
+    return float(counter.total)

@@ -16,18 +16,18 @@ from hmdc_hub.sources import Source
 from hmdc_hub.store import RunDir, read_classes, to_uint8, write_classes, write_parquet_parts
 
 
-def write_set(path: Path, mine: Tensor, recipe: Recipe, source: Source, ranks: Ranks) -> None:
-    """Write the stored images of all ranks; the first does it, and has a class of each at a time.
+def write_set(path: Path, rows: Iterator[Tensor], recipe: Recipe, source: Source, ranks: Ranks) -> None:
+    """Write the synthetic images of all ranks; the first does it, a class at a time.
 
     Args:
         path: Of the safetensors file.
-        mine: This rank's classes, ... x n x ch x H x W, source-normalised, on the CPU.
+        rows: Of all classes, 1 x n x ch x H x W, source-normalised, as `Ranks.gather` gives them.
         recipe: Whose they are.
         source: Says classes and normalisation.
         ranks: All of them call this at the same time.
     """
     bank = source.train
-    classes = (source.denormalise(one)[0] for one in ranks.gather(mine, bank.num_classes))
+    classes = (source.denormalise(one)[0] for one in rows)
     if ranks.index != 0:
         deque(classes, maxlen=0)
         return

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmdc_hub import rng
@@ -100,29 +101,48 @@ class PoolModel(nn.Module):
     def forward(self, x: Tensor) -> Features:
         """Compute logits and the selected taps of prepared images, B x channels x input_size x input_size.
 
-        The network computes in the entry's `precision`; what comes out is at least float32.
+        It computes in the type of its parameters; what comes out is at least float32.
         """
-        with self._lone(x), self.reduced(x.device):
-            done = self.net.run(x)
+        with self._lone(x):
+            done = self.net.run(self._alike(x))
         taps = {i: TapOutput(*map(_wide, self.net.tap(i, done.stages[i]))) for i in set(self._tap_indices)}
         return Features(_wide(done.logits), tuple(taps[i] for i in self._tap_indices))
 
-    def reduced(self, device: torch.device) -> AbstractContextManager[Any]:
-        """Compute in the entry's `precision` for a while; `logits` and `embed` do not by themselves."""
-        if self.spec.precision == "float32":
-            return nullcontext()
-        # Casts are not kept: they would be one store for all threads, also of weights that have moved since.
-        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    def run_with(self, parameters: Mapping[str, Tensor], x: Tensor) -> Features:
+        """Do the same in the entry's `precision`, with other values of some parameters; works in `torch.func.vmap`.
+
+        In bfloat16 all parameters and buffers are cast once for the pass, but those of batch normalisation that learns
+        its statistics.
+
+        Args:
+            parameters: By name; may be empty.
+            x: Prepared images.
+        """
+        values = dict(parameters)
+        if self.spec.precision == "bfloat16":
+            own = dict(_parameters_and_buffers(self)) | values
+            kept = tuple(f"{name}." for name, m in self.named_modules() if isinstance(m, _BatchNorm) and m.training)
+            values |= {
+                name: value.bfloat16()
+                for name, value in own.items()
+                if value.is_floating_point() and not name.startswith(kept) and name not in ("scale", "shift")
+            }
+        done: Features = functional_call(self, values, (x,))
+        return done
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the logits of prepared images alone, B x classes."""
         with self._lone(x):
             return self.net.logits(x)
 
+    def _alike(self, x: Tensor) -> Tensor:
+        """Cast images to the type of the parameters, which may be another's for a while."""
+        return x.to(next(self.net.parameters()).dtype)
+
     def embed(self, x: Tensor) -> Tensor:
         """Compute the embedding of prepared images that clustering uses, B x D: what the classifier sees."""
         with self._lone(x):
-            return self.net.run(x).embedding
+            return self.net.run(self._alike(x)).embedding
 
     def _lone(self, x: Tensor) -> AbstractContextManager[None]:
         # A single image has no batch statistics where a map has one pixel: the last partial batch of an epoch then goes

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,14 @@ class Source:
         )
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.mean.to(device).view(-1, 1, 1), self.std.to(device).view(-1, 1, 1)
+        return _per_channel(tuple(self.info.mean), device), _per_channel(tuple(self.info.std), device)
+
+
+@cache  # captured functions go on reading them
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return float32 channels x 1 x 1; kept, since a copy to a GPU in every step would stop it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device="cpu").to(device).view(-1, 1, 1)
 
 
 def make_source(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 from hmdc_hub.catalog import list_models, load_model
 from hmdc_hub.cli import check as command
 from hmdc_hub.cli.check import check_one
-from hmdc_hub.condense import check, match
+from hmdc_hub.condense import check, matching
 from hmdc_hub.condense.check import Check, check_model
 from hmdc_hub.models import TapInfo
 from hmdc_hub.schema import ModelSpec
@@ -60,7 +58,7 @@ def test_what_is_asked_wrong(call: Call, arguments: list[str], words: str) -> No
     assert done.status == 2 and words in done.err and "Traceback" not in done.err
 
 
-FOUND = Check("vit", 32, 1234567, 1234567, (TapInfo("a", "tokens", 12, 4), TapInfo("b", "tokens", 12, 4)), 1.4, 12.6, 3 << 20, 2e-7, "float32", 0.99876)  # fmt: skip  # noqa: E501
+FOUND = Check("vit", 32, 1234567, 1234567, (TapInfo("a", "tokens", 12, 4), TapInfo("b", "tokens", 12, 4)), 1.4, 12.6, 3 << 20, 2e-7, "float32", True, 0.99876)  # fmt: skip  # noqa: E501
 
 
 @pytest.fixture
@@ -118,13 +116,13 @@ def test_every_family_agrees_with_the_plain_double_backward(family: str) -> None
 
 def test_a_wrong_derivative_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A derivative without mutual distillation is found out."""
-    right = match._directions
+    right = matching._differences
 
     def without_mutual_distillation(*args: Any) -> Any:
         losses, found = right(*args)
-        return losses, found | {2: tuple(None for _ in found[2])} if 2 in found else found
+        return losses, [*found[:2], *(tuple(None for _ in each) for each in found[2:])]
 
-    monkeypatch.setattr(match, "_directions", without_mutual_distillation)
+    monkeypatch.setattr(matching, "_differences", without_mutual_distillation)
     result = check_model(spec_of("convnet", input_size=16), CPU)
     assert result.error > 5e-4 and result.dtype == "float64"
 
@@ -154,16 +152,6 @@ def test_weights_are_left_out() -> None:
     assert isinstance(check_one(spec, "cpu"), Check)
 
 
-def test_growth_sees_what_is_allocated_and_freed() -> None:
-    """In a process of its own: one that other tests ran in may have the memory to hand, and does not grow."""
-    code = (
-        "import torch; from hmdc_hub.condense.meter import growth; print(growth("
-        "lambda: torch.ones(300 << 20, dtype=torch.uint8), torch.device('cpu')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 250 << 20 <= int(done.stdout) <= 400 << 20
-
-
 @pytest.mark.parametrize("name", [entry.name for entry in list_models()])
 def test_every_shipped_entry_says_what_people_need(name: str) -> None:
     spec = load_model(name)
@@ -179,3 +167,11 @@ def test_at_least_24_entries_of_every_library_ship() -> None:
     assert len(specs) >= 24
     assert {spec.source for spec in specs} == {"builtin", "torchvision", "transformers", "timm"}
     assert sum(spec.weights != "none" for spec in specs) >= 6
+
+
+def test_a_model_that_goes_class_by_class_is_said(call: Call, found: dict[str, Check | str]) -> None:
+    done = call("pool", "check", "vit_micro")
+    assert "class by class" not in done.err
+    found["vit_micro"] = replace(FOUND, together=False)
+    done = call("pool", "check", "vit_micro")
+    assert done.status == 0 and "vit_micro: cannot take several classes at a time" in done.err

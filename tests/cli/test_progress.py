@@ -24,6 +24,7 @@ STEP = ImageStep(
     accuracies={"convnet3": 0.834, "vit_tiny": 0.05},
     clamped=0.031,
     images_per_second=1234.5,
+    images=1,
     seconds_left=7384,
 )
 TRAINING = Training(done=3, total=40, model="convnet3", training_set="random", accuracy=0.4567, seconds_left=75)

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from hmdc_hub.condense import condense
-from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.hand import Hand
-from hmdc_hub.condense.images import StoredImages
-from hmdc_hub.condense.loop import Condenser
-from hmdc_hub.condense.members import Members
-from hmdc_hub.condense.pool import Pool
-from hmdc_hub.condense.team import Team
-from hmdc_hub.events import Event, StopFlag
+from hmdc_hub.condense.data import RealImages
+from hmdc_hub.condense.hmdc import HMDC
+from hmdc_hub.condense.memory import choose
+from hmdc_hub.condense.networks import Networks
+from hmdc_hub.condense.ranks import Ranks
+from hmdc_hub.condense.synthetic import SyntheticImages
+from hmdc_hub.events import Event, Listener, StopFlag, silent
+from hmdc_hub.execution import Execution
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
 from hmdc_hub.store import RunDir, sha256_file
@@ -37,12 +37,20 @@ def digest(directory: RunDir) -> tuple[str, str, str]:
     return sha256_file(directory.start), sha256_file(directory.condensed), sha256_file(directory.parquet)
 
 
-def condenser_of(recipe: Recipe, team: Team) -> Condenser:
+def networks_of(recipe: Recipe) -> Networks:
+    """Make the pool of a recipe as after its first reset."""
     source = tiny_source()
     real = RealImages(source, recipe.condense, 0, CPU)
-    members = Members([build_for(spec, source) for spec in recipe.pool], recipe.condense, 0)
-    hand = Hand(recipe.condense, 0, real, members)
-    pool = Pool(hand, team)
-    pool.reset(0, real)
-    pixels = torch.stack([hand.starting_images(label) for label in range(real.classes)])
-    return Condenser(recipe.condense, 0, real, pool, StoredImages.begin(range(real.classes), pixels, source))
+    networks = Networks([build_for(spec, source) for spec in recipe.pool], recipe.condense, 0, real)
+    networks.reset(0)
+    return networks
+
+
+def hmdc_of(recipe: Recipe, listener: Listener = silent) -> HMDC:
+    """Make the state at the start of a run."""
+    networks = networks_of(recipe)
+    real = networks.real
+    pixels = torch.stack([real.initial_images(networks.networks[0], label) for label in range(real.classes)])
+    images = SyntheticImages(range(real.classes), pixels, real.source)
+    at_once = choose(networks.constitutions(), real, recipe.condense)
+    return HMDC(recipe.condense, 0, real, networks, images, at_once, Execution(CPU, listener), Ranks())

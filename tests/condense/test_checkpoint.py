@@ -14,16 +14,17 @@ from safetensors.torch import load_file, save_file
 
 from hmdc_hub.condense import checkpoint
 from hmdc_hub.condense.checkpoint import Position
-from hmdc_hub.condense.ranks import Alone
-from hmdc_hub.errors import DivergedError
+from hmdc_hub.condense.ranks import Ranks
+from hmdc_hub.errors import DivergedError, FormatError
 from hmdc_hub.events import Event, Note, silent
 from hmdc_hub.store import Parts
 
 
-class Second(Alone):
+class Second(Ranks):
     """A rank that is not the first, whose peer says the same as it does."""
 
-    index, count = 1, 2
+    def __init__(self) -> None:
+        self.index, self.count = 1, 2
 
     def together(self, rows: torch.Tensor) -> torch.Tensor:
         return 2 * rows
@@ -32,14 +33,14 @@ class Second(Alone):
 def save(folder: Path, outer: int, inner: int = 0, tag: str = "aa") -> dict[str, torch.Tensor]:
     tensors = {"images": torch.rand(5, 2, 3), "real": torch.arange(10).view(5, 2), "pool.a": torch.tensor(3.0)}
     parts = {name: Parts.of(tensor) for name, tensor in tensors.items()}
-    checkpoint.save(folder, parts, Position(outer, inner, 1.5), tag, Alone())
+    checkpoint.save(folder, parts, Position(outer, inner, 1.5), tag, Ranks())
     return tensors
 
 
 def test_what_is_saved_is_found_and_read_by_rows(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path, "aa", Alone(), silent) is None
+    assert checkpoint.newest(tmp_path, "aa", Ranks(), silent) is None
     tensors = save(tmp_path, 3, 2)
-    found = checkpoint.newest(tmp_path, "aa", Alone(), silent)
+    found = checkpoint.newest(tmp_path, "aa", Ranks(), silent)
     assert found is not None and found.position == Position(3, 2, 1.5)
     for rows in ([], [0], [4, 1], range(5)):
         for name in ("images", "real"):
@@ -53,9 +54,9 @@ def test_two_are_kept_and_those_of_another_recipe_are_left_out(tmp_path: Path) -
         save(tmp_path, outer)
     assert [path.name[:6] for path in sorted(tmp_path.iterdir())] == ["000002", "000010"]
     save(tmp_path, 11, tag="bb")
-    found = checkpoint.newest(tmp_path, "aa", Alone(), silent)
+    found = checkpoint.newest(tmp_path, "aa", Ranks(), silent)
     assert found is not None and found.position.outer == 10
-    assert checkpoint.newest(tmp_path, "cc", Alone(), silent) is None
+    assert checkpoint.newest(tmp_path, "cc", Ranks(), silent) is None
 
 
 def test_a_damaged_one_is_told_and_left_out(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_a_damaged_one_is_told_and_left_out(tmp_path: Path) -> None:
     data = bytearray(newer.read_bytes())
     data[-3] ^= 16
     newer.write_bytes(data)
-    found = checkpoint.newest(tmp_path, "aa", Alone(), notes.append)
+    found = checkpoint.newest(tmp_path, "aa", Ranks(), notes.append)
     assert found is not None and found.position.outer == 1
     assert [note.text for note in notes if isinstance(note, Note)] == [
         "checkpoint 000002-000000.safetensors cannot be used (its contents do not match its digest); "
@@ -88,7 +89,6 @@ def rewrite(path: Path, change: Callable[[str], str]) -> None:
         lambda facts: facts["position"].update(inner="x"),
         lambda facts: facts["position"].clear(),
         lambda facts: facts.update(position=3),
-        lambda facts: facts.update(format_version=1),
         lambda facts: facts.pop("digest"),
     ],
 )
@@ -105,8 +105,17 @@ def test_a_header_that_is_not_right_is_as_good_as_damage(
 
     rewrite(sorted(tmp_path.iterdir())[1], changed)
     notes = list[Event]()
-    found = checkpoint.newest(tmp_path, "aa", Alone(), notes.append)
+    found = checkpoint.newest(tmp_path, "aa", Ranks(), notes.append)
     assert found is not None and found.position.outer == 1 and len(notes) == 1
+
+
+@pytest.mark.parametrize("version", [checkpoint.VERSION - 1, checkpoint.VERSION + 1])
+def test_one_of_another_version_is_refused_and_kept(tmp_path: Path, version: int) -> None:
+    save(tmp_path, 1)
+    rewrite(next(tmp_path.iterdir()), lambda header: json.dumps(json.loads(header) | {"format_version": version}))
+    with pytest.raises(FormatError, match=f"checkpoint format {version}, this one's is") as caught:
+        checkpoint.newest(tmp_path, "aa", Ranks(), silent)
+    assert "--force" in caught.value.hint and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_could_not_be_used_does_not_crowd_out_what_is_saved_after(tmp_path: Path) -> None:
@@ -115,7 +124,7 @@ def test_what_could_not_be_used_does_not_crowd_out_what_is_saved_after(tmp_path:
     for path in tmp_path.iterdir():
         path.write_bytes(b"x" * 100)
     save(tmp_path, 1)
-    found = checkpoint.newest(tmp_path, "aa", Alone(), silent)
+    found = checkpoint.newest(tmp_path, "aa", Ranks(), silent)
     assert found is not None and found.position.outer == 1
     assert [path.name for path in tmp_path.iterdir()] == ["000001-000000.safetensors"]
 
@@ -123,14 +132,14 @@ def test_what_could_not_be_used_does_not_crowd_out_what_is_saved_after(tmp_path:
 def test_a_deeply_nested_header_is_damage(tmp_path: Path) -> None:
     save(tmp_path, 1)
     rewrite(next(tmp_path.iterdir()), lambda header: "[" * 100_000)
-    assert checkpoint.newest(tmp_path, "aa", Alone(), silent) is None
+    assert checkpoint.newest(tmp_path, "aa", Ranks(), silent) is None
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     save(tmp_path, 1)
     parts = Parts(torch.float32, (2, 1), iter([torch.zeros(1, 1), torch.full((1, 1), float("inf"))]))
     with pytest.raises(DivergedError, match="after 1 outer iterations and 2 image steps is not finite") as caught:
-        checkpoint.save(tmp_path, {"images": parts}, Position(1, 2, 0.0), "aa", Alone())
+        checkpoint.save(tmp_path, {"images": parts}, Position(1, 2, 0.0), "aa", Ranks())
     assert "lr.condense" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["000001-000000.safetensors"]
 

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmdc_hub import rng
-from hmdc_hub.condense import match, memory
-from hmdc_hub.condense.align import Alignment
-from hmdc_hub.condense.batches import RealImages
-from hmdc_hub.condense.class_gradient import plain_attention
-from hmdc_hub.condense.hand import Hand
-from hmdc_hub.condense.match import Objectives
-from hmdc_hub.condense.members import Members
-from hmdc_hub.condense.memory import available_bytes, choose_memory, saved_bytes
-from hmdc_hub.condense.meter import allocated_peak
+from hmdc_hub.condense import hmdc, memory
+from hmdc_hub.condense.matching import image_gradients
+from hmdc_hub.condense.memory import AtOnce, available_bytes, choose, class_bytes, peak_bytes
+from hmdc_hub.condense.networks import Networks
 from hmdc_hub.condense.plan import plan
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
-from hmdc_hub.models import PoolModel, build_for
-from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.schema import Recipe
 from hmdc_hub.store import read_condensed
-from tests.condense.running import CPU, digest, run
-from tests.models.builders import build
+from tests.condense.running import CPU, digest, hmdc_of, networks_of, run
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 
 RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
@@ -40,210 +32,120 @@ def recipe_of(*models: dict[str, Any], **condense: Any) -> Recipe:
     return Recipe.model_validate(recipe)
 
 
-def pool_of(recipe: Recipe) -> tuple[Members, RealImages]:
-    source = tiny_source()
-    real = RealImages(source, recipe.condense, recipe.seed, CPU)
-    return Members([build_for(model, source) for model in recipe.pool], recipe.condense, recipe.seed), real
-
-
-def chosen(recipe: Recipe) -> memory.Memory:
-    return choose_memory(*pool_of(recipe), recipe, 1)
-
-
-# peaks
-
-
-def objectives(specs: Sequence[ModelSpec], at_once: int | None) -> Objectives:
-    models: list[PoolModel] = [build(spec, source_size=32, seed=i) for i, spec in enumerate(specs)]
-    alignments = []
-    for a in range(len(models)):
-        for b in range(a + 1, len(models)):
-            align = Alignment((a, b), (models[a].taps, models[b].taps))
-            align.reset(rng.generator(0, "test", a, b))
-            alignments.append(align)
-    return Objectives(models, alignments, at_once=at_once)
-
-
-def peak(specs: Sequence[ModelSpec], at_once: int | None, weights: bool = True) -> int:
-    targets = objectives(specs, at_once)
-    real, fake = (torch.randn(16, 3, 32, 32, generator=rng.generator(i, "test")) for i in range(2))
-    wanted = [1.0] * len(targets.names()) if weights else None
-    with plain_attention():
-        return allocated_peak(lambda: match.image_derivatives(targets, real, fake, 1, wanted), CPU)
-
-
-WIDE = [
-    ModelSpec(name="a", source="builtin", id="convnet", args={"depth": 3, "width": 24}),
-    ModelSpec(name="b", source="builtin", id="convnet", args={"depth": 3, "width": 22, "norm": "batch"}),
-    ModelSpec(name="c", source="builtin", id="convnet", args={"depth": 2, "width": 20}),
-]
-
-
-@pytest.mark.parametrize("weights", [True, False], ids=["summed", "apart"])
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_memory_follows_the_number_of_images_at_a_time(count: int, weights: bool) -> None:
-    whole, half, eighth = (peak(WIDE[:count], at_once, weights) for at_once in (None, 8, 2))
-    assert half <= 0.65 * whole
-    assert eighth <= 0.3 * whole
-
-
-def test_a_whole_batch_holds_a_pair_whatever_the_size_of_the_pool() -> None:
-    pair, three = (peak(WIDE[:count], None) for count in (2, 3))
-    assert pair > 1.5 * max(peak([spec], None) for spec in WIDE)
-    assert three <= 1.1 * pair
+def chosen(recipe: Recipe) -> AtOnce:
+    networks = networks_of(recipe)
+    return choose(networks.constitutions(), networks.real, recipe.condense)
 
 
 # the choice
 
 
-def test_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_that_of_real_tensors() -> None:
+    recipe = recipe_of(CONVNET, VIT)
+    networks = networks_of(recipe)
+    shapes = [torch.randn(1, count, 1, 8, 8, generator=rng.generator(count, "test")) for count in (8, 4)]
+    rest = torch.full((1, 8), 1 / 8), shapes[1], torch.zeros(1, dtype=torch.int64), torch.ones(1, 3)
+    found = peak_bytes(lambda: image_gradients(networks.objectives, shapes[0], *rest))
+    told = class_bytes(networks.objectives, networks.real, recipe.condense, 1)
+    assert told == pytest.approx(found, rel=0.1)
+    assert {class_bytes(networks.objectives, networks.real, recipe.condense, 1) for _ in range(3)} == {told}
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "summed"])
+def test_memory_follows_the_number_of_images_at_a_time(apart: bool) -> None:
+    networks = networks_of(recipe_of(CONVNET, RESNET))
+    real, fake = (torch.randn(1, 64, 1, 8, 8, generator=rng.generator(i, "test")) for i in range(2))
+    rest = torch.full((1, 64), 1 / 64), fake, torch.zeros(1, dtype=torch.int64), None if apart else torch.ones(1, 3)
+    work = partial(image_gradients, networks.objectives, real, *rest)
+    whole, half, eighth = (peak_bytes(partial(work, at_once=n)) for n in (None, 32, 8))
+    assert half <= 0.65 * whole
+    assert eighth <= 0.3 * whole
+
+
+def test_as_many_classes_as_fit_and_then_as_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of(CONVNET, MLP)  # 8 real and 4 decoded images
-    assert chosen(recipe).at_once is None
-    pool, real = pool_of(recipe)
-    needed = sum(saved_bytes(net, real, recipe) for net in pool.everybody)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    for share, at_once in ((1.01, None), (0.99, 7), (0.51, 4), (0.3, 2), (0.01, 1)):
-        monkeypatch.setattr(memory, "available_bytes", lambda device, n=share * needed: int(n / memory.SHARE))
-        assert chosen(recipe).at_once == at_once, share
-        assert chosen(recipe).bytes <= max(share, 1 / 8) * needed
+    assert chosen(recipe).classes == 10 and chosen(recipe).images is None and not chosen(recipe).why
+    networks = networks_of(recipe)
+    two = class_bytes(networks.objectives, networks.real, recipe.condense, 2)
+    for share, classes, images in ((10.1, 10, None), (3.5, 3, None), (1.01, 1, None), (0.51, 1, 4), (0.01, 1, 1)):
+        monkeypatch.setattr(memory, "available_bytes", lambda device, n=share * two: int(n / memory.SHARE) + 1)
+        found = chosen(recipe)
+        assert (found.classes, found.images) == (classes, images), share
+        assert found.bytes <= max(share, 1 / 8) * two and bool(found.why) == (images is not None)
 
 
-def test_more_side_by_side_is_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    recipe = recipe_of(CONVNET, MLP)
-    two, five, many = (choose_memory(*pool_of(recipe), recipe, n).bytes for n in (1, 5, 50))
-    assert five == pytest.approx(2.5 * two, abs=5) and many == pytest.approx(5 * two, abs=5), "there are ten classes"
+def test_on_a_cpu_large_classes_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, pixels = recipe_of(CONVNET, MLP), (8 + 4) * 2 * 8 * 8
+    for most, classes in ((3.5, 3), (1.5, 1), (0.1, 1)):
+        monkeypatch.setattr(memory, "PIXELS", int(most * pixels))
+        assert chosen(recipe).classes == classes
 
 
-@pytest.mark.parametrize(("word", "at_once"), [("low", 1), ("fast", None)])
-def test_the_recipe_s_word_counts(word: str, at_once: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("word", "classes", "images"), [("low", 1, 1), ("fast", 1, None)])
+def test_the_recipe_s_word_counts(word: str, classes: int, images: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 0 if word == "fast" else GIB)
-    assert chosen(recipe_of(CONVNET, MLP, memory=word)).at_once == at_once
+    found = chosen(recipe_of(CONVNET, MLP, memory=word))
+    assert (found.classes, found.images) == (classes, images)
 
 
-def test_out_of_memory_halves_the_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(CONVNET, MLP)
-    members, real = pool_of(recipe)
-    events: list[Event] = []
-    members.listener = events.append
-    members.reset(0, real)
-    hand = Hand(recipe.condense, 0, real, members)
-    arguments = (0, 0), 3, real.matching_batches(members.networks[0], [3], (0, 0))[0], hand.starting_images(3)
-    work = match.image_derivatives
-    fits = 3
+def test_a_network_that_refuses_goes_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "takes_classes_together", lambda net: net.spec.name != "mlp_tiny")
+    assert chosen(recipe_of(CONVNET, MLP)).classes == 1
+    assert chosen(recipe_of(CONVNET)).classes == 10
 
-    def full(objectives: Objectives, *rest: Any) -> Any:
-        if (objectives.at_once or 8) > fits:
+
+# memory that runs out
+
+
+def notes_of(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def test_out_of_memory_takes_fewer_classes_then_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, events, work = recipe_of(CONVNET, MLP), list[Event](), image_gradients
+    wanted = hmdc_of(recipe)
+    next(wanted.run())
+
+    def full(objectives: Any, real: torch.Tensor, *rest: Any, at_once: int | None) -> Any:
+        if len(real) * (at_once or 8) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return work(objectives, *rest)
+        return work(objectives, real, *rest, at_once)  # type: ignore[call-arg]
 
-    monkeypatch.setattr("hmdc_hub.condense.class_gradient.image_derivatives", full)
-    with plain_attention():
-        got = hand.class_part(*arguments, torch.full((3,), 1e-6), True)
-        assert members.at_once == 2
-        assert [event.text for event in events if isinstance(event, Note)] == [
-            "out of memory; going on with the graphs of 4 images at a time",
-            "out of memory; going on with the graphs of 2 images at a time",
-        ]
-        monkeypatch.undo()
-        members.at_once = None
-        wanted = hand.class_part(*arguments, torch.full((3,), 1e-6), True)
-        for a, b in zip(got, wanted, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-9)
-        fits = 0
-        monkeypatch.setattr("hmdc_hub.condense.class_gradient.image_derivatives", full)
-        with pytest.raises(torch.OutOfMemoryError):
-            hand.class_part(*arguments, torch.full((3,), 1e-6), True)
-
-
-class RunsOut(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Memory that is out once, at one operation of all that are done in here; counts them."""
-
-    def __init__(self, at: int = -1) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.at, self.seen = at, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen += 1
-        if self.seen == self.at:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return func(*args, **(kwargs or {}))
-
-
-def test_memory_that_runs_out_anywhere_in_a_class_leaves_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(MLP | {"args": {"depth": 1}}, MLP | {"name": "other", "args": {"depth": 1}})
-    members, real = pool_of(recipe)
-    members.reset(0, real)
-    # Again with as many images, so that every bit can be compared.
-    monkeypatch.setattr(members, "take_fewer", lambda images: True)
-    hand = Hand(recipe.condense, 0, real, members)
-    rows, stored = real.matching_batches(members.networks[0], [3], (0, 0))[0], hand.starting_images(3)
-    accumulated, before = torch.rand(3, generator=rng.generator(0, "test")) + 0.1, members.values()
-    before = {name: value.clone() for name, value in before.items()}
-
-    def part(at: int = -1) -> tuple[list[bytes], int]:
-        given = stored.clone(), accumulated.clone()
-        with RunsOut(at) as memory, plain_attention():
-            got = hand.class_part((0, 0), 3, rows, *given, True)
-        assert torch.equal(given[0], stored) and torch.equal(given[1], accumulated), at
-        return [tensor.numpy().tobytes() for tensor in got], memory.seen
-
-    wanted, operations = part()
-    assert wanted[3] != accumulated.numpy().tobytes()
-    tried, late = 0, range(operations - 60, operations + 1)  # where the balance is updated
-    for at in [*range(1, late.start, 29), *late]:
-        try:
-            got, _ = part(at)
-        except torch.OutOfMemoryError:  # before the work or after it, where nobody tries again
-            continue
-        tried += 1
-        assert got == wanted, f"operation {at} of {operations}"
-    assert tried > 70
-    for name, value in members.values().items():
-        assert torch.equal(value, before[name]), name
+    monkeypatch.setattr(hmdc, "image_gradients", full)
+    found = hmdc_of(recipe, events.append)
+    next(found.run())
+    torch.testing.assert_close(found.images.pixels, wanted.images.pixels, rtol=0, atol=1e-4)
+    assert (found.at_once.classes, found.at_once.images) == (1, 2)
+    assert notes_of(events) == [
+        f"out of memory; going on with the graphs of {few} at a time"
+        for few in ("5 classes", "3 classes", "8 images", "4 images", "2 images")
+    ]
+    monkeypatch.setattr(hmdc, "image_gradients", lambda *_, **__: full(None, torch.ones(99), at_once=None))
+    with pytest.raises(torch.OutOfMemoryError):
+        next(found.run())
 
 
 @pytest.mark.parametrize("pool", [[CONVNET, MLP], [CONVNET, RESNET]], ids=["any", "batch norm"])
-def test_out_of_memory_in_training_takes_fewer_images(
-    pool: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_of(*pool)
-    members, real = pool_of(recipe)
-    events: list[Event] = []
-    members.listener = events.append
-    members.reset(0, real)
-    for net in members.networks:
-        net.train()
-    hand = Hand(recipe.condense, 0, real, members)
-    images = torch.randn(11, 1, 8, 8, generator=rng.generator(0, "test"))
-    targets = torch.eye(10)[torch.arange(11) % 10]
-    wanted, hits = hand.training_part(images, targets, 0.5)
-    work = Hand._training_part
+def test_out_of_memory_in_training_takes_more_parts(pool: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, events, work = recipe_of(*pool), list[Event](), Networks._features
+    wanted = hmdc_of(recipe)
+    next(wanted.run())
 
-    def full(self: Hand, images: torch.Tensor, *rest: Any) -> Any:
-        if len(images) > 3:
+    def full(self: Networks, images: torch.Tensor) -> Any:
+        if len(images) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return work(self, images, *rest)
+        return work(self, images)
 
-    monkeypatch.setattr(Hand, "_training_part", full)
+    monkeypatch.setattr(Networks, "_features", full)
+    found = hmdc_of(recipe, events.append)
     if RESNET in pool:  # whose statistics are those of the whole minibatch
         with pytest.raises(torch.OutOfMemoryError):
-            hand.training_part(images, targets, 0.5)
+            next(found.run())
         return
-    for _ in range(2):
-        got, found = hand.training_part(images, targets, 0.5)
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
-        assert torch.equal(found, hits)
-    assert [event.text for event in events if isinstance(event, Note)] == [
-        "out of memory; networks are trained on 6 images at a time",
-        "out of memory; networks are trained on 3 images at a time",
-    ]
-
-
-def test_estimates_do_not_vary() -> None:
-    recipe = recipe_of(CONVNET, VIT)
-    pool, real = pool_of(recipe)
-    assert len({saved_bytes(pool.everybody[1], real, recipe) for _ in range(3)}) == 1
+    next(found.run())
+    assert notes_of(events) == [f"out of memory; networks are trained on {n} parts of a batch" for n in (2, 4)]
+    for name, value in wanted.networks.state().items():
+        torch.testing.assert_close(found.networks.state()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_available_memory_is_that_of_the_machine_or_its_container() -> None:
@@ -267,7 +169,7 @@ def test_a_choice_of_low_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     events: list[Event] = []
     directory = run(tmp_path / "run", tiny_recipe(), events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert any(text.startswith("memory: 1 image at a time, since whole batches would take about") for text in notes)
+    assert any(text.startswith("memory: 1 image at a time, since a class would take about") for text in notes)
     assert json.loads(directory.info.read_text())["memory"] == "low"
 
 
@@ -319,7 +221,13 @@ def test_pairs_of_two_or_one_are_all(tmp_path: Path, models: list[dict[str, Any]
 def test_the_plan_knows_the_strategy(strategy: str) -> None:
     found = plan(recipe_of(CONVNET, MLP, RESNET, pool_strategy=strategy), tiny_source(), CPU)
     assert len(found.targets) == (6 if strategy == "all" else 3)
-    assert found.seconds and found.seconds > 0 and found.memory_bytes > 0 and found.at_once is None
+    assert (
+        found.seconds
+        and found.seconds > 0
+        and found.memory_bytes > 0
+        and found.at_once is None
+        and found.classes_at_once == 10
+    )
 
 
 def test_mixed_libraries_condense_together(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hmdc_hub.condense import plan
+from hmdc_hub.condense.memory import AtOnce
 from hmdc_hub.condense.plan import _Operations, _shared
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
@@ -56,13 +57,12 @@ def test_a_distillation_switched_off_exchanges_no_projections() -> None:
     assert plan(recipe, tiny_source(), CPU, 2).exchanged_bytes == 4 * 2 * trained
 
 
-def test_time_is_shared_but_no_more_of_a_minibatch_than_it_has_parts() -> None:
+def test_time_is_shared_among_ranks_as_far_as_there_is_something_to_share() -> None:
     names = ("matching", "clustering", "networks", "projections")
     work = {name: torch.tensor([seconds, 0.0]) for name, seconds in zip(names, (800.0, 80.0, 90.0, 30.0), strict=True)}
     spec = tiny_recipe(networks={"batch": 64, "parts": 2}).condense
-    parts, seconds = _shared(work, spec, CPU, 4, 1)
-    assert parts == {"matching": 200, "clustering": 20, "networks": 22.5, "projections": 7.5} and seconds == 250
-    parts, seconds = _shared(work, spec, CPU, 1, 4)
-    assert parts["matching"] == 200 and parts["networks"] == 45 and seconds == 280
-    work["networks"] *= 100
-    assert _shared(work, spec, CPU, 4, 2)[1] == pytest.approx((9000 + 30) / 2)
+    three = AtOnce(classes=3, images=None, bytes=0)
+    assert _shared(work, spec, 10, three, CPU, 1) == {n: float(work[n][0]) for n in names}
+    parts = _shared(work, spec, 10, three, CPU, 8)
+    assert parts == {"matching": 200, "clustering": 20, "networks": 45, "projections": 15}, "four owners, two parts"
+    assert _shared(work, spec, 10, three, torch.device("cuda"), 8)["matching"] == 100

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmdc_hub.condense.journal import Journal
-from hmdc_hub.condense.team import Threads
 from hmdc_hub.errors import DivergedError, Interrupted, RunError
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store import RunDir, read_condensed, read_parquet, sha256_file
-from tests.condense.running import CPU, condenser_of, digest, run
+from hmdc_hub.store.journal import Journal
+from tests.condense.running import digest, hmdc_of, run
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe
 
 
@@ -196,7 +195,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(RunError, match="No space is left"):
-        Journal(log, 6, lambda event: None).truncate(1)
+        Journal(log, lambda event: None).truncate(1)
     assert log.read_bytes() == b'{"done": 1}\n{"done": 2}\n'
 
 
@@ -245,28 +244,26 @@ def test_classes_take_turns() -> None:
     """Three of ten classes a step: each once before any again, and each counts its own steps."""
     recipe = tiny_recipe(classes_per_step=3, networks={"reset_every": 10, "batches_per_step": 1, "batch": 16})
     chosen: list[tuple[int, int]] = []
-    threads = Threads(CPU, 1)
-    condenser = condenser_of(recipe, threads)
-    real = condenser.pool.hand.real
-    choose = real.matching_batches
+    hmdc = hmdc_of(recipe)
+    real, steps = hmdc.real, hmdc.run()
+    choose = real.real_batches
 
     def spy(model: PoolModel, labels: Sequence[int], key: tuple[int, int]) -> list[torch.Tensor]:
         chosen.extend((key[1], label) for label in labels)
         return choose(model, labels, key)
 
-    real.matching_batches = spy  # type: ignore[method-assign]
-    drawn = [condenser.drawn(inner) for inner in range(10)]
+    real.real_batches = spy  # type: ignore[method-assign]
+    drawn = [hmdc.classes_of_step(0, inner) for inner in range(10)]
     assert all(len(set(labels)) == 3 for labels in drawn)
     assert sorted(label for labels in drawn for label in labels) == sorted([*range(10)] * 3)
-    before = {label: condenser.images.of(label).clone() for label in range(10)}
-    condenser.step()
-    moved = [label for label in range(10) if not torch.equal(before[label], condenser.images.of(label))]
+    before = hmdc.images.pixels.clone()
+    next(steps)
+    moved = [label for label in range(10) if not torch.equal(before[label], hmdc.images.pixels[label])]
     assert moved == drawn[0], "the others rest"
     for _ in range(9):
-        condenser.step()
+        next(steps)
     # cluster.every is 2: a class chooses its real batch at its own first and third step.
     turns = {label: [inner for inner, labels in enumerate(drawn) if label in labels] for label in range(10)}
     assert sorted(chosen) == sorted((inner, label) for label in range(10) for inner in turns[label][::2])
-    assert condenser.outer == 1, "and there is a reset"
-    assert [condenser.drawn(inner) for inner in range(10)] != drawn
-    threads.close()
+    assert hmdc.outer == 1, "and there is a reset"
+    assert [hmdc.classes_of_step(1, inner) for inner in range(10)] != drawn

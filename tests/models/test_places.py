@@ -194,13 +194,13 @@ def test_maps_that_are_not_of_the_image_are_no_taps() -> None:
 
 
 def test_networks_of_unlike_grids_are_aligned() -> None:
-    from hmdc_hub.condense.align import Alignment
+    from hmdc_hub.condense.distillation import MutualDistillation
 
     args = {"embed_dim": 12, "depth": 2, "num_heads": 3, "patch_size": [4, 8]}
     models = [make("timm", "vit_tiny_patch16_224", 32, args=args), build(spec_of("convnet"), source_size=32)]
-    alignment = Alignment((0, 1), (models[0].taps, models[1].taps))
-    assert alignment.side == 4
-    assert bool(alignment({k: model(images(model, 2)) for k, model in enumerate(models)}).isfinite())
+    distillation = MutualDistillation((models[0].taps, models[1].taps))
+    assert distillation.side == 4
+    assert bool(distillation(*(model(images(model, 2)) for model in models)).isfinite().all())
 
 
 def test_maps_with_channels_last() -> None:

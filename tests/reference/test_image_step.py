@@ -10,15 +10,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hmdc_hub.condense.align import Alignment
-from hmdc_hub.condense.balance import Balance, normalise
-from hmdc_hub.condense.class_gradient import class_gradient, plain_attention
-from hmdc_hub.condense.images import StoredImages
-from hmdc_hub.condense.match import Objectives
-from hmdc_hub.condense.views import View
+from hmdc_hub import pack
+from hmdc_hub.condense import balance
+from hmdc_hub.condense.distillation import MutualDistillation
+from hmdc_hub.condense.matching import Objectives, Pair, image_gradients
+from hmdc_hub.condense.synthetic import SyntheticImages
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ImagesSpec
 from tests.reference.weights import load_reference, reference_spec
+from tests.tiny import tiny_source
 
 FOLDER = Path(os.environ.get("HMDC_REFERENCE_DIR") or Path(__file__).parent / "vectors")
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
@@ -37,7 +37,7 @@ class Vector:
             self.facts: dict[str, str] = file.metadata()
             self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.networks = [self._network(m) for m in (1, 2)]
-        self.alignments = [self._alignment()] if self.facts["mutual_distillation"] == "True" else []
+        self.pairs = [Pair(0, 1, self._distillation())] if self.facts["mutual_distillation"] == "True" else []
 
     def _network(self, m: int) -> PoolModel:
         spec = reference_spec(self.facts[f"model_{m}"])
@@ -48,51 +48,55 @@ class Vector:
         load_reference(model, self.tensors, f"model_{m}.")
         return model.eval()
 
-    def _alignment(self) -> Alignment:
-        align = Alignment((0, 1), (self.networks[0].taps, self.networks[1].taps))
+    def _distillation(self) -> MutualDistillation:
+        found = MutualDistillation((self.networks[0].taps, self.networks[1].taps))
         state = {"layer_matching": self.tensors["layer_matching"]}
         for name, value in self.tensors.items():
             if name.startswith("projection_"):
                 m, rest = name.removeprefix("projection_").split(".", 1)
                 state[f"projections.{int(m) - 1}.{rest}"] = value
-        align.load_state_dict(state)
-        return align
+        found.load_state_dict(state)
+        return found
 
     @property
     def balanced(self) -> bool:
         return self.facts["gradient_balance"] == "True"
 
 
-def image_step(vector: Vector, at_once: int | None = None) -> tuple[Tensor, list[Tensor]]:
-    objectives = Objectives(vector.networks, vector.alignments, at_once=at_once)
-    balance = Balance.fresh(int(vector.facts["classes"]), len(objectives.names()), enabled=vector.balanced)
-    synthetic, real = vector.tensors["synthetic"], vector.tensors["real"]
-    gradient, losses = torch.empty_like(synthetic), []
-    for label in range(len(synthetic)):
-        with plain_attention():
-            gradient[label], targets, _ = class_gradient(
-                objectives,
-                balance,
-                synthetic[label],
-                real[label],
-                label,
-                View(),
-                factor=int(vector.facts["factor"]),
-                update=True,
-            )
-        losses.append(targets)
-    return normalise(gradient) if vector.balanced else gradient, losses
+def image_step(vector: Vector, together: bool, at_once: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the image gradient of an update step, and the objectives, k x K."""
+    objectives = Objectives(vector.networks, vector.pairs)
+    stored = vector.tensors["synthetic"].clone().requires_grad_()
+    synthetic = pack.decode(stored, int(vector.facts["factor"]))
+    labels = torch.arange(len(stored))
+    chunks = [labels] if together else [labels[c : c + 1] for c in range(len(labels))]
+    real = vector.tensors["real"]
+    shares = torch.full(real.shape[:2], 1 / real.shape[1])
+    done = [
+        image_gradients(objectives, real[c], shares[c], synthetic[c].detach(), labels[c], None, at_once) for c in chunks
+    ]
+    losses, found = (torch.cat(parts) for parts in zip(*done, strict=True))
+    rows = [torch.autograd.grad(synthetic, stored, each, retain_graph=True)[0] for each in found.unbind(1)]
+    gradients = torch.stack(rows, 1)
+    accumulated = torch.full_like(losses, balance.EPSILON)
+    if not vector.balanced:
+        return balance.combine(gradients, torch.ones_like(losses))[0], losses
+    weights = balance.balance_weights(balance.accumulate(accumulated, gradients))
+    return balance.normalise(balance.combine(gradients, weights)[0]), losses
 
 
 def test_there_are_vectors() -> None:
     assert FILES, f"no *.safetensors in {FOLDER}"
 
 
-@pytest.mark.parametrize("at_once", [None, 1, 3], ids=["whole", "one", "three"])
+FORMS = {"together": (True, None), "class by class": (False, None), "one image": (False, 1), "three": (True, 3)}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_losses_and_image_gradient(path: Path, at_once: int | None) -> None:
+def test_losses_and_image_gradient(path: Path, form: str) -> None:
     vector = Vector(path)
-    gradient, losses = image_step(vector, at_once)
+    gradient, losses = image_step(vector, *FORMS[form])
     for label, got in enumerate(losses):
         wanted = torch.tensor([float(x) for x in vector.facts[f"losses_{label}"].split()])
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=0)
@@ -103,17 +107,16 @@ def test_losses_and_image_gradient(path: Path, at_once: int | None) -> None:
 def test_image_optimiser(path: Path) -> None:
     vector = Vector(path)
     pixels = vector.tensors["synthetic"].clone()
-    far = torch.tensor(1e6)
-    images = StoredImages(range(len(pixels)), pixels, torch.zeros_like(pixels), -far, far)
-    for label, gradient in enumerate(vector.tensors["image_grad"]):
-        images.step(label, gradient, ImagesSpec(lr=5e-3, momentum=0.5))
+    images = SyntheticImages(range(len(pixels)), pixels, tiny_source())
+    images.low, images.high = torch.tensor(-1e6), torch.tensor(1e6)
+    images.step(torch.arange(len(pixels)), vector.tensors["image_grad"], ImagesSpec(lr=5e-3, momentum=0.5))
     torch.testing.assert_close(images.pixels, vector.tensors["synthetic_after_sgd"], rtol=0, atol=1e-6)
 
 
 def test_a_changed_projection_is_noticed() -> None:
     """The comparison is worth nothing if it passes with a wrong number in it."""
-    vector = next(v for v in map(Vector, FILES) if v.alignments and v.balanced)
+    vector = next(v for v in map(Vector, FILES) if v.pairs and v.balanced)
     with torch.no_grad():
-        vector.alignments[0].layer_matching[0, 0] += 0.1
-    gradient, _ = image_step(vector)
+        vector.pairs[0].distillation.layer_matching[0, 0] += 0.1
+    gradient, _ = image_step(vector, True)
     assert relative_error(gradient, vector.tensors["image_grad"]) > 1e-5

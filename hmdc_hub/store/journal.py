@@ -6,13 +6,12 @@ import json
 import os
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hmdc_hub.condense.loop import StepReport
-from hmdc_hub.condense.members import Members
 from hmdc_hub.events import ImageStep, Listener, Note
-from hmdc_hub.store import write_bytes_atomic
+from hmdc_hub.store.files import write_bytes_atomic
 
 RECENT = 50
 """Steps that the remaining time is told from."""
@@ -23,42 +22,25 @@ class Journal:
 
     Args:
         path: Of log.jsonl.
-        total: Image steps of the whole run.
         listener: Told about every step.
         writes: False for a rank that only works.
     """
 
-    def __init__(self, path: Path, total: int, listener: Listener, *, writes: bool = True) -> None:
-        self.path, self.total, self.listener, self.writes = path, total, listener, writes
+    def __init__(self, path: Path, listener: Listener, *, writes: bool = True) -> None:
+        self.path, self.listener, self.writes = path, listener, writes
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._lines: list[str] = []
 
-    def add(self, report: StepReport, members: Members, place: tuple[int, int], done: int) -> ImageStep:
-        """Note an image step and tell the listener.
-
-        Args:
-            report: What it measured.
-            members: Whose names stand beside the numbers.
-            place: Outer iteration and image step within it.
-            done: Image steps done in the whole run.
-        """
-        self._recent.append(report.seconds)
-        names, networks = members.objectives.names(), [net.spec.name for net in members.networks]
-        event = ImageStep(
-            outer=place[0],
-            inner=place[1],
-            done=done,
-            total=self.total,
-            losses=dict(zip(names, report.losses, strict=True)),
-            shares={} if report.shares is None else dict(zip(names, report.shares, strict=True)),
-            accuracies=dict(zip(networks, report.accuracies, strict=True)),
-            clamped=report.clamped,
-            images_per_second=report.images / max(report.seconds, 1e-9),
-            seconds_left=(self.total - done) * sum(self._recent) / len(self._recent),
+    def add(self, step: ImageStep, seconds: float) -> None:
+        """Note an image step that took so long, and tell the listener."""
+        self._recent.append(seconds)
+        event = replace(
+            step,
+            images_per_second=step.images / max(seconds, 1e-9),
+            seconds_left=(step.total - step.done) * sum(self._recent) / len(self._recent),
         )
         self._lines.append(json.dumps(_plain(event)) + "\n")
         self.listener(event)
-        return event
 
     def flush(self) -> None:
         """Write what was noted since the last time."""
@@ -66,10 +48,6 @@ class Journal:
             with self.path.open("a", encoding="utf-8") as log:
                 log.writelines(self._lines)
         self._lines.clear()
-
-    def forget_recent(self) -> None:
-        """Tell the remaining time anew: from here on steps take another time."""
-        self._recent.clear()
 
     def truncate(self, done: int) -> None:
         """Drop lines of steps that a resume makes again, and whatever is no line of ours: a log stops no run."""
@@ -104,7 +82,7 @@ def _step(line: bytes) -> int | None:
 
 def _plain(event: ImageStep) -> dict[str, Any]:
     """Turn an event into a log line's fields, numbers rounded to what a reader can use."""
-    fields = dict(vars(event))
+    fields = {name: value for name, value in vars(event).items() if name != "images"}
     for key in ("losses", "shares", "accuracies"):
         fields[key] = {name: float(f"{value:.6g}") for name, value in fields[key].items()}
     return fields | {

@@ -7,7 +7,7 @@ learnable matrix Q into as many as the shallower one has. Mutual distillation is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,11 @@ from hmdc_hub import pack, rng
 from hmdc_hub.models import Features, TapInfo, TapOutput
 
 
-class Alignment(nn.Module):
+class MutualDistillation(nn.Module):
     """P and Q of one pair of models.
 
     Args:
-        pair: Places of the two models in the pool.
-        taps: Their taps, L_1 and L_2 of them.
+        taps: Of the two models, L_1 and L_2 of them.
 
     Attributes:
         side: s, the smallest side over all taps.
@@ -30,9 +29,8 @@ class Alignment(nn.Module):
         layer_matching: Q, L_1 x L_2.
     """
 
-    def __init__(self, pair: tuple[int, int], taps: tuple[Sequence[TapInfo], Sequence[TapInfo]]) -> None:
+    def __init__(self, taps: tuple[Sequence[TapInfo], Sequence[TapInfo]]) -> None:
         super().__init__()
-        self.pair = pair
         both = [*taps[0], *taps[1]]
         self.side = min(tap.side for tap in both)
         self.channels = min(tap.channels for tap in both)
@@ -42,7 +40,7 @@ class Alignment(nn.Module):
         self.layer_matching = nn.Parameter(torch.zeros(len(taps[0]), len(taps[1])))
 
     def reset(self, gen: torch.Generator) -> None:
-        """Draw P afresh (the library's default for linear maps) and set Q to zero."""
+        """Draw P afresh (the library's default for linear maps) and set Q to zero, in place."""
         with torch.no_grad(), rng.global_seed(gen):
             for module in self.modules():
                 if isinstance(module, nn.Linear):
@@ -52,50 +50,44 @@ class Alignment(nn.Module):
                     module.bias.copy_(fresh.bias)
             self.layer_matching.zero_()
 
-    def forward(self, features: Mapping[int, Features]) -> Tensor:
-        """Return the mutual distillation loss, a scalar.
+    def forward(self, first: Features, second: Features) -> Tensor:
+        """Return the mutual distillation loss of every image.
 
         Args:
-            features: Outputs of the models for one batch, by their places in the pool.
-        """
-        first, second = (self.project(side, features[m]) for side, m in enumerate(self.pair))
-        return self.distance(first, second)
-
-    def project(self, side: int, features: Features) -> Tensor:
-        """Project the taps of one model of the pair.
-
-        Args:
-            side: 0 for the first, 1 for the second.
-            features: Its outputs.
+            first: Outputs of the first model for one batch, of any leading dimensions: ... x B x channels.
+            second: Outputs of the second for the same images.
 
         Returns:
-            B x L x (1 + s s) x d, semantic vectors first.
+            ... x B.
+        """
+        one, other = (self.project(side, features.taps) for side, features in enumerate((first, second)))
+        if one.shape[-3] >= other.shape[-3]:
+            one = _mix(one, self.layer_matching)
+        else:
+            other = _mix(other, self.layer_matching.T)
+        return (one - other).square().mean((-3, -2, -1))
+
+    def project(self, side: int, taps: Sequence[TapOutput]) -> Tensor:
+        """Project the taps of one model of the pair, 0 for the first.
+
+        Returns:
+            ... x B x L x (1 + s s) x d, semantic vectors first.
         """
         linears = self.projections[side]
         assert isinstance(linears, nn.ModuleList)
-        parts = [self._project(tap, linear) for tap, linear in zip(features.taps, linears, strict=True)]
-        return torch.stack(parts, 1)
-
-    def distance(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the mean squared difference of the projected taps, the deeper model's mixed by Q."""
-        if first.shape[1] >= second.shape[1]:
-            first = _mix(first, self.layer_matching)
-        else:
-            second = _mix(second, self.layer_matching.T)
-        return (first - second).square().mean()
+        return torch.stack([self._project(tap, linear) for tap, linear in zip(taps, linears, strict=True)], -3)
 
     def _project(self, tap: TapOutput, linear: nn.Module) -> Tensor:
-        """Turn one tap into B x (1 + s s) x d, the semantic vector first."""
+        """Turn one tap into ... x B x (1 + s s) x d, the semantic vector first."""
         if tap.spatial.requires_grad:
             # The gradient comes back with channels last. Of a single image it could be read in two ways, and torch's
             # batch norm in evaluation mode reads it in the wrong one (seen in 2.11 to 2.15).
             tap.spatial.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
-        spatial = pack.resize(tap.spatial, self.side).flatten(2).transpose(1, 2)
-        tokens = torch.cat([tap.semantic.unsqueeze(1), spatial], dim=1)
-        projected: Tensor = linear(tokens)
+        spatial = pack.resize(tap.spatial, self.side).flatten(-2).transpose(-2, -1)
+        projected: Tensor = linear(torch.cat([tap.semantic.unsqueeze(-2), spatial], dim=-2))
         return projected
 
 
 def _mix(taps: Tensor, matching: Tensor) -> Tensor:
-    """Mix B x L_deep x ... taps into B x L_shallow x ... with the softmax over each row of L_deep x L_shallow."""
-    return torch.einsum("ij,bitd->bjtd", matching.softmax(dim=1), taps)
+    """Mix ... x L_deep x T x d taps into ... x L_shallow x T x d by the softmax over each row of L_deep x L_shallow."""
+    return torch.einsum("ij,...itd->...jtd", matching.softmax(dim=1), taps)
