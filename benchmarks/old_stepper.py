@@ -1,5 +1,5 @@
 """What `stepper.py` is, for the engine of commit 2922b06; runs in a process that imports that tree's package."""
-# mypy: disable-error-code="import-not-found,attr-defined"
+# mypy: disable-error-code="import-not-found,import-untyped,attr-defined"
 
 from __future__ import annotations
 
