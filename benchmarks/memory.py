@@ -11,8 +11,6 @@ model alone.
 from __future__ import annotations
 
 import multiprocessing
-import statistics
-import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
 from typing import Any
@@ -30,6 +28,7 @@ def measure(
 
     from hmdc_hub import rng
     from hmdc_hub.catalog import load_model
+    from hmdc_hub.condense.check import milliseconds
     from hmdc_hub.condense.distillation import MutualDistillation
     from hmdc_hub.condense.matching import Objectives, Pair, image_gradients
     from hmdc_hub.condense.memory import peak_bytes
@@ -59,14 +58,7 @@ def measure(
         return image_gradients(objectives, real, shares, synthetic, label, weights, at_once)
 
     step()  # what is made at a first call and kept is no part of it
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < 10:
-        began = time.perf_counter()
-        step()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        times.append(time.perf_counter() - began)
-    return peak_bytes(step), statistics.median(times)
+    return peak_bytes(step), milliseconds(step, place) / 1000
 
 
 @click.command()
@@ -87,7 +79,7 @@ def main(
     device: str,
 ) -> None:
     """Measure and print."""
-    from hmdc_hub.condense.memory import LOW
+    from hmdc_hub.condense.networks import LOW
 
     models = list(names or ("convnet3", "vit_tiny", "resnet18"))
     jobs = [([name], "alone") for name in models]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmdc_hub.condense.data import RealImages
 from hmdc_hub.condense.matching import Objectives, image_gradients, takes_classes_together
-from hmdc_hub.condense.networks import LOW as LOW
+from hmdc_hub.condense.networks import LOW
 from hmdc_hub.execution import Held, tensors_of
 from hmdc_hub.schema import CondenseSpec
 
