@@ -25,7 +25,7 @@ SHARE = 0.6
 
 PIXELS = 2**18
 """On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
-cores from within one class, and class by class is up to a third faster (measured, see docs/results.md)."""
+cores from within one class, and class by class is up to a third faster (measured, see docs/scaling.md)."""
 
 
 @dataclass(frozen=True)

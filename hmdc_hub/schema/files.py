@@ -118,7 +118,7 @@ class ArtifactInfo(Strict):
 
     Attributes:
         tensors_sha256: SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet.
-        threads: CPU threads that worked side by side; the bytes do not depend on them.
+        threads: CPU threads of torch, on which the last bits depend; 1 on a GPU.
         memory: How the matching step was computed, low or fast; null in a set of an older program.
         seconds: Wall time of condensing over all resumes, evaluation apart.
         peak_memory_bytes: Of the process on a CPU, of the device otherwise.
