@@ -57,6 +57,20 @@ def table(took: dict[str, dict[str, list[float]]], peaks: dict[str, dict[str, in
     return "\n".join(lines)
 
 
+def measured(engines: dict[str, Engine], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Time every part of every engine in turn; seconds of each round, but for a first one that warms up."""
+    took: dict[str, dict[str, list[float]]] = {name: {} for name in engines}
+    for number in range(rounds + 1):
+        for part in next(iter(engines.values())).parts:
+            for name, engine in engines.items():
+                seconds = engine.seconds(part)
+                if number:
+                    took[name].setdefault(part, []).append(seconds)
+        if number:
+            click.echo(f"{ {name: round(parts['a step'][-1], 3) for name, parts in took.items()} }", err=True)
+    return took
+
+
 @click.command()
 @click.option("--recipe", default="digits_ipc1", show_default=True)
 @click.option("--source", help="Data to use in place of the recipe's, such as a folder of parquet files.")
@@ -103,15 +117,7 @@ def main(
             name: stack.enter_context(closing(Engine(name, recipe_of(name), device, classes, tree))) for name in methods
         }
         gradients = {name: engine.gradients(place / name) for name, engine in engines.items()}
-        took: dict[str, dict[str, list[float]]] = {name: {} for name in engines}
-        for number in range(rounds + 1):  # the first warms up and does not count
-            for part in next(iter(engines.values())).parts:
-                for name, engine in engines.items():
-                    seconds = engine.seconds(part)
-                    if number:
-                        took[name].setdefault(part, []).append(seconds)
-            if number:
-                click.echo(f"{ {name: round(parts['a step'][-1], 3) for name, parts in took.items()} }", err=True)
+        took = measured(engines, rounds)
         counted = [name for name in methods if memory and name != "old"]
         peaks = {name: {part: engines[name].peak(part) for part in engines[name].parts} for name in counted}
     wanted = next(iter(gradients.values()))

@@ -267,3 +267,15 @@ def test_classes_take_turns() -> None:
     assert sorted(chosen) == sorted((inner, label) for label in range(10) for inner in turns[label][::2])
     assert hmdc.outer == 1, "and there is a reset"
     assert [hmdc.classes_of_step(1, inner) for inner in range(10)] != drawn
+
+
+def test_a_source_that_is_not_on_the_device_gives_the_same_bits() -> None:
+    """Its images travel in place of their indices, one chunk or minibatch at a time."""
+    there, away = (hmdc_of(tiny_recipe()) for _ in range(2))
+    away.real.resident = False
+    for _, (one, other) in zip(range(4), zip(there.run(), away.run(), strict=True), strict=False):
+        assert one == other
+    assert torch.equal(there.images.pixels, away.images.pixels)
+    away.real.images = torch.zeros_like(away.real.images)
+    batch = next(away.real.draw_minibatches("test", (0, 0), 1))
+    assert batch.images.dtype == torch.uint8 and not batch.images.any(), "and are taken from where they are"
