@@ -1,7 +1,7 @@
 """Every exception of hmdc-hub.
 
 Each carries its facts as fields and a message in three parts: what was found (with the value), the rule it breaks,
-and what to do next. `hmdc_hub.cli.failures` turns a type into an exit status; nothing else does. A bug of ours is none
+and what to do next. `hmdc_hub.cli._errors` turns a type into an exit status; nothing else does. A bug of ours is none
 of these types and keeps its traceback.
 """
 
@@ -60,6 +60,11 @@ class Problem:
     rule: str
     example: str = ""
 
+    def __str__(self) -> str:
+        what = " = ".join(shortened(part) for part in (self.key, self.value) if part)
+        parts = (f"line {self.line}" if self.line is not None else "", what, shortened(self.rule, 2000))
+        return ": ".join(part for part in parts if part)
+
 
 SHOWN = 10
 """Problems that a message lists; more than anybody reads."""
@@ -81,14 +86,16 @@ class RecipeError(UsageError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = [f"{shortened(where)}: {count}"]
         for p in self.problems[:SHOWN]:
-            at, key, value = f"line {p.line}: " if p.line is not None else "", shortened(p.key), shortened(p.value)
-            what = f"{key} = {value}" if key and value else key or value
-            lines.append(f"  {at}{what}: {shortened(p.rule, 2000)}" if what else f"  {at}{shortened(p.rule, 2000)}")
+            lines.append(f"  {p}")
             if p.example:
                 lines.append(f"      for example  {shortened(p.example)}")
         if len(self.problems) > SHOWN:
             lines.append(f"  and {len(self.problems) - SHOWN:,} more")
         super().__init__("\n".join(lines), hint=hint)
+
+
+class FormerNameWarning(FutureWarning):
+    """A recipe or an override has a key or a value by the name it had in an earlier version; it was read."""
 
 
 class NotFoundError(UsageError, LookupError):

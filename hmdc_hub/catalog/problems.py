@@ -1,200 +1,241 @@
-"""Check a file that was read against its schema and say everything that is wrong in plain words."""
+"""Check a file that was read against its schema: pydantic's sentences, with line, value and a line that is right.
+
+What may stand where, and what would be right there, is looked up in the JSON schema of the pydantic model.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hmdc_hub.catalog.keys import (
-    Key,
-    bare,
-    choices,
-    close,
-    did_you_mean,
-    example_value,
-    expected,
-    is_list,
-    key_at,
-    section,
-    similar_keys,
-)
-from hmdc_hub.errors import Problem
-from hmdc_hub.yaml12 import Document, plain, show
+from hmdc_hub.catalog.yaml12 import Document, plain, show
+from hmdc_hub.errors import Problem, RecipeError
+from hmdc_hub.schema import NAME
 
 Model = TypeVar("Model", bound=BaseModel)
-Path = tuple[str | int, ...]
+Node = Mapping[str, Any]
+"""A part of a JSON schema: what may stand at one key."""
 
-_YES_NO = {"yes", "no", "on", "off", "y", "n"}
+
+@cache
+def schema_of(model: type[BaseModel]) -> Node:
+    """Return the JSON schema of a model with its references written out; `summary` is what a section says of itself."""
+    whole = model.model_json_schema()
+
+    def written_out(node: Any) -> Any:
+        if isinstance(node, list):
+            return [written_out(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            target = whole["$defs"][node["$ref"].rpartition("/")[2]]
+            node = {**target, "summary": target["description"], **node}
+        return {key: written_out(item) for key, item in node.items() if key not in ("$ref", "$defs")}
+
+    return dict(written_out(whole))
 
 
-def check(schema: type[Model], document: Document) -> tuple[Model | None, list[Problem]]:
+def options(node: Node) -> list[Node]:
+    """List the alternatives of a key: `int | None` has two, a section one."""
+    return list(node.get("anyOf", [node]))
+
+
+def section(node: Node) -> Node | None:
+    """Return the keys below a key, None if it has none of its own."""
+    return next((option["properties"] for option in options(node) if "properties" in option), None)
+
+
+def node_at(model: type[BaseModel], path: Sequence[str | int]) -> Node | None:
+    """Find what may stand at a path, entries of lists as numbers or text; None if the schema has no such key."""
+    node: Node | None = schema_of(model)
+    for part in map(str, path):
+        inside = [(option, option.get("additionalProperties")) for option in options(node or {})]
+        found = [option["properties"].get(part) if "properties" in option else more for option, more in inside]
+        found += [option["items"] for option, _ in inside if "items" in option and part.isdecimal()]
+        node = next((one for one in found if isinstance(one, dict)), None)
+        if node is None:
+            return None
+    return node
+
+
+def all_keys(node: Node, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """Go through every key of a file, dotted, sections before what is in them; entries of lists are left out."""
+    for name, inner in (section(node) or {}).items():
+        yield prefix + name, inner
+        yield from all_keys(inner, f"{prefix}{name}.")
+
+
+def example_value(node: Node) -> str:
+    """Write a value that would be right at a key, as YAML; empty if the schema has none."""
+    if node.get("examples"):
+        first = node["examples"][0]
+        return first if isinstance(first, str) else show(first)
+    if (inner := section(node)) is not None:
+        names = node.get("required") or list(inner)[:1]
+        return "{" + ", ".join(f"{name}: {example_value(inner[name])}" for name in names) + "}"
+    return "" if node.get("default") in (None, "") else show(node["default"])
+
+
+def close(word: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Pick up to three names that look like the word, best first; case is no matter."""
+    lower = {name.lower(): name for name in names}
+    return [lower[match] for match in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=cutoff)]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """Turn close names, one or more, into "did you mean a, b or c?"."""
+    first = ", ".join(names[:-1])
+    return f"did you mean {first} or {names[-1]}?" if first else f"did you mean {names[-1]}?"
+
+
+def unknown_key(model: type[BaseModel], path: Sequence[str]) -> str:
+    """Say that a key is not known, and which one may have been meant: one beside it, else one of the whole file."""
+    *parent, word = path
+    above = node_at(model, parent)
+    here = section(above or {})
+    near = [".".join((*parent, name)) for name in close(word, here or ())[:1]]
+    if not near:
+        dotted = [name for name, _ in all_keys(schema_of(model))]
+        last = [name.rpartition(".")[2] for name in dotted]
+        words = [word] if word in last else close(word, last, cutoff=0.75)[:1]
+        near = close(".".join(path), dotted, cutoff=0.85)[:1]
+        near = near or [name for name, other in zip(dotted, last, strict=True) if other in words][:3]
+    if near:
+        return f"is not a known key; {did_you_mean(near)}"
+    if here is not None:
+        return f"is not a known key; the keys here are {', '.join(here)}"
+    if above is not None and any("items" in option for option in options(above)):
+        return f"is not a known key; {'.'.join(parent)} is a list; its entries are numbered from 0"
+    return "is not a known key" + (f"; {'.'.join(parent)} has no keys below it" if above is not None else "")
+
+
+def check(model: type[Model], document: Document, where: str) -> Model:
     """Check a file against its schema.
 
     Args:
-        schema: What the file must be.
-        document: The file, overrides applied; its own problems are among those returned, and what follows from them
-            is left out.
+        model: What the file must be.
+        document: The file, overrides applied.
+        where: What error messages call it.
 
-    Returns:
-        The checked values, None if anything is wrong; all problems in the order of their lines, overrides last.
+    Raises:
+        RecipeError: Holds all problems in the order of their lines, overrides last; those of the document, and of the
+            others what does not follow from them.
     """
     checked: Model | None = None
-    found = list(_wrong_type_in_choice(schema, document))
+    found: dict[tuple[str, ...], list[Any]] = {}
     try:
-        checked = schema.model_validate(document.data)
+        checked = model.model_validate(document.data)
     except ValidationError as error:
         for one in error.errors(include_url=False):
-            found.append(_problem(schema, document.lines, one["loc"], one["type"], one["input"], one.get("ctx", {})))
-    spoiled = [problem.key for problem in document.problems if problem.key]
+            path = tuple(map(str, one["loc"]))
+            while one["type"] != "extra_forbidden" and node_at(model, path) is None:
+                path = path[:-1]  # pydantic adds the alternatives of a union to the path
+            found.setdefault(path, []).append(one)
     problems = list(dict.fromkeys(document.problems))
-    reported = set(spoiled)
-    for problem in found:
-        if problem.key in reported or _follows(problem, spoiled):
-            continue
-        problems.append(problem)
-        if problem.key:
-            reported.add(problem.key)
-    ordered = sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0))
-    return (None if ordered else checked), ordered
+    spoiled = [problem.key for problem in problems if problem.key]
+    for path, errors in found.items():
+        problem = _problem(model, document, path, errors)
+        below = any(problem.key == key or problem.key.startswith(f"{key}.") for key in spoiled)
+        around = problem.key and any(key.startswith(f"{problem.key}.") for key in spoiled)
+        if not below and not (around and errors[0]["type"] != "extra_forbidden"):
+            problems.append(problem)
+    if checked is None or problems:
+        raise RecipeError(where, sorted(problems, key=lambda problem: (problem.line is None, problem.line or 0)))
+    return checked
 
 
-def line_of(lines: Mapping[str, int | None], path: Sequence[str | int]) -> int | None:
+def line_of(document: Document, path: Sequence[str]) -> int | None:
     """Find the line of a key, or of the nearest section around it; None if an override set it or no line is known."""
-    for length in range(len(path), 0, -1):
-        dotted = ".".join(map(str, path[:length]))
-        if dotted in lines:
-            return lines[dotted]
-    return None
+    return _origin(document, path) or None
 
 
-def unknown_key(schema: type[BaseModel], path: Sequence[str], *, full: bool = False) -> str:
-    """Say that a key is not known, and which one may have been meant.
-
-    Args:
-        schema: Schema of the whole file.
-        path: Parts of the key.
-        full: Name a key of the same section in full, too.
-    """
-    if near := similar_keys(schema, path):
-        beside = [name for name in near if not full and name.split(".")[:-1] == list(path[:-1])]
-        return f"is not a known key; {did_you_mean([beside[0].split('.')[-1]] if beside else near)}"
-    parent = key_at(schema, path[:-1])
-    inside = section(parent.kind) if parent else schema
-    return f"is not a known key; the keys here are {', '.join(inside.model_fields)}" if inside else "is not a known key"
+def _origin(document: Document, path: Sequence[str]) -> int | None:
+    known = (document.lines.get(".".join(path[:length]), -1) for length in range(len(path), 0, -1))
+    return next((line for line in known if line != -1), 0)
 
 
-def example_line(key: Key, lines: Mapping[str, int | None]) -> str:
+def example_line(model: type[BaseModel], document: Document, path: Sequence[str]) -> str:
     """Write a line that would be right at a key: `ipc: 10`, or `-o condense.ipc=10` where an override set it."""
-    value = example_value(key)
-    if not value:
+    node, above = node_at(model, path), node_at(model, path[:-1])
+    if node is None or section(above or {}) is None or not (value := example_value(node)):
         return ""
-    if _is_overridden(lines, key.path):
-        return f"-o {shlex.quote(f'{key.dotted}={value}')}"
-    return f"{key.path[-1]}: {value}"
+    line, override = _origin(document, path), f"{'.'.join(path)}={value}"
+    return f"-o {shlex.quote(override)}" if line is None else f"{path[-1]}: {value}"
 
 
-def _is_overridden(lines: Mapping[str, int | None], path: Sequence[str]) -> bool:
-    for length in range(len(path), 0, -1):
-        dotted = ".".join(path[:length])
-        if dotted in lines:
-            return lines[dotted] is None
-    return False
-
-
-def _follows(problem: Problem, spoiled: Sequence[str]) -> bool:
-    """Tell whether a problem only says again that a value could not be read."""
-    again = any(problem.key.startswith(f"{key}.") for key in spoiled)
-    around = bool(problem.key) and any(key.startswith(f"{problem.key}.") for key in spoiled)
-    return again or (around and "known key" not in problem.rule)
-
-
-def _problem(
-    schema: type[BaseModel], lines: Mapping[str, int | None], loc: Path, kind: str, value: Any, context: dict[str, Any]
-) -> Problem:
-    """Turn one complaint of pydantic into a problem in plain words."""
-    path = tuple(map(str, loc))
-    if kind == "extra_forbidden":
-        return Problem(".".join(path), line_of(lines, path), show(value), unknown_key(schema, path))
+def _problem(model: type[BaseModel], document: Document, path: tuple[str, ...], errors: list[Any]) -> Problem:
+    """Turn what pydantic says of one key, once for each alternative of a union, into one problem."""
+    kind = errors[0]["type"]
+    value = None if kind == "missing" else _value_at(document.data, path)
     if kind == "value_error":
-        return _broken_rule(lines, path, str(context["error"]))
-    key = key_at(schema, path)
-    while key is None:  # pydantic adds the alternatives of a union to the path
-        path = path[:-1]
-        key = key_at(schema, path) if path else None
-        if not path:
-            return Problem("", 1, show(value), "must be keys and values")
-    example = example_line(key, lines)
-    if kind == "missing":
-        rule = f"is missing; it must be {expected(key.kind)}"
-        return Problem(key.dotted, line_of(lines, path[:-1]), "", rule, example)
-    rule = f"must be {expected(key.kind)}{_remark(key, value)}"
-    return Problem(key.dotted, line_of(lines, path), show(value), rule, example)
+        return _broken_rule(document, path, str(errors[0]["ctx"]["error"]))
+    key, line, example = ".".join(path), line_of(document, path), ""
+    if kind == "extra_forbidden":
+        rule = unknown_key(model, path)
+    elif kind == "missing":
+        rule, line, example = errors[0]["msg"], line_of(document, path[:-1]), example_line(model, document, path)
+    else:
+        messages = list(dict.fromkeys(_plain_words(one) for one in errors))
+        rule = messages[0] + "".join(f" or {text.removeprefix('Input should be ')}" for text in messages[1:])
+        rule += _remark({one["type"] for one in errors}, value, node_at(model, path) or {}, errors[0])
+        example = example_line(model, document, path)
+    return Problem(document.former.get(key, key), line, show(value) if kind != "missing" else "", rule, example)
 
 
-def _broken_rule(lines: Mapping[str, int | None], path: tuple[str, ...], message: str) -> Problem:
+def _plain_words(error: Mapping[str, Any]) -> str:
+    """Give pydantic's sentence, or ours where its own speaks of Python and regular expressions."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "model_type" and context["class_name"] == "ModelSpec":
+        return "Input should be a name in model_pool/ or a mapping"
+    if kind == "model_type":
+        return "Input should be a section: keys and values, indented below it"
+    if kind == "dict_type":
+        return "Input should be a mapping of names to values"
+    if kind == "string_pattern_mismatch" and context["pattern"] == NAME:
+        return "Name should have letters, digits, '.', '_' and '-' only, and begin with a letter or digit"
+    return str(error["msg"])
+
+
+def _remark(kinds: set[str], value: Any, node: Node, error: Mapping[str, Any]) -> str:
+    """Say what this value should probably have been; empty if that is not clear."""
+    if value is None:
+        return f"; leave the key out for the default, {show(node['default'])}" if "default" in node else "; it is empty"
+    if "list_type" in kinds and not isinstance(value, list | dict):
+        return f"; write [{show(value)}]"
+    if kinds == {"string_type"} and isinstance(value, bool | int | float):
+        return "; put it in quotes"
+    if "int_type" in kinds and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if not isinstance(value, str):
+        return ""
+    choices = re.findall(r"'(.*?)'", str(error.get("ctx", {}).get("expected", "")))
+    if near := close(value, choices)[:1]:
+        return f"; {did_you_mean(near)}"
+    if "bool_type" in kinds and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+        return f"; {value} is text in YAML 1.2, true and false are not"
+    if kinds & {"int_type", "float_type", "bool_type", "literal_error"} and not isinstance(plain(value), str):
+        return "; write it without quotes"
+    if kinds & {"int_type", "float_type"} and re.fullmatch(r"[-+]?\d+([_, ]\d+)+", value):
+        return f"; write {re.sub('[_, ]', '', value)}"
+    return "; write a space after each colon" if ":" in value and kinds & {"model_type", "dict_type"} else ""
+
+
+def _broken_rule(document: Document, path: tuple[str, ...], message: str) -> Problem:
     """Place a rule about several keys; a message that begins with a dotted key stands at that key."""
     word, _, rest = message.partition(" ")
     name = word.rstrip(":")
     if re.fullmatch(r"\w+(\.\w+)+", name) and name.split(".")[: len(path)] == list(path):
-        return Problem(name, line_of(lines, name.split(".")), "", rest)
-    return Problem(".".join(path), line_of(lines, path or (name,)), "", message)
+        return Problem(document.former.get(name, name), line_of(document, name.split(".")), "", rest)
+    return Problem(".".join(path), line_of(document, path or (name,)), "", message)
 
 
-def _remark(key: Key, value: Any) -> str:
-    """Say what this value should probably have been; empty if that is not clear."""
-    kinds = [bare(choice)[0] for choice in choices(key.kind)]
-    if value is None:
-        optional = not key.entry and not key.field.is_required() and section(key.kind) is None
-        return f"; leave the key out for the default, {show(_default(key))}" if optional else "; it is empty"
-    if is_list(key.kind) and not isinstance(value, list | dict):
-        return f"; write [{show(value)}]"
-    if isinstance(value, str):
-        return _remark_on_text(value, kinds)
-    if str in kinds and isinstance(value, bool | int | float):
-        return "; put it in quotes"
-    if int in kinds and isinstance(value, float) and value.is_integer():
-        return f"; write {int(value)}"
-    return ""
-
-
-def _remark_on_text(text: str, kinds: list[Any]) -> str:
-    options = [option for kind in kinds if get_origin(kind) is Literal for option in get_args(kind)]
-    if near := close(text, [option for option in options if isinstance(option, str)]):
-        return f"; {did_you_mean(near[:1])}"
-    if bool in kinds and text.lower() in _YES_NO:
-        return f"; {text} is text in YAML 1.2"
-    if (kinds[0] in (int, float, bool) or options) and not isinstance(plain(text), str):
-        return "; write it without quotes"
-    if kinds[0] in (int, float) and re.fullmatch(r"[-+]?\d+([_, ]\d+)+", text):
-        return f"; write {re.sub('[_, ]', '', text)}"
-    return "; write a space after each colon" if ":" in text and section(kinds[0]) is not None else ""
-
-
-def _default(key: Key) -> Any:
-    return key.field.get_default(call_default_factory=True, validated_data={})
-
-
-def _wrong_type_in_choice(schema: type[BaseModel], document: Document) -> Iterator[Problem]:
-    """Find `channels: true`, which pydantic takes for 1 although it is strict, and `channels: 3.0`."""
-    for path, value in _leaves(document.data, ()):
-        if not isinstance(value, bool | float):
-            continue
-        key = key_at(schema, path)
-        for choice in choices(key.kind) if key else []:
-            kind, _ = bare(choice)
-            if key and get_origin(kind) is Literal and type(value) not in {type(option) for option in get_args(kind)}:
-                rule = f"must be {expected(key.kind)}"
-                line = line_of(document.lines, path)
-                yield Problem(key.dotted, line, show(value), rule, example_line(key, document.lines))
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict | list):
-        for part, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(item, (*path, str(part)))
-    else:
-        yield path, value
+def _value_at(value: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        value = value[int(part) if isinstance(value, list) else part]
+    return value

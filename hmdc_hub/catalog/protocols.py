@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hmdc_hub.catalog.entries import PROTOCOLS, RECIPES, find, read_document, shipped
-from hmdc_hub.catalog.load import expand_models, load_recipe
+from hmdc_hub.catalog.load import expand_models, flat, load_recipe, rename, tell
 from hmdc_hub.catalog.problems import check
-from hmdc_hub.errors import NotFoundError, RecipeError, UsageError
+from hmdc_hub.errors import NotFoundError, UsageError
 from hmdc_hub.schema import EvaluateSpec
 
 
@@ -26,9 +25,14 @@ def protocol_overrides(name_or_path: str) -> list[str]:
         NotFoundError: There is no such protocol.
         UsageError: The file holds no protocol, or something in it is wrong.
     """
-    path = _find(name_or_path)
-    section = _scored(path, name_or_path) if path.suffix == ".json" else _written(path, name_or_path)
-    return [f"evaluate.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in _flat(section)]
+    try:
+        path = find(PROTOCOLS, name_or_path)
+    except NotFoundError:
+        if name_or_path not in shipped(RECIPES):
+            raise
+        path = shipped(RECIPES)[name_or_path]
+    section = (_scored if path.suffix == ".json" else _written)(path, name_or_path)
+    return [f"evaluate.{'.'.join(path)}={json.dumps(value, ensure_ascii=False)}" for path, value in flat(section)]
 
 
 def protocol_name(name_or_path: str) -> str:
@@ -36,15 +40,6 @@ def protocol_name(name_or_path: str) -> str:
     path = Path(name_or_path)
     name = path.resolve().parent.name if path.name in ("scores.json", "recipe.yaml") else path.stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "custom"
-
-
-def _find(name: str) -> Path:
-    try:
-        return find(PROTOCOLS, name)
-    except NotFoundError:
-        if name in shipped(RECIPES):
-            return shipped(RECIPES)[name]
-        raise
 
 
 def _scored(path: Path, where: str) -> dict[str, Any]:
@@ -67,33 +62,15 @@ def _scored(path: Path, where: str) -> dict[str, Any]:
 
 
 def _written(path: Path, where: str) -> dict[str, Any]:
-    document = read_document(path, where)
+    document = rename(EvaluateSpec, read_document(path, where))
     if "evaluate" in document.data:
         return load_recipe(path).evaluate.model_dump(mode="json")
+    tell(document, where)
     data = document.data
-    given = [key for key in data if key not in ("name", "description")]
     for key in ("name", "description"):
         data.pop(key, None)
     # Models may stay as a recipe has them; whether the rest is right is found with any.
+    left_out = {"models"} - data.keys()
     data.setdefault("models", [{"name": "any", "source": "builtin", "id": "mlp"}])
     expand_models(document, ("models",), path.parent)
-    protocol, problems = check(EvaluateSpec, document)
-    if protocol is None:
-        raise RecipeError(where, problems)
-    plain = protocol.model_dump(mode="json")
-    return {key: _chosen(data[key], plain[key]) for key in given}
-
-
-def _chosen(given: Any, plain: Any) -> Any:
-    """Take of a section what was given of it, so that a recipe keeps the rest."""
-    if isinstance(given, dict) and isinstance(plain, dict):
-        return {key: _chosen(given[key], plain[key]) for key in given}
-    return plain
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return check(EvaluateSpec, document, where).model_dump(mode="json", exclude=left_out, exclude_unset=True)

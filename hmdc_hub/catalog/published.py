@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hmdc_hub.catalog.entries import read_document
+from hmdc_hub.catalog.load import rename
 from hmdc_hub.catalog.problems import check
+from hmdc_hub.catalog.yaml12 import show
 from hmdc_hub.errors import FormatError, NotFoundError, Problem, RecipeError, UsageError
-from hmdc_hub.schema import LOCAL, ModelSpec, Recipe, is_local_path
-from hmdc_hub.yaml12 import show
+from hmdc_hub.schema import HUB_DATASET, LOCAL, Recipe, is_local_path
 
 _HINT = "Nothing in it was read or run. Look at the file; if you trust it, copy it and edit that line."
 
-_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 # What stands for a local source is a base name, in whatever alphabet.
-_SOURCE = rf"builtin:\w+|torchvision:\w+|local:[^/\\\x00-\x1f\x7f]+|{_HUB_ID}"
-_MODEL = rf"{_HUB_ID}(@[\w.-]+)?|local:[^/\\~.\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*"
+_SOURCE = rf"builtin:\w+|torchvision:\w+|local:[^/\\\x00-\x1f\x7f]+|{HUB_DATASET}"
+_MODEL = rf"{HUB_DATASET}(@[\w.-]+)?|local:[^/\\~.\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*"
+
+_MODULE = r"[\w.<>]+@[0-9a-f]{8}"
+"""A module of a Python session: no program looks it up."""
 
 _SOURCE_FILES = {".parquet"}
 """What `sources` takes for a file even if it is not there."""
@@ -55,30 +59,34 @@ def read_published_recipe(path: Path, *, where: str | None = None, here: bool = 
     if not path.is_file():
         raise NotFoundError(f"{where} does not exist.")
     try:
-        recipe, problems = check(Recipe, read_document(path, where))
+        recipe = check(Recipe, rename(Recipe, read_document(path, where)), where)
+        if problems := [*_about_source(recipe.source.id, here), *_about_models(recipe, here)]:
+            raise RecipeError(where, problems)
     except UsageError as error:
         raise FormatError(error.message, hint=_HINT) from error
-    if recipe is not None:
-        problems = [*_about_source(recipe.source.id, here), *_about_models(recipe, here)]
-    if recipe is None or problems:
-        raise FormatError(RecipeError(where, problems).message, hint=_HINT)
     return recipe
 
 
 def _about_source(source: str, here: bool) -> Iterator[Problem]:
+    rule = _TAKEN if here and ":" not in source and os.path.exists(source) else ""
     file = PurePosixPath(source).suffix in _SOURCE_FILES and ":" not in source
     if file or not re.fullmatch(_SOURCE, source, re.ASCII):
         rule = "names a local path; a published recipe names builtin:, torchvision: or a Hub dataset, or local:<name>"
+    if rule:
         yield Problem("source.id", None, show(source), rule)
-    elif here and ":" not in source and _exists(Path(source)):
-        yield Problem("source.id", None, show(source), _TAKEN)
 
 
 def _about_models(recipe: Recipe, here: bool) -> Iterator[Problem]:
     for place, models in (("pool", recipe.pool), ("evaluate.models", recipe.evaluate.models)):
         for number, model in enumerate(models):
-            for key, text in _texts(model):
-                if _may_be_opened(text, here) if key in ("id", "weights") else _is_path(text):
+            for key, text in _texts("", model.model_dump(mode="json", exclude=_ONLY_READ)):
+                if key == "id" and not model.reproducible:
+                    wrong = re.fullmatch(_MODULE, text, re.ASCII) is None
+                elif key in ("id", "weights"):
+                    wrong = _may_be_opened(text, here)
+                else:  # a setting that is written like a path; branches such as refs/pr/3 are not
+                    wrong = is_local_path(text) or any(part in text for part in ("\\", "..", "\0"))
+                if wrong:
                     rule = "names a local path or file, which a published recipe may not"
                     yield Problem(f"{place}.{number}.{key}", None, show(text), rule)
 
@@ -88,40 +96,16 @@ def _may_be_opened(text: str, here: bool) -> bool:
     # A placeholder for an author's file keeps that file's name; nothing opens it.
     suffix = "" if text.startswith(LOCAL) else PurePosixPath(text.partition("@")[0]).suffix.lower()
     # A bare name such as `mlp` is a folder's by chance; a file of that name, or a path, would be opened.
-    taken = here and (_is_file(Path(text)) or ("/" in text and _exists(Path(text))))
+    taken = here and (os.path.isfile(text) or ("/" in text and os.path.exists(text)))
     return suffix in _MODEL_FILES or taken or not re.fullmatch(_MODEL, text, re.ASCII)
 
 
-def _is_path(text: str) -> bool:
-    """Tell whether a setting is written like a path; branches such as refs/pr/3 are not."""
-    return is_local_path(text) or "\\" in text or ".." in text or "\0" in text
-
-
-def _texts(model: ModelSpec) -> Iterator[tuple[str, str]]:
-    """Give every text of a model that a program may act upon, keys of later versions included."""
-
-    def walk(key: str, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, str):
-            yield key, value
-        elif isinstance(value, dict):
-            for name, part in value.items():
-                yield f"{key}.{name}", str(name)
-                yield from walk(f"{key}.{name}", part)
-        elif isinstance(value, list):
-            for number, part in enumerate(value):
-                yield from walk(f"{key}.{number}", part)
-
-    for name, value in model.model_dump(mode="json").items():
-        if name not in _ONLY_READ:
-            yield from walk(name, value)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for the file system: nothing of that name can be there
-        return False
-
-
-def _is_file(path: Path) -> bool:
-    return _exists(path) and path.is_file()
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Give every text of a model that a program may act upon, names in mappings included, with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        inner = f"{key}.{name}".lstrip(".")
+        if key and isinstance(name, str):
+            yield inner, name
+        yield from _texts(inner, part)

@@ -1,4 +1,4 @@
-"""What is generated from the schema: the two JSON schemas and docs/recipes.md.
+"""What is generated from the schema: the two JSON schemas and the tables of docs/recipes.md.
 
 `python -m hmdc_hub.catalog` writes them anew in a checkout; a test holds them equal to the code.
 """
@@ -6,161 +6,134 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from hmdc_hub.catalog.entries import MODELS, RECIPES, shipped_folder
-from hmdc_hub.catalog.keys import Key, children, example_value, expected, section
-from hmdc_hub.schema import ModelSpec, Recipe
-from hmdc_hub.yaml12 import read_value, show
+from hmdc_hub.catalog.problems import Node, example_value, options, schema_of, section
+from hmdc_hub.catalog.yaml12 import read_value, show
+from hmdc_hub.schema import FORMER_BASELINES, NAME, ModelSpec, Recipe
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_BY_NAME = {"type": "string", "description": "A name in model_pool/, or a path such as ./my_model.yaml."}
 
 
 def json_schema() -> str:
     """Return the JSON schema of a recipe as people write it: models by name or inline, its own name optional."""
-    schema = _schema_of(Recipe, "hmdc-hub recipe")
-    evaluate = schema["$defs"]["EvaluateSpec"]["properties"]
-    for models in (schema["properties"]["pool"], evaluate["models"]):
-        by_name = {"type": "string", "description": "A name in model_pool/, or a path such as ./my_model.yaml."}
-        models["items"] = {"anyOf": [by_name, models["items"]]}
-    return _pretty(schema)
+    schema = _written_schema(Recipe, "hmdc-hub recipe")
+    for models in (schema["properties"]["pool"], schema["$defs"]["EvaluateSpec"]["properties"]["models"]):
+        models["items"] = {"anyOf": [_BY_NAME, models["items"]]}
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def model_json_schema() -> str:
     """Return the JSON schema of a pool entry as people write it: its name optional."""
-    return _pretty(_schema_of(ModelSpec, "hmdc-hub pool entry"))
+    return json.dumps(_written_schema(ModelSpec, "hmdc-hub pool entry"), indent=2, ensure_ascii=False) + "\n"
 
 
-def _schema_of(model: type[BaseModel], title: str) -> dict[str, Any]:
-    plain = model.model_json_schema()
-    _tidy(plain)
-    plain["required"].remove("name")
-    return {"$schema": _DRAFT, "title": title, **plain}
+def _written_schema(model: type[BaseModel], title: str) -> dict[str, Any]:
+    schema = {"$schema": _DRAFT, "title": title, **_tidy(model.model_json_schema())}
+    schema["required"].remove("name")
+    (schema["$defs"].get("ModelSpec") or schema)["properties"]["source"]["enum"].remove("python")
+    return schema
 
 
-def _tidy(node: Any) -> None:
+def _tidy(node: Any) -> Any:
     """Drop the titles that repeat a key, and turn examples that are YAML text into what they stand for."""
     if isinstance(node, list):
-        for item in node:
-            _tidy(item)
+        return [_tidy(item) for item in node]
     if not isinstance(node, dict):
-        return
-    if isinstance(node.get("title"), str):
-        del node["title"]
+        return node
+    tidy = {key: _tidy(item) for key, item in node.items() if not (key == "title" and isinstance(item, str))}
     if isinstance(node.get("examples"), list):
-        node["examples"] = [read_value(item) if isinstance(item, str) else item for item in node["examples"]]
-    for item in node.values():
-        _tidy(item)
+        tidy["examples"] = [read_value(item) if isinstance(item, str) else item for item in node["examples"]]
+    return tidy
 
 
-def _pretty(schema: dict[str, Any]) -> str:
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+_BEGIN = "<!-- Written by `python -m hmdc_hub.catalog` from hmdc_hub/schema/; edit the schema. -->\n"
+_END = "<!-- End of what is written. -->\n"
 
 
-_HEAD = """\
-<!-- Written by `python -m hmdc_hub.catalog` from hmdc_hub/schema/; edit the schema, not this file. -->
-# Recipe reference
+def recipe_reference(page: str) -> str:
+    """Write the tables of docs/recipes.md anew: every key with type, default, meaning and example, and former names.
 
-A recipe is one YAML file: one experiment from source dataset to published package. Copy a shipped one and edit it
-(`hmdc-hub recipes cp`), or override single keys on the command line:
-
-```
--o condense.ipc=10                 one key
--o pool.0.lr.condense=0.1          a key of the first model, named or inline
--o evaluate.models=[mlp]           a whole list
--o condense.cluster={every: 5}     a whole section; quote it for your shell
-```
-
-Everything but the keys marked *required* may be left out. A key that is not in these tables is refused.
-
-YAML is read by version 1.2: `1e-3` is a number; `true` and `false` are the only booleans, so `off`, `yes` and `12:30`
-are text; `null`, `~` and nothing at all are null. Keys that stand twice, anchors, aliases, tags, merge keys and several
-documents in one file are refused. A file has at most 64 KiB of UTF-8.
-
-An editor that knows the YAML language server completes and checks a recipe that begins with this line (`recipes cp`
-writes it, and the schema beside the copy):
-
-```yaml
-# yaml-language-server: $schema=hmdc-recipe.schema.json
-```
-"""
-
-_MODELS_HEAD = """\
-
-# Pool entries
-
-One model each, in `model_pool/<name>.yaml`, in a file of your own that a recipe names by its path (`./my_model.yaml`,
-beside the recipe or in the current folder), or inline in a recipe's `pool` or `evaluate.models`:
-
-```yaml
-pool:
-  - convnet3
-  - ./my_model.yaml
-  - {name: convnet3_w64, source: builtin, id: convnet, args: {depth: 3, width: 64}}
-```
-"""
+    Args:
+        page: The page; what stands between its two pairs of comments is replaced.
+    """
+    former = [(f"`{old}`", new) for old, new in Recipe.former_keys().items()]
+    former += [(f"baseline `{old}`", new) for old, new in FORMER_BASELINES.items()]
+    rows = "".join(f"| {old} | `{new}` |\n" for old, new in former)
+    recipe = "\n".join(_tables(schema_of(Recipe), "", "Keys of a recipe"))
+    recipe += f"\n## Former names\n\nThese are still read, with a note.\n\n| was | is now |\n|---|---|\n{rows}"
+    model = "\n".join(_tables(schema_of(ModelSpec), "", "Keys of a pool entry"))
+    tables = iter((recipe, model))
+    return re.sub(f"({_BEGIN}).*?({_END})", lambda found: f"{found[1]}\n{next(tables)}\n{found[2]}", page, flags=re.S)
 
 
-def recipe_reference() -> str:
-    """Return docs/recipes.md: every key of recipes and pool entries with type, default, meaning and example."""
-    parts = [
-        _HEAD,
-        *_tables(Recipe, (), "Keys of a recipe"),
-        _MODELS_HEAD,
-        *_tables(ModelSpec, (), "Keys of a pool entry"),
-    ]
-    return "\n".join(parts)
-
-
-def _tables(model: type[BaseModel], path: tuple[str, ...], title: str) -> list[str]:
+def _tables(node: Node, key: str, title: str) -> list[str]:
     """Write one section's table, then those of the sections in it."""
-    keys = children(model, path)
-    lines = [f"## {title}\n", *([f"{_sentence(model)}\n"] if path else [])]
+    keys = section(node) or {}
+    lines = [f"## {title}\n", *([" ".join(node["summary"].split("\n\n")[0].split()) + "\n"] if key else [])]
     lines += ["| key | takes | default | meaning | example |", "|---|---|---|---|---|"]
-    tables = ["\n".join([*lines, *map(_row, keys)]) + "\n"]
-    for key in keys:
-        inner = section(key.kind)
-        if inner is not None:
-            tables += _tables(inner, key.path, f"`{key.dotted}`")
-    return tables
+    below = []
+    for name, child in keys.items():
+        default = f"`{show(child['default'], limit=200)}`" if "default" in child else ""
+        default = "*required*" if name in node.get("required", ()) else default
+        default = "the file's name" if (key, name) == ("", "name") else default
+        # pydantic leaves out a description that is the section's own.
+        text, example = _cell(child.get("description", child.get("summary", ""))), ""
+        if section(child) is not None and "items" not in child:
+            dotted = f"{key}.{name}".lstrip(".")
+            takes = f"[section](#{dotted.replace('.', '')})"
+            below += _tables(child, dotted, f"`{dotted}`")
+        else:
+            takes = _cell(" or ".join(dict.fromkeys(map(_takes, options(child)))))
+            example = f"`{name}: {value}`" if (value := example_value(child)) else ""
+        lines.append(f"| `{name}` | {takes} | {default} | {text} | {example} |")
+    return ["\n".join(lines) + "\n", *below]
 
 
-def _sentence(model: type[BaseModel]) -> str:
-    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+    "string": "text",
+}
+_LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<", "minItems": "entries >="}
 
 
-def _row(key: Key) -> str:
-    if section(key.kind) is not None:
-        takes, default = (
-            f"[section](#{key.dotted.replace('.', '')})",
-            "" if not key.field.is_required() else "*required*",
-        )
-        return f"| `{key.path[-1]}` | {takes} | {default} | {_cell(key.field.description)} | |"
-    default = "*required*" if key.field.is_required() else f"`{show(_default(key), limit=200)}`"
-    if key.path == ("name",):
-        default = "the file's name"
-    example = example_value(key)
-    cells = [f"`{key.path[-1]}`", _cell(expected(key.kind)), default, _cell(key.field.description)]
-    return f"| {' | '.join(cells)} | {f'`{key.path[-1]}: {example}`' if example else ''} |"
+def _takes(node: Node) -> str:
+    """Say what one alternative of a key takes."""
+    if "enum" in node:
+        return "one of " + ", ".join(show(value) for value in node["enum"] if value != "python")
+    if node.get("pattern") == NAME:
+        return f"a name: letters, digits, '.', '_' and '-', at most {node['maxLength']}"
+    if "properties" in node:
+        return "a name in model_pool/ or a mapping"
+    limits = ", ".join(f"{sign} {node[limit]}" for limit, sign in _LIMITS.items() if limit in node)
+    limits = f" ({limits})" if limits else ""
+    for part, word in (("items", "a list, each "), ("additionalProperties", "a mapping of names to values, each ")):
+        if isinstance(node.get(part), dict):
+            return word + " or ".join(map(_takes, options(node[part]))) + limits
+    kind: str = node["type"]
+    return _TYPES.get(kind, kind) + limits
 
 
-def _default(key: Key) -> Any:
-    return key.field.get_default(call_default_factory=True, validated_data={})
-
-
-def _cell(text: str | None) -> str:
+def _cell(text: str) -> str:
     """Make a text fit for a table: no bar ends a cell, no angle bracket begins a tag."""
-    return " ".join((text or "").split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def generated_files() -> dict[Path, str]:
     """Map each generated file of a checkout to what it must hold."""
     recipes, models = shipped_folder(RECIPES), shipped_folder(MODELS)
+    page = recipes.parent / "docs" / "recipes.md"
     return {
         recipes / RECIPES.schema: json_schema(),
         models / MODELS.schema: model_json_schema(),
-        recipes.parent / "docs" / "recipes.md": recipe_reference(),
+        page: recipe_reference(page.read_text(encoding="utf-8")),
     }

@@ -6,16 +6,23 @@ an error message shows as a value that would be right.
 """
 
 from hmdc_hub.schema.base import (
+    CHECKSUM,
     FORMAT_VERSION,
+    FORMER_BASELINES,
+    HUB_DATASET,
+    HUB_ID,
+    NAME,
     RESERVED,
     Strict,
     canonical_json,
+    is_hub_id,
     is_intact,
+    present_name,
     sealed,
     sha256_of,
     unsealed,
 )
-from hmdc_hub.schema.evaluate import BASELINES, AugmentSpec, Baseline, EvaluateCutmix, EvaluateSpec
+from hmdc_hub.schema.evaluate import BASELINES, CHOSEN, AugmentSpec, Baseline, EvaluateCutmix, EvaluateSpec
 from hmdc_hub.schema.files import (
     NEEDED,
     PARQUET,
@@ -31,7 +38,7 @@ from hmdc_hub.schema.files import (
     SetHeader,
     SourceInfo,
 )
-from hmdc_hub.schema.model import LOCAL, LearningRates, ModelSpec, is_local_path
+from hmdc_hub.schema.model import LOCAL, LearningRates, ModelSpec, is_local_path, plain_models
 from hmdc_hub.schema.recipe import (
     ClusterSpec,
     CondenseCutmix,
@@ -45,43 +52,10 @@ from hmdc_hub.schema.recipe import (
 )
 
 __all__ = [
-    "BASELINES",
-    "FORMAT_VERSION",
-    "LOCAL",
-    "NEEDED",
-    "PARQUET",
-    "RESERVED",
-    "ArtifactInfo",
-    "AugmentSpec",
-    "Baseline",
-    "Budget",
-    "Cell",
-    "ClusterSpec",
-    "CondenseCutmix",
-    "CondenseSpec",
-    "Estimate",
-    "EvaluateCutmix",
-    "EvaluateSpec",
-    "ImagesSpec",
-    "LearningRates",
-    "LeftOut",
-    "Manifest",
-    "ModelSpec",
-    "NetworksSpec",
-    "PackagedFile",
-    "ProjectionSpec",
-    "PublishSpec",
-    "Ranking",
-    "Recipe",
-    "Scores",
-    "SetHeader",
-    "SourceInfo",
-    "SourceSpec",
-    "Strict",
-    "canonical_json",
-    "is_intact",
-    "is_local_path",
-    "sealed",
-    "sha256_of",
-    "unsealed",
-]
+    "BASELINES", "CHECKSUM", "CHOSEN", "FORMAT_VERSION", "FORMER_BASELINES", "HUB_DATASET", "HUB_ID", "LOCAL", "NAME",
+    "NEEDED", "PARQUET", "RESERVED", "ArtifactInfo", "AugmentSpec", "Baseline", "Budget", "Cell", "ClusterSpec",
+    "CondenseCutmix", "CondenseSpec", "Estimate", "EvaluateCutmix", "EvaluateSpec", "ImagesSpec", "LearningRates",
+    "LeftOut", "Manifest", "ModelSpec", "NetworksSpec", "PackagedFile", "ProjectionSpec", "PublishSpec", "Ranking",
+    "Recipe", "Scores", "SetHeader", "SourceInfo", "SourceSpec", "Strict", "canonical_json", "is_hub_id", "is_intact",
+    "is_local_path", "plain_models", "present_name", "sealed", "sha256_of", "unsealed",
+]  # fmt: skip

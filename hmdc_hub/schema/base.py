@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 2
-"""Version of every file format of ours; readers refuse a larger one."""
+FORMAT_VERSION = 3
+"""Version of every file format of ours; readers refuse a larger one. 3 has the names of today, `initialisation` and
+`synthetic_images`, which programs that wrote 1 and 2 would take for damage; those are read."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+_REPOSITORY = r"[A-Za-z0-9][\w.-]*"
+HUB_ID = rf"{_REPOSITORY}/{_REPOSITORY}"
+"""Regular expression of a repository on the Hub, `owner/name`; ASCII."""
+HUB_DATASET = rf"({_REPOSITORY}/)?{_REPOSITORY}"
+"""The same of a dataset, of which old ones have no owner."""
+
+
+def is_hub_id(text: str) -> bool:
+    """Tell whether a text is written like `owner/name` on the Hub."""
+    return re.fullmatch(HUB_ID, text, re.ASCII) is not None
+
 
 RESERVED = frozenset({"data", "scores", "assets"})
 """Names that no configuration may have: a package uses these folders itself."""
@@ -23,9 +37,40 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of keys, which are still read: old name to new."""
+
+    @classmethod
+    def former_keys(cls, prefix: str = "") -> dict[str, str]:
+        """Map the former names of all keys, those of sections within included, to today's: dotted keys."""
+        found = {prefix + old: prefix + new for old, new in cls.renamed.items()}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Strict):
+                found |= field.annotation.former_keys(f"{prefix}{name}.")
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, data: Any) -> Any:
+        if isinstance(data, dict) and any(old in data and new not in data for old, new in cls.renamed.items()):
+            return {cls.renamed.get(key, key): value for key, value in data.items()}
+        return data
+
+
+FORMER_BASELINES = {"start": "initialisation"}
+"""Former names of training sets, which are still read: old name to new."""
+
+
+def present_name(name: Any) -> Any:
+    """Give a training set the name it has today."""
+    return FORMER_BASELINES.get(name, name) if isinstance(name, str) else name
+
 
 Name = Annotated[str, Field(pattern=NAME)]
 """Letters, digits, dots, dashes, underscores: safe in file names, tables and addresses."""
+
+TrainingSet = Annotated[Name, BeforeValidator(present_name)]
+"""Name of a training set; former ones are read as today's."""
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from hmdc_hub.schema.base import NotNegative, Positive, Rate, Share, Strict, sha256_of
+from hmdc_hub.schema.base import FORMER_BASELINES, NotNegative, Positive, Rate, Share, Strict, present_name, sha256_of
 from hmdc_hub.schema.model import ModelSpec, is_local_path, plain_models
 
 ColorOperation = Literal["brightness", "saturation", "contrast"]
@@ -15,33 +15,38 @@ ColorOperation = Literal["brightness", "saturation", "contrast"]
 class AugmentSpec(Strict):
     """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021), in the order of IDC."""
 
-    flip: bool = Field(True, description="Mirror left to right; off for digits and the like.", examples=[True])
+    flip: bool = Field(True, description="Mirror left to right; off for digits and the like.")
     color: list[ColorOperation] = Field(
-        default_factory=lambda: list[ColorOperation](["brightness", "saturation", "contrast"]),
+        ["brightness", "saturation", "contrast"],
         description="Colour operations, always applied in this order.",
         examples=["[brightness, contrast]"],
     )
-    crop: bool = Field(True, description="One of three: shift by up to an eighth of the side.", examples=[True])
-    scale: bool = Field(True, description="One of three: stretch each axis by up to 1.2.", examples=[True])
-    rotate: bool = Field(True, description="One of three: turn by up to 15 degrees.", examples=[True])
-    cutout: bool = Field(True, description="Blank a square of half the side.", examples=[True])
+    crop: bool = Field(True, description="One of three: shift by up to an eighth of the side.")
+    scale: bool = Field(True, description="One of three: stretch each axis by up to 1.2.")
+    rotate: bool = Field(True, description="One of three: turn by up to 15 degrees.")
+    cutout: bool = Field(True, description="Blank a square of half the side.")
 
 
-Baseline = Literal["exact", "random", "random-encoded", "start", "k-means", "herding", "full"]
-BASELINES: tuple[Baseline, ...] = ("exact", "random", "random-encoded", "start", "k-means", "herding", "full")
-USUAL = BASELINES[:-1]
-"""All but the full set, which costs more than all others together."""
+Baseline = Literal["exact", "random", "random-encoded", "initialisation", "k-means", "herding", "full"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+"""In the order of tables."""
+CHOSEN: tuple[Baseline, ...] = ("random", "k-means", "herding")
+"""Baselines of real images as they are, as many of them as there are synthetic ones."""
+USUAL: tuple[Baseline, ...] = ("exact", "random", "random-encoded", "initialisation", "k-means", "herding")
+"""Those of a protocol that names none: part of the hashes of such protocols, so a new baseline is not among them."""
 
 
 class EvaluateCutmix(Strict):
     """CutMix while evaluating."""
 
-    evaluate: bool = Field(True, description="In training on the condensed set.", examples=[True])
-    probability: Share = Field(0.5, description="Chance that a batch is mixed.", examples=[0.5])
+    evaluate: bool = Field(True, description="In training on the condensed set.")
+    probability: Share = Field(0.5, description="Chance that a batch is mixed.")
 
 
 class EvaluateSpec(Strict):
     """The evaluation protocol: all of it, as data."""
+
+    renamed: ClassVar[dict[str, str]] = {"against": "baselines"}
 
     models: list[ModelSpec] = Field(
         min_length=1,
@@ -53,38 +58,34 @@ class EvaluateSpec(Strict):
         0,
         description="Seed of weights, minibatches and baselines; not the recipe's, so that sets condensed with several "
         "seeds are scored alike.",
-        examples=[0],
     )
-    seeds: Positive = Field(5, description="Trainings per architecture and training set.", examples=[5])
-    random_draws: Positive = Field(3, description="Independent draws of each random baseline.", examples=[3])
-    against: list[Baseline] = Field(
-        default_factory=lambda: list(USUAL),
+    seeds: Positive = Field(5, description="Trainings per architecture and training set.")
+    random_draws: Positive = Field(3, description="Independent draws of each random baseline.")
+    baselines: list[Annotated[Baseline, BeforeValidator(present_name)]] = Field(
+        list(USUAL),
         description="Training sets that stand beside the condensed one: exact (its floats before rounding to 8 bits), "
-        "random, random-encoded (the same bytes as the condensed one), start (it before the first image step), "
-        "k-means, herding, full (the whole source).",
-        examples=["[random, start]"],
+        "random, random-encoded (random images at the storage of the condensed set), initialisation (it before the "
+        "first image step), k-means, herding, full (the whole source).",
+        examples=["[random, initialisation]"],
     )
-    epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.", examples=[2000])
+    epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.")
     steps: Positive | None = Field(
         None,
         description="Optimiser steps of every training, in place of epochs; the full set keeps full_epochs.",
         examples=[2000],
     )
-    full_epochs: Positive = Field(100, description="Passes over the full set.", examples=[100])
-    batch: Positive = Field(
-        128, description="Training images per step; the last partial batch is kept.", examples=[128]
-    )
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="AdamW ignores momentum.", examples=["sgd"])
+    full_epochs: Positive = Field(100, description="Passes over the full set.")
+    batch: Positive = Field(128, description="Training images per step; the last partial batch is kept.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="AdamW ignores momentum.")
     lr: Rate | None = Field(
         None, description="Learning rate of every model; null: each one's lr.evaluate.", examples=[0.01]
     )
     schedule: Literal["constant", "cosine", "step"] = Field(
         "constant",
         description="Of the learning rate over a training: constant, cosine to zero, or a tenth from half way on.",
-        examples=["constant"],
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.", examples=[0.9])
-    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.", examples=[0.0005])
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.")
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
     cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
     resolution: Annotated[int, Field(ge=1, le=1024)] | None = Field(
@@ -97,12 +98,11 @@ class EvaluateSpec(Strict):
         examples=["train"],
     )
     pretrained: bool = Field(
-        True, description="false: every model starts from scratch, whatever weights its entry names.", examples=[True]
+        True, description="false: every model starts from scratch, whatever weights its entry names."
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Of forward passes; bfloat16 (autocast) is for GPUs, and rounds enough to change single answers.",
-        examples=["float32"],
     )
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
@@ -122,8 +122,8 @@ class EvaluateSpec(Strict):
         distinct_names("evaluate.models", self.models)
         if any(model.name == "mean" for model in self.models):
             raise ValueError("evaluate.models: mean is what scores call the mean over models; choose another name")
-        if len(set(self.against)) < len(self.against):
-            raise ValueError("evaluate.against names a training set twice")
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ValueError("evaluate.baselines names a training set twice")
         return self
 
     def settled(self) -> EvaluateSpec:
@@ -155,6 +155,10 @@ class EvaluateSpec(Strict):
         """Return the protocol with base names in place of the paths of local weights."""
         return self.model_copy(update={"models": [model.without_paths() for model in self.models]})
 
+    def draws(self, training_set: str) -> int:
+        """How many sets of this name are scored: several of a random baseline, else one."""
+        return self.random_draws if training_set.startswith("random") else 1
+
     @property
     def length(self) -> str:
         """How long a training is, in words."""
@@ -165,6 +169,9 @@ class EvaluateSpec(Strict):
         plain = self.settled().model_dump(mode="json")
         for key in ("lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
             del plain[key]
+        # The hashes of the first scores have the former names.
+        former = {new: old for old, new in FORMER_BASELINES.items()}
+        plain["against"] = [former.get(name, name) for name in plain.pop("baselines")]
         return sha256_of({"evaluate": plain | {"models": plain_models(plain["models"])}})
 
 

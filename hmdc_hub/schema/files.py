@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import PureWindowsPath
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import FailFast, Field, model_validator
+from pydantic import FailFast, Field, field_serializer, model_validator
 
-from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Share, Strict
+from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Share, Strict, TrainingSet
 from hmdc_hub.schema.evaluate import EvaluateSpec
 from hmdc_hub.schema.model import LOCAL, ModelSpec
 
@@ -113,18 +113,30 @@ class SourceInfo(Strict):
         return self.model_copy(update={"id": f"{LOCAL}{name}@{self.fingerprint[:16]}", "left_out": left_out})
 
 
-class ArtifactInfo(Strict):
+class Record(Strict):
+    """A file with names that have changed: whatever version was read, today's is written."""
+
+    format_version: int = FORMAT_VERSION
+
+    @field_serializer("format_version")
+    def _as_written(self, _: int) -> int:
+        return FORMAT_VERSION
+
+
+class ArtifactInfo(Record):
     """info.json: provenance of a condensed set. No path, user or host name is in it.
 
     Attributes:
         tensors_sha256: SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet.
         threads: CPU threads of torch, on which the last bits depend; 1 on a GPU.
+        tf32: Whether products of float32 were rounded to TF32, as GPUs do; null in a set of an older program.
         memory: How the matching step was computed, low or fast; null in a set of an older program.
         seconds: Wall time of condensing over all resumes, evaluation apart.
         peak_memory_bytes: Of the process on a CPU, of the device otherwise.
     """
 
-    format_version: int = FORMAT_VERSION
+    renamed: ClassVar[dict[str, str]] = {"stored_images": "synthetic_images"}
+
     hmdc_hub_version: str
     recipe_name: str
     condense_hash: str
@@ -136,6 +148,7 @@ class ArtifactInfo(Strict):
     versions: dict[str, str]
     device: str
     threads: int
+    tf32: bool | None = None
     memory: Literal["low", "fast"] | None = None
     seconds: float
     image_steps: int
@@ -143,7 +156,7 @@ class ArtifactInfo(Strict):
     clamped_share: float
     ipc: int
     factor: int
-    stored_images: int
+    synthetic_images: int
     training_images: int
     tensors_sha256: str
     parquet_sha256: str
@@ -164,7 +177,7 @@ class Cell(Strict):
     """
 
     model: Name
-    training_set: Name
+    training_set: TrainingSet
     draw: int
     seed: int
     accuracy: Share
@@ -176,9 +189,9 @@ class Budget(Strict):
     """What a training set costs to keep and to train on.
 
     Attributes:
-        stored: Images as they are kept; one may hold several training images.
+        stored: Images as they are kept: synthetic ones, of which one may hold several training images, or real ones.
         images: Training images.
-        bytes: Pixels of the stored images, uncompressed: 8 bits each, of `exact` 32.
+        bytes: Pixels of the images as they are kept, uncompressed: 8 bits each, of `exact` 32.
     """
 
     stored: NotNegative
@@ -200,7 +213,7 @@ class Ranking(Strict):
     """What DD-Ranking (Li et al., 2025) asks of a condensed set; labels are hard in all of ours.
 
     Attributes:
-        improvement: IOR, accuracy over that of random images at the same number of stored images.
+        improvement: IOR, accuracy over that of random images that are kept in the same number.
         recovery: HLR, accuracy of the full set over that of the condensed one: less is better.
         score: (exp(a) - exp(-1)) / (e - exp(-1)) with a = (IOR - HLR) / 2; in [0, 1].
     """
@@ -210,7 +223,7 @@ class Ranking(Strict):
     score: Estimate | None
 
 
-class Scores(Strict):
+class Scores(Record):
     """scores.json: every training, the protocol it followed, and the means.
 
     Attributes:
@@ -235,7 +248,6 @@ class Scores(Strict):
         per_class: `per_class[training set][model]`: accuracy of each class over all trainings, by label.
     """
 
-    format_version: int = FORMAT_VERSION
     hmdc_hub_version: str
     versions: dict[str, str]
     device: str
@@ -250,14 +262,14 @@ class Scores(Strict):
     condensed_by: Items[Name]
     test_count: int
     class_names: Items[str]
-    budgets: dict[Name, Budget]
+    budgets: dict[TrainingSet, Budget]
     cells: Items[Cell]
-    table: dict[Name, dict[Name, Estimate]]
-    gain: dict[Name, dict[Name, Estimate]]
-    gap: dict[Name, Estimate]
-    ece: dict[Name, dict[Name, Estimate]]
+    table: dict[TrainingSet, dict[Name, Estimate]]
+    gain: dict[TrainingSet, dict[Name, Estimate]]
+    gap: dict[TrainingSet, Estimate]
+    ece: dict[TrainingSet, dict[Name, Estimate]]
     ranking: dict[Name, Ranking]
-    per_class: dict[Name, dict[Name, Items[float]]]
+    per_class: dict[TrainingSet, dict[Name, Items[float]]]
 
 
 class PackagedFile(Strict):

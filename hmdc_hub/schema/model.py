@@ -23,8 +23,8 @@ def is_local_path(name: str) -> bool:
 class LearningRates(Strict):
     """SGD learning rates of one model."""
 
-    condense: Rate = Field(0.01, description="Network training between image steps (no momentum).", examples=[0.01])
-    evaluate: Rate = Field(0.01, description="Training on the condensed set (momentum 0.9).", examples=[0.01])
+    condense: Rate = Field(0.01, description="Network training between image steps (no momentum).")
+    evaluate: Rate = Field(0.01, description="Training on the condensed set (momentum 0.9).")
 
 
 class ModelSpec(Strict):
@@ -36,8 +36,10 @@ class ModelSpec(Strict):
         max_length=64,
         examples=["convnet3"],
     )
-    source: Literal["builtin", "torchvision", "transformers", "timm"] = Field(
-        description="Which library builds it; timm is the extra hmdc-hub[timm].", examples=["builtin"]
+    source: Literal["builtin", "torchvision", "transformers", "timm", "python"] = Field(
+        description="Which library builds it; timm is the extra hmdc-hub[timm]. python: a module of the session that "
+        "made the set, which no file can name.",
+        examples=["builtin"],
     )
     id: str = Field(
         min_length=1,
@@ -47,7 +49,7 @@ class ModelSpec(Strict):
         examples=["convnet"],
     )
     args: dict[str, int | float | bool | str | list[int | float | str]] = Field(
-        default_factory=dict,
+        {},
         description="Arguments of the builder, such as depth and width (builtin), fields of the configuration "
         "(transformers), or arguments of the model's class (timm).",
         examples=["{depth: 3, width: 128}"],
@@ -58,7 +60,6 @@ class ModelSpec(Strict):
         description="none: trained from scratch. Otherwise what every reset goes back to, with a new classifier: "
         "torchvision's name of weights (IMAGENET1K_V1), a Hub id with safetensors (owner/name), or a path here "
         "(./model.safetensors, or ./folder as save_pretrained writes it).",
-        examples=["none"],
     )
     revision: str | None = Field(
         None,
@@ -76,7 +77,6 @@ class ModelSpec(Strict):
         "source",
         description="source: the model sees images normalised by the statistics of the source; own: by mean and std "
         "below.",
-        examples=["source"],
     )
     mean: list[float] | None = Field(
         None, description="Channel means of pixels in [0, 1] for normalize: own.", examples=["[0.5, 0.5, 0.5]"]
@@ -91,36 +91,36 @@ class ModelSpec(Strict):
         examples=["[0, 1, 2]"],
     )
     batch_norm: Literal["train", "frozen"] = Field(
-        "train", description="Whether network training updates running statistics.", examples=["train"]
+        "train", description="Whether network training updates running statistics."
     )
     train: str = Field(
         "all",
         pattern=r"^(all|head|last_[1-9][0-9]?)$",
         description="Which parameters are trained, and therefore matched: all, head (the classifier), or last_2, the "
         "classifier and whatever lies behind the last tap but two.",
-        examples=["all"],
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="In which the network computes while condensing; float32 is TF32 on a GPU. bfloat16: weights are "
         "cast once per pass, while the weights that learn, features and losses stay float32; `pool check` says how far "
         "it turns the image gradient. For scores see evaluate.precision.",
-        examples=["float32"],
     )
     reset: Literal["all", "body"] = Field(
         "all",
         description="What becomes fresh at a reset while condensing; body keeps the classifier, as the method's first "
         "program did. Evaluating begins every training with fresh weights.",
-        examples=["all"],
     )
     lr: LearningRates = Field(default_factory=LearningRates, description="SGD learning rates.")
     cutmix: bool = Field(
-        True,
-        description="Whether evaluation trains this model with CutMix where the protocol has it on.",
-        examples=[True],
+        True, description="Whether evaluation trains this model with CutMix where the protocol has it on."
     )
     license: str | None = Field(None, description="Licence of the weights or code, as an SPDX id.", examples=["mit"])
     description: str = Field("", description="One sentence for `pool ls` and the card.")
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether another session can build the model by its id; a module of a Python session is there alone."""
+        return self.source != "python"
 
     def local_names(self) -> dict[str, str]:
         """Give the keys of this entry that name a path here, with their values."""

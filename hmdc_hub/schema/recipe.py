@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hmdc_hub.schema.base import NAME, RESERVED, NotNegative, Positive, Rate, Share, Strict, sha256_of
 from hmdc_hub.schema.evaluate import AugmentSpec, EvaluateSpec, distinct_names
 from hmdc_hub.schema.files import SourceInfo
 from hmdc_hub.schema.model import LOCAL, ModelSpec, plain_models
+
+
+def _no_number_in_disguise(value: Any) -> Any:
+    """Refuse true and 3.0, which pydantic takes for 1 and 3 in a choice although it is strict."""
+    return value if type(value) is int else str(value)
 
 
 class SourceSpec(Strict):
@@ -41,16 +46,15 @@ class SourceSpec(Strict):
     size: Annotated[int, Field(ge=4, le=1024)] = Field(
         description="Side in pixels of every image; others are resized to it with antialiasing.", examples=[32]
     )
-    channels: Literal[1, 3] = Field(3, description="3: colour (grey is repeated); 1: grey.", examples=[3])
+    channels: Annotated[Literal[1, 3], BeforeValidator(_no_number_in_disguise)] = Field(
+        3, description="3: colour (grey is repeated); 1: grey."
+    )
     fit: Literal["crop", "stretch"] = Field(
         "crop",
         description="Images that are not square: crop resizes the shorter side and cuts the centre; stretch does not "
         "keep proportions.",
-        examples=["crop"],
     )
-    background: Literal["white", "black"] = Field(
-        "white", description="What transparent pixels are laid over.", examples=["white"]
-    )
+    background: Literal["white", "black"] = Field("white", description="What transparent pixels are laid over.")
 
     @model_validator(mode="after")
     def _one_test_part(self) -> SourceSpec:
@@ -60,42 +64,44 @@ class SourceSpec(Strict):
 
 
 class ImagesSpec(Strict):
-    """The optimiser of the stored images."""
+    """The optimiser of the synthetic images."""
 
-    lr: Rate = Field(5e-3, description="SGD learning rate; made for normalised gradients.", examples=[0.005])
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="SGD momentum.", examples=[0.5])
+    lr: Rate = Field(5e-3, description="SGD learning rate; made for normalised gradients.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="SGD momentum.")
 
 
 class CondenseCutmix(Strict):
     """CutMix (Yun et al., ICCV 2019) while condensing."""
 
-    match: bool = Field(True, description="In gradient matching, partners from the same class.", examples=[True])
-    train: bool = Field(True, description="In network training.", examples=[True])
-    probability: Share = Field(0.5, description="Chance that a batch is mixed.", examples=[0.5])
+    match: bool = Field(True, description="In gradient matching, partners from the same class.")
+    train: bool = Field(True, description="In network training.")
+    probability: Share = Field(0.5, description="Chance that a batch is mixed.")
 
 
 class ClusterSpec(Strict):
     """Choosing each class's real batch by clustering (DREAM, Liu et al., ICCV 2023)."""
 
-    enabled: bool = Field(True, description="Off: the real batch is drawn at random.", examples=[True])
-    every: Positive = Field(10, description="Image steps between refreshes.", examples=[10])
+    enabled: bool = Field(True, description="Off: the real batch is drawn at random.")
+    every: Positive = Field(10, description="Image steps between refreshes.")
     candidates: Positive | None = Field(
         None, description="Cluster a random subset of this many images per class; null: all.", examples=[1000]
     )
-    max_iter: Positive = Field(100, description="Lloyd iterations at most.", examples=[100])
+    max_iter: Positive = Field(100, description="Lloyd iterations at most.")
 
 
 class NetworksSpec(Strict):
     """Training of the pool's networks between image steps."""
 
+    renamed: ClassVar[dict[str, str]] = {"parts": "accumulation_steps"}
+
     reset_every: Positive = Field(
-        100, description="Image steps on one set of networks (O in the paper), then fresh ones.", examples=[100]
+        100, description="Image steps on one set of networks (O in the paper), then fresh ones."
     )
     batches_per_step: NotNegative = Field(
-        17, description="Minibatches of real images each network trains on after every image step.", examples=[17]
+        17, description="Minibatches of real images each network trains on after every image step."
     )
-    batch: Positive = Field(128, description="Real images per minibatch, over all classes.", examples=[128])
-    parts: Positive | None = Field(
+    batch: Positive = Field(128, description="Real images per minibatch, over all classes.")
+    accumulation_steps: Positive | None = Field(
         None,
         description="Parts that a minibatch is differentiated in; null: one, the whole of it. More are shared among "
         "ranks, or hold less memory; networks whose batch norm learns its statistics take a whole one. Another number "
@@ -107,42 +113,39 @@ class NetworksSpec(Strict):
 class ProjectionSpec(Strict):
     """Training of the projections P and the layer matching Q of mutual distillation."""
 
-    lr: Rate = Field(1e-2, description="Adam learning rate.", examples=[0.01])
-    batches_per_step: NotNegative = Field(17, description="Minibatches after every image step.", examples=[17])
+    lr: Rate = Field(1e-2, description="Adam learning rate.")
+    batches_per_step: NotNegative = Field(17, description="Minibatches after every image step.")
 
 
 class CondenseSpec(Strict):
     """HMDC (Moon, Kim and Park, ECCV 2024)."""
 
-    ipc: Positive = Field(description="Stored images per class.", examples=[10])
+    renamed: ClassVar[dict[str, str]] = {"start": "initialisation"}
+
+    ipc: Positive = Field(description="Synthetic images per class.", examples=[10])
     factor: Positive = Field(
         2,
-        description="f: one stored image holds f x f training images, so ipc 10 gives 40 per class; must divide the "
+        description="f: one synthetic image holds f x f training images, so ipc 10 gives 40 per class; must divide the "
         "size.",
-        examples=[2],
     )
-    resets: Positive = Field(100, description="Sets of fresh networks (T in the paper).", examples=[100])
-    batch: Positive = Field(
-        128, description="B: real images per class and image step; also the most decoded ones.", examples=[128]
+    resets: Positive = Field(100, description="Sets of fresh networks (T in the paper).")
+    batch: Positive = Field(128, description="B: real images per class and image step; also the most decoded ones.")
+    initialisation: Literal["kmeans", "random"] = Field(
+        "kmeans", description="Which real images the synthetic ones begin as."
     )
-    start: Literal["kmeans", "random"] = Field(
-        "kmeans", description="What the stored images begin as.", examples=["kmeans"]
-    )
-    match: bool = Field(True, description="Gradient matching, one target per model.", examples=[True])
-    distill: bool = Field(True, description="Mutual distillation, one target per pair of models.", examples=[True])
-    balance: bool = Field(True, description="Gradient Balance Module.", examples=[True])
-    balance_every: Positive = Field(10, description="Image steps between updates of the weights.", examples=[10])
+    match: bool = Field(True, description="Gradient matching, one objective per model.")
+    distill: bool = Field(True, description="Mutual distillation, one objective per pair of models.")
+    balance: bool = Field(True, description="Gradient Balance Module.")
+    balance_every: Positive = Field(10, description="Image steps between updates of the weights.")
     normalise: bool = Field(
         True,
-        description="Divide the gradient per stored image and channel by its largest absolute value; images.lr means "
-        "something else without.",
-        examples=[True],
+        description="Divide the gradient per synthetic image and channel by its largest absolute value; images.lr "
+        "means something else without.",
     )
     pool_strategy: Literal["all", "pair"] = Field(
         "all",
         description="all: every model condenses all the time; pair: two of them, drawn anew at every network reset, "
         "which costs as much as a pool of two.",
-        examples=["all"],
     )
     classes_per_step: Positive | None = Field(
         None,
@@ -155,16 +158,14 @@ class CondenseSpec(Strict):
         description="fast: matching holds the graphs of whole classes, of as many together as fit; low: of a tenth of "
         "one class's images, and a minibatch is trained on in ten parts; auto: as fast where one class fits, otherwise "
         "of as many of its images as do. The result is the same up to rounding.",
-        examples=["auto"],
     )
     derivative: Literal["eager", "compiled"] = Field(
         "eager",
         description="eager: as torch does it, on a GPU captured as CUDA graphs; compiled: the derivative of matching "
         "goes through torch.compile first, which takes minutes at the start and on a CPU needs a C++ compiler; steps "
         "that update the balance stay eager. The result is the same up to rounding.",
-        examples=["eager"],
     )
-    images: ImagesSpec = Field(default_factory=ImagesSpec, description="Optimiser of the stored images.")
+    images: ImagesSpec = Field(default_factory=ImagesSpec, description="Optimiser of the synthetic images.")
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="Choice of the real batch.")
     networks: NetworksSpec = Field(default_factory=NetworksSpec, description="Network training.")
     projection: ProjectionSpec = Field(default_factory=ProjectionSpec, description="Projection training.")
@@ -172,7 +173,7 @@ class CondenseSpec(Strict):
     cutmix: CondenseCutmix = Field(default_factory=CondenseCutmix, description="CutMix.")
 
     @model_validator(mode="after")
-    def _some_target(self) -> CondenseSpec:
+    def _some_objective(self) -> CondenseSpec:
         if not self.match and not self.distill:
             raise ValueError("match and distill are both off: nothing is left to minimise")
         return self
@@ -206,7 +207,7 @@ class Recipe(Strict):
         examples=["cifar10_ipc10"],
     )
     description: str = Field("", description="One sentence for `recipes ls` and the card.")
-    seed: NotNegative = Field(0, description="Seed of condensing.", examples=[0])
+    seed: NotNegative = Field(0, description="Seed of condensing.")
     source: SourceSpec = Field(description="The dataset that is condensed.")
     pool: list[ModelSpec] = Field(
         min_length=1,
@@ -270,7 +271,8 @@ class Recipe(Strict):
                 del section["background"]
         if key == "condense":
             # How it is computed, not what.
-            del section["memory"], section["derivative"], section["networks"]["parts"]
+            del section["memory"], section["derivative"], section["networks"]["accumulation_steps"]
+            section["start"] = section.pop("initialisation")  # the hashes of the first sets have its former name
             if section["classes_per_step"] is None:
                 del section["classes_per_step"]  # younger than the first sets, whose hashes stay as they are
         return section

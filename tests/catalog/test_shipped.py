@@ -12,10 +12,10 @@ import pytest
 
 from hmdc_hub.catalog import dump_recipe, list_models, list_recipes, load_model, load_recipe, read_recipe_file
 from hmdc_hub.catalog.entries import MODELS, RECIPES, Entry
-from hmdc_hub.catalog.keys import all_keys, example_value, key_at
+from hmdc_hub.catalog.problems import all_keys, example_value, node_at, schema_of
 from hmdc_hub.catalog.reference import generated_files, json_schema, model_json_schema
+from hmdc_hub.catalog.yaml12 import read_value, read_yaml
 from hmdc_hub.schema import ModelSpec, Recipe
-from hmdc_hub.yaml12 import read_value, read_yaml
 
 SHIPPED_RECIPES, SHIPPED_MODELS = list_recipes(), list_models()
 
@@ -77,11 +77,16 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
 
 
 def test_generated_files_are_written_anew_by_one_command(pool: Path) -> None:
+    page = "# Head\n" + 2 * "<!-- Written by `python -m hmdc_hub.catalog` from hmdc_hub/schema/; edit the schema. -->\n"
+    page = page.replace("schema. -->\n", "schema. -->\nold\n<!-- End of what is written. -->\nKept.\n")
     (pool / "docs").mkdir()
+    (pool / "docs" / "recipes.md").write_text(page)
     runpy.run_module("hmdc_hub.catalog", run_name="__main__")
     assert (pool / "recipes" / RECIPES.schema).read_text() == json_schema()
     assert (pool / "model_pool" / MODELS.schema).read_text() == model_json_schema()
-    assert (pool / "docs" / "recipes.md").read_text().count("| `ipc` |") == 1
+    written = (pool / "docs" / "recipes.md").read_text()
+    assert written.count("| `ipc` |") == 1
+    assert written.startswith("# Head\n") and written.count("Kept.") == 2 and "old\n" not in written
 
 
 def shape_errors(value: Any, schema: dict[str, Any], root: dict[str, Any] | None = None) -> list[str]:
@@ -146,33 +151,34 @@ def test_every_definition_of_the_schemas_is_strict_and_described() -> None:
 def test_examples_are_right_themselves(model: type[Recipe] | type[ModelSpec]) -> None:
     """An example that an error message shows must not be the next error."""
     schema = json.loads(json_schema() if model is Recipe else model_json_schema())
-    for key in all_keys(model):
-        if not (text := example_value(key)):
-            assert key.path[-1] == "description"
+    for dotted, node in all_keys(schema_of(model)):
+        if not (text := example_value(node)):
+            assert dotted.rpartition(".")[2] == "description"
             continue
         value = read_value(text)
         here: dict[str, Any] = schema
-        for part in key.path:
+        for part in dotted.split("."):
             while "$ref" in here:
                 here = schema["$defs"][here["$ref"].rsplit("/", 1)[-1]]
             here = here["properties"][part]
-        assert shape_errors(value, here, schema) == [], key.dotted
+        assert shape_errors(value, here, schema) == [], dotted
 
 
 def test_the_reference_has_every_key() -> None:
     text = next(content for path, content in generated_files().items() if path.name == "recipes.md")
-    keys = [*all_keys(Recipe), *all_keys(ModelSpec)]
+    keys = [*all_keys(schema_of(Recipe)), *all_keys(schema_of(ModelSpec))]
     assert len(re.findall(r"^\| `\w+` \|", text, flags=re.MULTILINE)) == len(keys)
+    former = re.findall(r"^## Former names$.*?^<!--", text, flags=re.MULTILINE | re.DOTALL)[0]
     anchors = {
         re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^## (.*)", text, flags=re.M)
     }
     assert set(re.findall(r"\]\(#(.*?)\)", text)) <= anchors
-    for row in re.findall(r"^\|.*\|$", text, flags=re.MULTILINE):
+    for row in re.findall(r"^\|.*\|$", text.replace(former, ""), flags=re.MULTILINE):
         assert len(re.findall(r"(?<!\\)\|", row)) == 6, row
 
 
 def test_keys_are_found_by_their_path() -> None:
-    assert key_at(Recipe, ("pool", 0, "lr", "condense")) is not None
-    assert key_at(Recipe, ("pool", "0", "args", "anything")) is not None
+    assert node_at(Recipe, ("pool", 0, "lr", "condense")) is not None
+    assert node_at(Recipe, ("pool", "0", "args", "anything")) is not None
     for path in (("pool", "x"), ("seed", "x"), ("condense", "images", "lr", "x"), ("nothing",), ("pool", "-1")):
-        assert key_at(Recipe, path) is None
+        assert node_at(Recipe, path) is None

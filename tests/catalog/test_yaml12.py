@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmdc_hub.catalog.yaml12 import MAX_BYTES, Document, decode, parse, plain, read_value, read_yaml, show, write_yaml
 from hmdc_hub.errors import RecipeError
-from hmdc_hub.yaml12 import MAX_BYTES, Document, decode, parse, plain, read_value, read_yaml, show, write_yaml
 
 LOADERS = [yaml.SafeLoader, *([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader") else [])]
 
@@ -23,6 +23,7 @@ def complaint(text: str, loader: Any = yaml.SafeLoader) -> str:
     return caught.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -79,7 +80,7 @@ def test_every_key_has_its_line(loader: Any) -> None:
         ("a: {<<: [{b: 1}, {c: 2}], d: 1}\n", "line 1: a.<<: merge keys"),
         ("1: a\n", "line 1: 1: a key must be text; put it in quotes"),
         ("a: {null: 1}\n", "line 1: a.null: a key must be text"),
-        ("? [a, {b: c}]\n: 1\n", "a key must be text, not a list or mapping"),
+        ("? [a, {b: c}]\n: 1\n", "a key must be text"),
         ("a: {depth:3, width: 4}\n", "line 1: a.depth:3: needs a space after the colon"),
         ("a: .inf\n", "line 1: a = .inf: must be a finite number"),
         ("a: -.INF\n", "line 1: a = -.INF: must be a finite number"),
@@ -206,6 +207,7 @@ KEYS = st.text(max_size=20) | st.sampled_from(["on", "1", "<<", "null", "a:1", "
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_what_is_written_is_read_back_the_same(data: dict[str, Any]) -> None:
