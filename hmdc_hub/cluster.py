@@ -24,7 +24,7 @@ ROUNDING = 1e-6
 
 @torch.no_grad()
 def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100) -> Tensor:
-    """Cluster points by Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii, SODA 2007).
+    """Cluster points by Lloyd's iterations from a k-means++ initialisation (Arthur and Vassilvitskii, SODA 2007).
 
     Stops when no point changes its cluster; a cluster that loses all its points keeps its centre.
 
@@ -140,9 +140,6 @@ def _start(points: Tensor, k: int, gen: torch.Generator) -> Tensor:
 
     The largest of `weight / exponential noise` is a draw in proportion to the weights, which needs no running sum
     (its order of adding varies on GPUs) and no number back from the device.
-
-    Returns:
-        int64 k, indices into `points`.
     """
     noise = _noise(k, len(points), gen).to(points)
     squares = points.square().sum(dim=1)
@@ -162,12 +159,9 @@ def _noise(k: int, count: int, gen: torch.Generator) -> Tensor:
 
 
 def _closer(closest: Tensor, total: Tensor, products: Tensor) -> Tensor:
-    """Return the squared distances from the closest centres, given also products with a new one.
+    """Update ... x P squared distances from the closest centres by a new one.
 
-    Args:
-        closest: float32 ... x P, squared distances from the closest centre so far.
-        total: float32 ... x P, squares of the points plus that of the new centre.
-        products: float32 ... x P, inner products of the points with the new centre.
+    `total` are the squares of the points plus that of the new centre, `products` their inner products.
     """
     distances = total - 2 * products
     # Rounding noise is no distance. Copies of chosen points keep so small a weight that it decides only among them.
@@ -175,7 +169,6 @@ def _closer(closest: Tensor, total: Tensor, products: Tensor) -> Tensor:
 
 
 def _assign(points: Tensor, centres: Tensor) -> Tensor:
-    """Return int64 P, the nearest centre of each point."""
     parts = torch.split(points, max(1, CHUNK // len(centres)))
     return torch.cat([_distances(part, centres).argmin(dim=1) for part in parts])
 
@@ -241,15 +234,10 @@ def _representatives(
 
 
 def _start_together(points: Tensor, noise: Sequence[Tensor]) -> Tensor:
-    """Do what `_start` does for G classes at once.
+    """Do what `_start` does for G classes at once, points G x P x D padded, noise k_c x P_c of each class on the CPU.
 
-    Args:
-        points: float32 G x P x D, padded.
-        noise: float32 k_c x P_c of each class, on the CPU.
-
-    Returns:
-        int64 G x k, indices into each class's points. A class that has fewer than k points goes on with the first of
-        them, which changes nothing: where its points are, there are centres already.
+    A class that has fewer than k points goes on with the first of them, which changes nothing: where its points are,
+    there are centres already.
     """
     squares = points.square().sum(dim=2)
     weights, closest = torch.ones_like(squares), torch.full_like(squares, torch.inf)
@@ -268,12 +256,11 @@ def _start_together(points: Tensor, noise: Sequence[Tensor]) -> Tensor:
 
 
 def _distances_together(points: Tensor, centres: Tensor) -> Tensor:
-    """Return G x P x k what `_distances` does for each class."""
     return torch.baddbmm(centres.square().sum(dim=2)[:, None], points, centres.mT, alpha=-2)
 
 
 def _means_together(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
-    """Return G x k x D what `_means` does for each class; points assigned to -1 do not count."""
+    """Do what `_means` does for each class; points assigned to -1 do not count."""
     member = (assigned[:, :, None] == torch.arange(centres.shape[1], device=points.device)).to(points.dtype)
     counts = member.sum(dim=1)[:, :, None]
     return torch.where(counts > 0, (member.mT @ points) / counts.clamp(min=1), centres)

@@ -2,11 +2,14 @@
 
 A top-level folder that is called like a split is one; nothing else in a path or file name says anything about splits.
 The class is the path of folders below it, down to the image. Links are followed, and no character of a name means
-anything but itself.
+anything but itself. Cells of metadata files are text: `01`, `true` and `NA` are class names. (The `datasets` library,
+whose layout it is, guesses the type of a cell from what it looks like.)
 """
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 import shlex
@@ -14,14 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import LeftOut
-from hmdc_hub.sources import detect
-from hmdc_hub.sources.reader import Encoded, Facts, Part
+from hmdc_hub.sources.reader import Reader, SourceFacts, Split
 
 SPLITS: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -37,6 +39,7 @@ _NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 """Formats that Pillow recognises but opens with the help of other programs, or not at all."""
 
 _SHOWN = 3
+_EXAMPLE = "Its first line is for example  file_name,label  and the others  ant-1.png,ant"
 
 Names = tuple[str, ...]
 """A path below the source's folder, name by name."""
@@ -97,29 +100,23 @@ def _list(folder: Path, names: Names, above: tuple[tuple[int, int], ...], found:
     if not entries and names:
         found.left_out["empty folders"].append(names)
     for entry in entries:
-        path = (*names, entry.name)
+        path, suffix = (*names, entry.name), Path(entry.name).suffix.lower()
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             found.left_out["hidden"].append(path)
         elif entry.is_dir():
             _list(folder / entry.name, path, (*above, here), found)
         elif not entry.is_file():
             found.left_out["links to nothing" if entry.is_symlink() else "no files"].append(path)
+        elif entry.name in METADATA:
+            found.metadata.append(path)
+        elif suffix in TABLES:
+            found.tables.append(path)
+        elif suffix in _image_suffixes() or _pillow_opens(entry.path):
+            found.images.append(path)
         else:
-            _sort_in(Path(entry.path), path, found)
-
-
-def _sort_in(file: Path, path: Names, found: Listing) -> None:
-    suffix = file.suffix.lower()
-    if path[-1] in METADATA:
-        found.metadata.append(path)
-    elif suffix in TABLES:
-        found.tables.append(path)
-    elif suffix in _image_suffixes() or _pillow_opens(file):
-        found.images.append(path)
-    else:
-        if suffix in ARCHIVES:
-            found.archives.append(path)
-        found.left_out["no images"].append(path)
+            found.left_out["no images"].append(path)
+            if suffix in ARCHIVES:
+                found.archives.append(path)
 
 
 @cache
@@ -128,121 +125,12 @@ def _image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in _NO_PICTURES)
 
 
-def _pillow_opens(file: Path) -> bool:
+def _pillow_opens(file: str) -> bool:
     try:
         with Image.open(file) as image:
             return image.format not in _NO_PICTURES
     except Exception:  # Pillow's decoders raise whatever a foreign file leads them into
         return False
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The images of one split.
-
-    Attributes:
-        files: Paths of N images below the folder, with forward slashes.
-        columns: Column to N texts; None is an empty cell. Whole numbers only where a metadata file has nothing else.
-        places: Where the N rows stand, for errors.
-    """
-
-    files: Sequence[str]
-    columns: Mapping[str, Sequence[object]]
-    places: Sequence[str]
-
-
-class FolderReader:
-    """A `Reader` of a folder of images. The images' column is called `image`, the classes' of folders `label`.
-
-    Args:
-        facts: Where the dataset comes from.
-        root: The folder.
-        splits: Split name to its images.
-    """
-
-    def __init__(self, facts: Facts, root: Path, splits: Mapping[str, Rows]) -> None:
-        self.facts = facts
-        self._root = root
-        self._splits = dict(splits)
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of the splits, of train, validation and test."""
-        return tuple(self._splits)
-
-    def rows(self, split: str) -> int:
-        """Count the rows of a split."""
-        return len(self._splits[split].files)
-
-    def columns(self, split: str, image: str | None, label: str | None) -> tuple[str, str]:
-        """Check the columns of a split, or find those that are None."""
-        texts = self._splits[split].columns
-        kinds = {name: "string" if all(map(_is_text, values)) else "other" for name, values in texts.items()}
-        # A column of that name in a metadata file is not it.
-        features = {"image": "image"} | kinds | {"image": "image"}
-        where = f"split {split!r} of {self.facts.id}"
-        return detect.image_column(features, image, where), detect.label_column(features, label, where)
-
-    def class_names(self, split: str, label: str) -> list[str] | None:
-        """Give None: the texts are the classes."""
-        return None
-
-    def labels(self, part: Part, label: str) -> list[object]:
-        """Read the labels of some rows."""
-        return list(self._splits[part.split].columns[label][part.start : part.stop])
-
-    def images(self, part: Part, image: str) -> Iterator[Encoded]:
-        """Give the paths of the images of some rows."""
-        for name in self._splits[part.split].files[part.start : part.stop]:
-            yield str(self._root / name)
-
-    def where(self, split: str, column: str, row: int) -> str:
-        """Name the file, and its line in a metadata file, that a row is."""
-        return self._splits[split].places[row]
-
-
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str | int)
-
-
-def open_class_folders(source: str, root: Path, found: Listing, facts: Facts) -> FolderReader:
-    """Read classes from the names of folders.
-
-    Args:
-        source: Id as the user wrote it.
-        root: The same as a path.
-        found: What is in it, images among it.
-        facts: What is known of it.
-
-    Raises:
-        SourceError: Splits or classes cannot be told from the folders.
-    """
-    folders = split_folders(source, found)
-    left_out = defaultdict(list, {reason: list(paths) for reason, paths in found.left_out.items()})
-    left_out["no images"] += found.tables
-    if not folders:
-        _refuse_near_splits(source, found.images)
-        _refuse_splits_below(source, found.images)
-    classes: dict[str, dict[Names, list[Names]]] = {}
-    for path in found.images:
-        if folders and path[0] not in folders:
-            left_out["beside the splits"].append(path)
-            continue
-        split, below = (folders[path[0]], path[1:-1]) if folders else ("train", path[:-1])
-        if below:
-            classes.setdefault(split, {}).setdefault(below, []).append(path)
-        else:
-            left_out["in no class folder"].append(path)
-    beside = left_out["beside the splits"]
-    if not classes or ("train" not in classes and beside):
-        raise _no_classes(source, found, folders, beside)
-    _refuse_mixed_depth(source, classes)
-    splits = {}
-    for split in sorted(classes, key=list(dict.fromkeys(SPLITS.values())).index):
-        rows = sorted(("/".join(path), "/".join(name)) for name, paths in classes[split].items() for path in paths)
-        files = [file for file, _ in rows]
-        splits[split] = Rows(files, {"label": [name for _, name in rows]}, files)
-    return FolderReader(replace(facts, left_out=counted(left_out)), root, splits)
 
 
 def counted(left_out: Mapping[str, Sequence[Names]]) -> tuple[LeftOut, ...]:
@@ -254,12 +142,53 @@ def counted(left_out: Mapping[str, Sequence[Names]]) -> tuple[LeftOut, ...]:
     )
 
 
-def split_folders(source: str, found: Listing) -> dict[str, str]:
-    """Find the top-level folders with images that are splits, with the split that each is.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An image below the folder, with forward slashes; its columns, of which None is an empty cell; where it stands."""
+
+    image: str
+    cells: Mapping[str, object]
+    place: str
+
+
+def open_images(source: str, root: Path, found: Listing, facts: SourceFacts) -> Reader:
+    """Open a folder of images: the column of images is called `image`, that of class folders `label`.
+
+    In metadata files a row names an image by its path from the file's folder, under `file_name`. The split is the
+    top-level folder of the image; without such folders, a column `split` that holds nothing but names of splits.
 
     Raises:
-        SourceError: Two of them are the same split.
+        SourceError: Splits or classes cannot be told from the folders; or a metadata file cannot be read, or names an
+            image that is not there, or twice.
     """
+    folders = _split_folders(source, found)
+    left_out = defaultdict(list, {reason: list(paths) for reason, paths in found.left_out.items()})
+    left_out["no images"] += found.tables
+    rows = (_by_metadata if found.metadata else _by_folders)(source, root, found, folders, left_out)
+    numbers = _numbers(row for some in rows.values() for row in some) if found.metadata else set()
+    splits = {name: _split(root, rows[name], numbers) for name in dict.fromkeys(SPLITS.values()) if name in rows}
+    return Reader(replace(facts, left_out=counted(left_out)), splits)
+
+
+def _split(root: Path, rows: Sequence[_Row], numbers: set[str]) -> Split:
+    columns: dict[str, list[object]] = {}
+    features = {"image": "image"}
+    for name in dict.fromkeys(name for row in rows for name in row.cells):
+        values = [row.cells.get(name) for row in rows]
+        columns[name] = [int(str(value)) if name in numbers and value is not None else value for value in values]
+        if name != "image":  # a column of that name in a metadata file is not it
+            features[name] = (
+                "string" if all(isinstance(value, str | int | None) for value in columns[name]) else "other"
+            )
+
+    def read(column: str, start: int, stop: int) -> Iterable[object]:
+        return (str(root / row.image) for row in rows[start:stop]) if column == "image" else columns[column][start:stop]
+
+    return Split(len(rows), features, read, where=lambda row: rows[row].place)
+
+
+def _split_folders(source: str, found: Listing) -> dict[str, str]:
+    """Find the top-level folders with images that are splits, with the split that each is."""
     tops = dict.fromkeys(path[0] for path in found.images if len(path) > 1)
     folders = {name: SPLITS[name.lower()] for name in tops if name.lower() in SPLITS}
     for split in SPLITS.values():
@@ -269,6 +198,44 @@ def split_folders(source: str, found: Listing) -> dict[str, str]:
                 hint=f"Merge them, or rename the one that is not meant, for example  mv {same[-1]} unused-{same[-1]}",
             )
     return folders
+
+
+# Class folders
+
+
+def _by_folders(
+    source: str, root: Path, found: Listing, folders: Mapping[str, str], left_out: dict[str, list[Names]]
+) -> dict[str, list[_Row]]:
+    if not folders:
+        _refuse_near_splits(source, found.images)
+        _refuse_splits_below(source, found.images)
+    found_in: dict[tuple[str, Names], Names] = {}
+    labels: dict[Names, dict[str, object]] = {}
+    rows: dict[str, list[_Row]] = {}
+    for path in found.images:
+        split, below = (folders.get(path[0], ""), path[1:-1]) if folders else ("train", path[:-1])
+        if not split:
+            left_out["beside the splits"].append(path)
+        elif not below:
+            left_out["in no class folder"].append(path)
+        else:
+            found_in.setdefault((split, below), path)
+            name = "/".join(path)
+            cells = labels.setdefault(below, {"label": "/".join(below)})  # one for all, as there may be millions
+            rows.setdefault(split, []).append(_Row(name, cells, name))
+    beside = left_out["beside the splits"]
+    if not rows or ("train" not in rows and beside):
+        raise _no_classes(source, found, folders, beside)
+    first = {below: path for (_, below), path in found_in.items()}
+    shallow, deep = min(first, key=len), max(first, key=len)
+    if len(shallow) != len(deep):
+        raise SourceError(
+            f"source.id: the class folders of {source} are of different depth, as in {'/'.join(first[shallow])} and "
+            f"{'/'.join(first[deep])}: is {deep[0]!r} the class, or {'/'.join(deep)!r}?",
+            hint=f"Bring all images to the same depth: rename  {'/'.join(deep)}  to  {'-'.join(deep)}  and the like, "
+            f"or move the images of {'/'.join(deep)} up.",
+        )
+    return rows
 
 
 def _refuse_near_splits(source: str, images: Sequence[Names]) -> None:
@@ -319,18 +286,119 @@ def _no_classes(source: str, found: Listing, folders: Mapping[str, str], beside:
     )
 
 
-def _refuse_mixed_depth(source: str, classes: Mapping[str, Mapping[Names, Sequence[Names]]]) -> None:
-    names = {name: paths[0] for of_split in classes.values() for name, paths in of_split.items()}
-    shallow, deep = min(names, key=len), max(names, key=len)
-    if len(shallow) != len(deep):
-        raise SourceError(
-            f"source.id: the class folders of {source} are of different depth, as in {'/'.join(names[shallow])} and "
-            f"{'/'.join(names[deep])}: is {deep[0]!r} the class, or {'/'.join(deep)!r}?",
-            hint=f"Bring all images to the same depth: rename  {'/'.join(deep)}  to  {'-'.join(deep)}  and the like, "
-            f"or move the images of {'/'.join(deep)} up.",
-        )
+# Metadata files
 
 
-def paths_of(names: Iterable[Names]) -> dict[str, Names]:
-    """Key paths by their text with forward slashes."""
-    return {"/".join(path): path for path in names}
+def _by_metadata(
+    source: str, root: Path, found: Listing, folders: Mapping[str, str], left_out: dict[str, list[Names]]
+) -> dict[str, list[_Row]]:
+    images = {"/".join(path): path for path in found.images}
+    every = [row for names in sorted(found.metadata) for row in _read_metadata(root, names)]
+    columns = dict.fromkeys(name for row in every for name in row.cells if name.lower() == "split")
+    said = [name for name in columns if all(str(row.cells.get(name)).lower() in SPLITS for row in every)]
+    rows: dict[str, list[_Row]] = {}
+    seen: dict[str, str] = {}
+    for row in every:
+        if row.image not in images:
+            raise SourceError(
+                f"{row.place}: there is no image {row.image!r} in {source}",
+                hint="Correct the line's file_name, a path from the folder of the metadata file, or remove the line.",
+            )
+        if row.image in seen:
+            raise SourceError(f"{row.place} and {seen[row.image]} are about the same image", hint="Remove one of them.")
+        seen[row.image] = row.place
+        if folders:
+            split = folders.get(images[row.image][0])
+        else:
+            split = SPLITS[str(row.cells[said[0]]).lower()] if said else "train"
+        if split is None:
+            left_out["beside the splits"].append(images[row.image])
+        else:
+            rows.setdefault(split, []).append(row)
+    left_out["in no metadata file"] += [path for name, path in images.items() if name not in seen]
+    if not rows:
+        names = ", ".join("/".join(path) for path in found.metadata)
+        raise SourceError(f"source.id: {names} of {source} name no image of a split", hint=_EXAMPLE)
+    return rows
+
+
+def _numbers(rows: Iterable[_Row]) -> set[str]:
+    """Find the columns of nothing but whole numbers, as Python writes them, which are numbers: 2 comes before 10."""
+    numbers, others = set[str](), set[str]()
+    for row in rows:
+        for name, value in row.cells.items():
+            if value is not None:
+                (numbers if isinstance(value, str) and _is_number(value) else others).add(name)
+    return numbers - others
+
+
+def _is_number(text: str) -> bool:
+    # The length first: Python refuses to turn thousands of digits into a number.
+    return len(text) < 19 and text.removeprefix("-").isdecimal() and str(int(text)) == text
+
+
+def _read_metadata(root: Path, names: Names) -> Iterator[_Row]:
+    name = "/".join(names)
+    cells = _csv_cells if names[-1].endswith(".csv") else _json_cells
+    try:
+        with root.joinpath(*names).open(encoding="utf-8-sig", newline="") as file:
+            for line, row in cells(name, file):
+                image = row.pop("file_name", None)
+                if not isinstance(image, str):
+                    raise SourceError(f"{name}, line {line}: file_name is empty; it names the line's image")
+                yield _Row(_joined(names[:-1], image), row, f"{name}, line {line} ({image})")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{name} is no text in UTF-8: {error.reason}", hint="Save it as UTF-8.") from error
+    except OSError as error:
+        raise SourceError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def _joined(folder: Names, image: str) -> str:
+    """Give the path below the source's folder; one that leads out of it is left as it is, and names no image."""
+    parts = list(folder)
+    for part in PurePosixPath(image.replace("\\", "/")).parts:
+        if part == ".." and parts:
+            parts.pop()
+        else:
+            parts.append(part)
+    return "/".join(parts)
+
+
+def _csv_cells(name: str, file: Iterator[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    reader = csv.reader(file, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if "file_name" not in header:
+            raise SourceError(
+                f"{name} has no column file_name; its first line is {','.join(header)[:80]!r}", hint=f"{_EXAMPLE}."
+            )
+        if twice := [column for column in header if header.count(column) > 1]:
+            raise SourceError(f"{name} has two columns {twice[0]!r}", hint="Rename one of them.")
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise SourceError(
+                    f"{name}, line {reader.line_num} has {len(cells)} cells, its first line has {len(header)}",
+                    hint='A comma within a cell needs quotes around the cell: "one, two".',
+                )
+            yield reader.line_num, {key: cell or None for key, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        raise SourceError(f"{name}, line {reader.line_num} cannot be read: {error}") from error
+
+
+def _json_cells(name: str, file: Iterator[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            # Numbers stay as they are written.
+            row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{name}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict) or "file_name" not in row:
+            raise SourceError(
+                f"{name}, line {number} is no object with file_name",
+                hint='Each line is for example  {"file_name": "ant-1.png", "label": "ant"}',
+            )
+        yield number, {key: json.dumps(cell) if isinstance(cell, bool) else cell or None for key, cell in row.items()}

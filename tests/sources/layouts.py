@@ -16,7 +16,7 @@ from pathlib import Path
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import index_source, left_out_notes
-from hmdc_hub.sources.splits import no_test_split
+from hmdc_hub.sources.rows import no_test_split
 from tests.sources.files import COLOURS, png, rows, write, write_parquet
 
 PAGE = Path(__file__).parents[2] / "docs/your-data.md"

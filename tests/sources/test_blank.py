@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, describe, load_source
-from hmdc_hub.sources.blank import equal_classes
+from hmdc_hub.sources.checks import equal_classes
 from tests.sources.files import cells, encoded, parquet_folder, png
 
 

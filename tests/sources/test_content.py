@@ -16,7 +16,7 @@ from hmdc_hub.errors import SourceError
 from hmdc_hub.events import Event
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, load_source
-from hmdc_hub.sources.content import file_keys, held_out_count, held_out_rows, pixel_keys, repeated_rows
+from hmdc_hub.sources.checks import file_keys, held_out_count, held_out_rows, pixel_keys, repeated_rows
 from tests.sources.files import CLASSES, cells, encoded, parquet_folder, picture, png, rows, tree, write_parquet
 
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
@@ -168,7 +168,7 @@ def test_a_trace_of_images_in_both_splits_is_said(tmp_path: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
     notes: list[Event] = []
-    source = load_source(SourceSpec(id=str(tmp_path), size=8), listener=notes.append)
+    source = load_source(SourceSpec(id=str(tmp_path), size=8), callback=notes.append)
     assert source.info.repeated == 1
     assert "1 of 100 test images are, pixel by pixel, train images too" in [getattr(note, "text", "") for note in notes]
     picture(8).save(tmp_path / "test/a/8 again.png")
@@ -180,7 +180,7 @@ def test_what_is_used_is_said(tmp_path: Path) -> None:
     root = tree(tmp_path, {"ant": 5, "bee": 5})
     (root / "notes.txt").write_text("hello")
     said: list[Event] = []
-    load_source(SourceSpec(id=str(root), size=8, test_fraction=0.2), listener=said.append)
+    load_source(SourceSpec(id=str(root), size=8, test_fraction=0.2), callback=said.append)
     assert [getattr(note, "text", "") for note in said] == [
         "8 images of train to condense, 4 in each of 2 classes: ant, bee",
         "2 to score on, 20% of each class of train; columns image and label",

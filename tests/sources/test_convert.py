@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.convert import fill, to_pixels
-from hmdc_hub.sources.decode import open_image
-from hmdc_hub.sources.levels import Levels
+from hmdc_hub.sources.pixels import Levels, fill, open_image, to_pixels
 from tests.sources.files import encoded, picture, png
 
 
@@ -130,11 +128,7 @@ def test_any_shape_becomes_the_square_asked_for(size: tuple[int, int], fit: str)
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
-    [
-        (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
-        (Image.new("La", (4, 4)), "mode La"),
-    ],
+    ("image", "words"), [(Image.new("RGB", (0, 5)), "0 x 5 pixels"), (Image.new("La", (4, 4)), "mode La")]
 )
 def test_refused_images(image: Image.Image, words: str) -> None:
     with pytest.raises(SourceError, match=words):
@@ -183,7 +177,7 @@ def test_large_photographs_pass_without_a_warning(recwarn: pytest.WarningsRecord
 
 
 def test_huge_images_are_decoded_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmdc_hub.sources.convert._HUGE", 100 * 100)
+    monkeypatch.setattr("hmdc_hub.sources.pixels.HUGE", 100 * 100)
     noise = np.random.RandomState(0).randint(0, 256, (200, 200)).astype(np.uint8)
     files = [encoded(Image.fromarray(noise))] * 8
     threads = set()
@@ -192,7 +186,7 @@ def test_huge_images_are_decoded_in_one_thread(monkeypatch: pytest.MonkeyPatch) 
         threads.add(threading.get_ident())
         return to_pixels(image, **options)
 
-    monkeypatch.setattr("hmdc_hub.sources.convert.to_pixels", counted)
+    monkeypatch.setattr("hmdc_hub.sources.pixels.to_pixels", counted)
     out = np.zeros((8, 1, 8, 8), np.uint8)
     fill(out, files, np.arange(8), "row {}".format, "crop", levels=Levels(lambda: files))
     assert len(threads) == 1 and out.any(axis=(1, 2, 3)).all()

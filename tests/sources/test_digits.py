@@ -90,6 +90,7 @@ def test_keys_that_do_not_apply_are_refused(keys: dict[str, object], words: str)
     assert caught.value.hint
 
 
+@pytest.mark.slow
 def test_digits_need_no_library_of_other_sources() -> None:
     code = (
         "import sys; from hmdc_hub.schema import SourceSpec; import hmdc_hub.sources as s\n"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import Source, describe, index_source, load_source, local
+from hmdc_hub.sources import Source, describe, index_source, load_source, tables
 from tests.sources.files import (
     BLUE,
     COLOURS,
@@ -342,7 +342,7 @@ def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:
 def test_no_link_can_be_made_for_a_path_with_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = parquet_folder(tmp_path / "a*b")
     (tmp_path / "cache").write_text("a file")
-    monkeypatch.setattr(local, "cache_folder", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(tables, "cache_folder", lambda name: tmp_path / "cache" / name)
     with pytest.raises(SourceError, match=re.escape("*, ? and [ in ")) as caught:
         load(folder)
     assert caught.value.hint == "Rename the folder."

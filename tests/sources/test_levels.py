@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.events import Listener, silent
+from hmdc_hub.events import Callback, silent
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, load_source
-from hmdc_hub.sources.convert import fill, to_pixels
-from hmdc_hub.sources.decode import open_image
-from hmdc_hub.sources.levels import Levels
+from hmdc_hub.sources.pixels import Levels, fill, open_image, to_pixels
 from hmdc_hub.sources.reader import Encoded
 from tests.sources.files import cells, encoded, parquet_folder, png
 
@@ -78,7 +76,7 @@ def dataset(
     root: Path,
     write: Callable[[Values], bytes],
     others: Callable[[Values], bytes] | None = None,
-    listener: Listener = silent,
+    callback: Callback = silent,
 ) -> Source:
     """Write classes of 0.2 and 0.8 of white, 4 train and 2 test images each, and load them."""
     rng = np.random.default_rng(0)
@@ -90,7 +88,7 @@ def dataset(
         return list(cells(files)), labels
 
     folder = parquet_folder(root, part(4), part(2), datasets.ClassLabel(names=["dark", "bright"]))
-    return load_source(SourceSpec(id=str(folder), size=16, channels=1), listener=listener)
+    return load_source(SourceSpec(id=str(folder), size=16, channels=1), callback=callback)
 
 
 def means(source: Source) -> list[float]:
@@ -98,6 +96,7 @@ def means(source: Source) -> list[float]:
     return [float(images.float().mean()) for images in every]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "bits"),
     [
@@ -125,13 +124,13 @@ def test_classes_are_as_bright_as_they_were_written(
     tmp_path: Path, write: Callable[[Values], bytes], bits: int | None
 ) -> None:
     said: list[str] = []
-    source = dataset(tmp_path, write, listener=lambda event: said.append(getattr(event, "text", "")))
+    source = dataset(tmp_path, write, callback=lambda event: said.append(getattr(event, "text", "")))
     assert means(source) == pytest.approx([51, 204, 51, 204], abs=2)
     assert source.info.bits == bits
     if bits:
         assert said[2:] == [
             f"no pixel of the 16-bit images is brighter than {2**bits - 1}: they are taken for images of {bits} bits, "
-            "and that is white",
+            "and that is white"
         ]
     else:
         assert said[2:] == (["floating-point images lie in [0, 1]: 1.0 is white"] if write is floats else [])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import subprocess
@@ -18,9 +19,10 @@ from datasets import ClassLabel, Image
 from PIL import Image as Pillow
 
 from hmdc_hub.errors import RunError, SourceError
-from hmdc_hub.evaluate.holdout import hold_out
+from hmdc_hub.evaluator import hold_out
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import ClassBank, Source, bank, load_source, mapped
+from hmdc_hub.sources import ClassSortedImages, Source, load_source, pixels
+from hmdc_hub.sources import source as source_module
 from tests.sources.files import CLASSES, cells, encoded, parquet_folder, write_parquet
 
 ROW = 3 * 8 * 8
@@ -40,13 +42,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all files that are mapped, in bytes."""
     seen: list[int] = []
-    make = mapped._map
+    make = mmap.mmap
 
-    def spy(size: int) -> Any:
+    def spy(descriptor: int, size: int) -> Any:
         seen.append(size)
-        return make(size)
+        return make(descriptor, size)
 
-    monkeypatch.setattr(mapped, "_map", spy)
+    monkeypatch.setattr(mmap, "mmap", spy)
     return seen
 
 
@@ -64,7 +66,7 @@ def load(path: Path, **keys: Any) -> Source:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(mapped, "MAPPED_FROM", size)
+    monkeypatch.setattr(pixels, "MAPPED_FROM", size)
 
 
 def assert_same(one: Source, other: Source) -> None:
@@ -139,24 +141,28 @@ def test_slices_and_holdout_of_a_mapped_source(
 def test_sorting_by_class_writes_to_a_mapped_file(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator())
     labels = torch.arange(50) * 7 % 4
-    plain = ClassBank.from_unsorted(images, labels, 4)
+    plain = ClassSortedImages.from_unsorted(images, labels, 4)
     limit(monkeypatch, 0)
-    sorted_ = ClassBank.from_unsorted(images, labels, 4)
+    sorted_ = ClassSortedImages.from_unsorted(images, labels, 4)
     assert sizes == [50 * ROW]
     assert torch.equal(sorted_.images, plain.images)
     assert sorted_.offsets == plain.offsets
 
 
 def test_images_of_another_device_are_taken_there() -> None:
-    assert mapped.take(torch.empty(4, 3, 8, 8, device="meta"), torch.tensor([2, 0])).device.type == "meta"
+    assert pixels.take(torch.empty(4, 3, 8, 8, device="meta"), torch.tensor([2, 0])).device.type == "meta"
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the list of mappings of a process")
-def test_the_file_is_gone_before_anything_is_written_and_its_space_with_the_tensor(folder: Path) -> None:
+def test_the_file_is_gone_before_anything_is_written_and_its_space_with_the_tensor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, 0)
+
     def entries() -> list[str]:
         return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
 
-    images = torch.from_numpy(mapped._map(100 * ROW).reshape(-1, 3, 8, 8))[:5]
+    images = torch.from_numpy(pixels.allocate((100, 3, 8, 8)))[:5]
     assert list(folder.iterdir()) == []
     (line,) = entries()
     assert line.endswith("(deleted)")
@@ -186,24 +192,32 @@ def test_a_full_disk_is_an_error_before_anything_is_decoded(
 def test_every_block_is_reserved(monkeypatch: pytest.MonkeyPatch, refused: int | None) -> None:
     if refused is not None:
         monkeypatch.setattr(os, "posix_fallocate", refuse(refused), raising=False)
-    size = 2 * mapped._BLOCK + 5
-    with tempfile.TemporaryFile() as file:
-        mapped._reserve(file, size)
-        status = os.fstat(file.fileno())
+    size, statuses, make = 2 * 2**20 + 5, [], mmap.mmap
+
+    def look(descriptor: int, length: int) -> Any:
+        statuses.append(os.fstat(descriptor))
+        return make(descriptor, length)
+
+    limit(monkeypatch, 0)
+    monkeypatch.setattr(mmap, "mmap", look)
+    pixels.allocate((size,))
+    (status,) = statuses
     assert status.st_size == size
     assert status.st_blocks * 512 >= size  # not a sparse file
 
 
 def test_no_space_is_told_from_no_way_to_reserve_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", refuse(errno.ENOSPC), raising=False)
+    limit(monkeypatch, 0)
     with pytest.raises(RunError, match="100 bytes of decoded images.*No space left on device"):
-        mapped._map(100)
+        pixels.allocate((100,))
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    limit(monkeypatch, 0)
     with pytest.raises(RunError, match=r"gone: cannot make a temporary file.*No such file"):
-        mapped._map(100)
+        pixels.allocate((100,))
 
 
 def test_a_damaged_image_of_a_mapped_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +230,10 @@ def test_a_damaged_image_of_a_mapped_source_is_named(tmp_path: Path, monkeypatch
 
 def test_statistics_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator())
-    whole = bank.channel_statistics(images)
+    whole = source_module.channel_statistics(images)
     for chunk in (1, 64 * 7):
-        monkeypatch.setattr(bank, "_STATISTICS_CHUNK", chunk)
-        assert bank.channel_statistics(images) == whole
+        monkeypatch.setattr(source_module, "STATISTICS_CHUNK", chunk)
+        assert source_module.channel_statistics(images) == whole
 
 
 # 128 MiB of pixels are loaded, sorted, hashed and counted by a process that may take a third of that. The limit is on
@@ -230,34 +244,33 @@ from pathlib import Path
 import PIL.Image
 import torch
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import ClassBank, Facts, load, mapped
+from hmdc_hub.sources import ClassSortedImages, load_source, pixels, register_dataset
 
 class Flat:
-    facts, splits = Facts("flat", "builtin"), ("train", "test")
-    rows = lambda self, split: 2048 if split == "train" else 8
-    columns = lambda self, split, image, label: ("image", "label")
-    class_names = lambda self, split, label: None
-    labels = lambda self, part, label: [row % 2 for row in range(part.start, part.stop)]
-    images = lambda self, part, image: (shade(part.split, row) for row in range(len(part)))
+    def __init__(self, count, corner):
+        self.count, self.corner = count, corner
 
-def shade(split, row):
-    image = PIL.Image.new("L", (256, 256), row % 251)
-    image.putpixel((0, 0), 255 if split == "test" else 0)
-    return image
+    def __len__(self):
+        return self.count
 
-load.open_reader = lambda *_: Flat()
-spec = SourceSpec(id="flat", size=256, channels=1)
-mapped.MAPPED_FROM = int(sys.argv[1])
+    def __getitem__(self, row):
+        image = PIL.Image.new("L", (256, 256), row % 251)
+        image.putpixel((0, 0), self.corner)
+        return image, row % 2
+
+spec = SourceSpec(id=register_dataset({"train": Flat(2048, 0), "test": Flat(8, 255)}), size=256, channels=1)
+pixels.MAPPED_FROM = int(sys.argv[1])
 status = Path("/proc/self/status").read_text().split()
 held = int(status[status.index("VmData:") + 1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (held + 45 * 2**20,) * 2)
-train = load.load_source(spec).train
-again = ClassBank.from_unsorted(train.images, 1 - train.labels, 2)
+train = load_source(spec).train
+again = ClassSortedImages.from_unsorted(train.images, 1 - train.labels, 2)
 assert torch.equal(again.of_class(0)[3], train.of_class(1)[3])
 print(train.images.nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone limits memory in this way")
 @pytest.mark.parametrize("mapped_from", [2**20, 2**30])
 def test_the_memory_for_a_mapped_source_is_a_fraction_of_it(mapped_from: int) -> None:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmdc_hub.sources import ClassBank, Facts, Source, make_source
-from hmdc_hub.sources.bank import STD_FLOOR, channel_statistics
+from hmdc_hub.sources import ClassSortedImages, Source, SourceFacts, make_source
+from hmdc_hub.sources.source import STD_FLOOR, channel_statistics
 
 
 def images(count: int, channels: int = 3, side: int = 4, seed: int = 0) -> torch.Tensor:
@@ -18,10 +18,14 @@ def images(count: int, channels: int = 3, side: int = 4, seed: int = 0) -> torch
 
 
 def source(channels: int = 3) -> Source:
-    bank = ClassBank.from_unsorted(images(6, channels), torch.tensor([2, 0, 2, 1, 0, 2]), 3)
+    bank = ClassSortedImages.from_unsorted(images(6, channels), torch.tensor([2, 0, 2, 1, 0, 2]), 3)
     test = images(3, channels, seed=1)
     return make_source(
-        bank, test, torch.tensor([0, 1, 2]), facts=Facts("some/where", "hub", revision="f" * 40), class_names="abc"
+        bank,
+        test,
+        torch.tensor([0, 1, 2]),
+        facts=SourceFacts("some/where", "hub", revision="f" * 40),
+        class_names="abc",
     )
 
 
@@ -29,7 +33,7 @@ def source(channels: int = 3) -> Source:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
 def test_a_bank_sorts_by_class_and_keeps_the_order_within(labels: list[int]) -> None:
     pixels = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    bank = ClassBank.from_unsorted(pixels, torch.tensor(labels), 5)
+    bank = ClassSortedImages.from_unsorted(pixels, torch.tensor(labels), 5)
     assert bank.num_classes == 5
     assert sum(bank.counts) == len(labels)
     assert bank.labels.tolist() == sorted(labels)
@@ -111,7 +115,7 @@ def test_fingerprint_changes_with(change: str) -> None:
         names[0] = "z"
     else:
         bank = dataclasses.replace(bank, offsets=(0, 1, 3, 6))
-    other = make_source(bank, test, labels, facts=Facts("some/where", "hub"), class_names=names)
+    other = make_source(bank, test, labels, facts=SourceFacts("some/where", "hub"), class_names=names)
     assert other.info.fingerprint != it.info.fingerprint
 
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.reader import Facts, Part, locate
-from hmdc_hub.sources.splits import check_apart, find_splits, no_test_split, parse_split
-from hmdc_hub.sources.table import TableReader
+from hmdc_hub.sources.reader import Reader, SourceFacts, Split, SplitSlice, locate
+from hmdc_hub.sources.rows import check_apart, find_splits, no_test_split, parse_split
 
 
-def reader(splits: Mapping[str, int]) -> TableReader:
-    return TableReader(Facts("my/set", "hub"), {name: range(rows) for name, rows in splits.items()})
+def reader(splits: Mapping[str, int]) -> Reader:
+    made = {name: Split(rows, {}, lambda column, start, stop: []) for name, rows in splits.items()}
+    return Reader(SourceFacts("my/set", "hub"), made)
 
 
 READER = reader({"train": 100, "test": 20, "extra": 0})
@@ -35,7 +35,7 @@ READER = reader({"train": 100, "test": 20, "extra": 0})
     ],
 )
 def test_splits_and_slices(text: str, parts: list[tuple[str, int, int]]) -> None:
-    assert parse_split(READER, text, "train_split") == tuple(Part(*part) for part in parts)
+    assert parse_split(READER, text, "train_split") == tuple(SplitSlice(*part) for part in parts)
 
 
 bounds = st.none() | st.integers(-100, 100)
@@ -129,5 +129,5 @@ def test_scoring_on_condensed_rows_is_refused(train: str, test: str, shared: int
 
 
 def test_rows_are_named_by_their_place_in_the_split() -> None:
-    parts = (Part("train", 5, 7), Part("extra", 2, 4))
+    parts = (SplitSlice("train", 5, 7), SplitSlice("extra", 2, 4))
     assert [locate(parts, k) for k in range(4)] == [("train", 5), ("train", 6), ("extra", 2), ("extra", 3)]

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.sources import describe, load_source
-from hmdc_hub.sources.describe import SAMPLE
+from hmdc_hub.sources.detection import SAMPLE
 from tests.sources.files import cells, encoded, image_folder, parquet_folder, png, rows, write_parquet
 
 

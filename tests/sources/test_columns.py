@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Array3D, ClassLabel, Image, List, Value
+from datasets import Array3D, ClassLabel, Dataset, Image, List, Value
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.detect import image_column, kind_of, label_column
+from hmdc_hub.schema import SourceSpec
+from hmdc_hub.sources import index_source, load_source
+from hmdc_hub.sources.columns import find_image_column, find_label_column, kind_of
+from tests.sources.files import cells, png
 
 LABEL = ClassLabel(names=["a", "b"])
 FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -46,7 +51,7 @@ def test_kinds_of_features(feature: Any, kind: str) -> None:
     ],
 )
 def test_image_column_is_found(features: dict[str, Any], found: str) -> None:
-    assert image_column(features, None, "it") == found
+    assert find_image_column(features, None, "it") == found
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,7 @@ def test_image_column_is_found(features: dict[str, Any], found: str) -> None:
     ],
 )
 def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
-    assert label_column(features, None, "it") == found
+    assert find_label_column(features, None, "it") == found
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
 )
 def test_refused_image_columns(features: dict[str, Any], wanted: str | None, words: str, next_step: str) -> None:
     with pytest.raises(SourceError, match=words) as caught:
-        image_column(features, wanted, "it")
+        find_image_column(features, wanted, "it")
     assert next_step in caught.value.hint
 
 
@@ -109,5 +114,32 @@ def test_refused_image_columns(features: dict[str, Any], wanted: str | None, wor
 )
 def test_refused_label_columns(features: dict[str, Any], wanted: str | None, words: str, next_step: str) -> None:
     with pytest.raises(SourceError, match=words) as caught:
-        label_column(features, wanted, "it")
+        find_label_column(features, wanted, "it")
     assert next_step in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["arrays", "base64", "paths", "lists of one class", "floats"])
+def test_the_lines_of_the_hints_make_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [png(20 * k) for k in range(8)]
+    images: list[Any] = cells(files)
+    labels: list[Any] = [k % 2 for k in range(8)]
+    if kind == "arrays":
+        images = [[20 * k + j for j in range(64)] for k in range(8)]
+    elif kind == "base64":
+        images = [base64.b64encode(file).decode() for file in files]
+    elif kind == "paths":
+        images = [str(tmp_path / f"{k}.png") for k in range(8)]
+        for k, file in enumerate(files):
+            (tmp_path / f"{k}.png").write_bytes(file)
+    else:
+        labels = [[label] if kind == "lists of one class" else float(label) for label in labels]
+    Dataset.from_dict({"image": images, "label": labels}).to_parquet("one.parquet")
+    with pytest.raises(SourceError) as caught:
+        index_source(SourceSpec(id="one.parquet", size=8), require_test=False)
+    first, _, second = caught.value.hint.partition("or, where the text is base64")
+    lines = [line[2:] for line in (first + second * (kind == "base64")).splitlines() if line.startswith("  ")]
+    if kind == "base64":
+        lines = [line for line in lines if "# paths" not in line]
+    exec("\n".join(lines).replace("<file>", "one").replace("(28, 28)", "(8, 8)"), {})
+    assert load_source(SourceSpec(id="converted.parquet", size=8, test_fraction=0.5)).train.counts == (2, 2)

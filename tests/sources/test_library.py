@@ -12,8 +12,8 @@ from PIL import Image
 
 from hmdc_hub.errors import NetworkError, SourceError
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import Source, load_source, resolve_source, vision
-from hmdc_hub.sources.reader import Part
+from hmdc_hub.sources import Source, SplitSlice, load_source, open_reader, resolve_source
+from hmdc_hub.sources.library import TORCHVISION, torchvision_root
 from tests.sources.files import write_idx
 
 
@@ -24,7 +24,7 @@ def load(name: str, **keys: Any) -> Source:
 def write_mnist(folder: str, prefixes: tuple[str, str] = ("train", "t10k"), classes: int = 10, first: int = 0) -> None:
     """Write raw files in MNIST's format: image k has the value k, of the second prefix 255 - k, and the class
     k mod `classes`."""
-    raw = vision.vision_root() / folder / "raw"
+    raw = torchvision_root() / folder / "raw"
     for prefix, count in zip(prefixes, (2 * classes, classes), strict=True):
         numbers = np.arange(count, dtype=np.uint8)
         values = 255 - numbers if prefix == prefixes[1] else numbers
@@ -41,7 +41,7 @@ def test_raw_files_that_are_there_are_read(name: str) -> None:
     assert source.train.of_class(3)[:, 0, 0, 0].tolist() == [3, 13]
     assert source.test_labels.tolist() == list(range(10))
     assert source.info.class_names == getattr(torchvision.datasets, name).classes
-    assert source.info.license == vision.SETS[name].license
+    assert source.info.license == TORCHVISION[name].license
     assert (source.info.kind, source.info.revision, source.info.test_split) == ("torchvision", None, "test")
 
 
@@ -53,35 +53,50 @@ def test_letters_lose_the_class_that_does_not_exist() -> None:
     assert source.info.config == "letters"
 
 
-def test_private_and_missing_attributes_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_read_without_opening_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
         classes = [("tench", "Tinca tinca"), ("dog",)]
 
-        def __init__(self, root: str, split: str, size: str, download: bool) -> None:
+        def __init__(self, root: str, split: str, size: str, download: bool, loader: Any) -> None:
             assert (size, download) == ("full", False)
-            self.shift = 100 if split == "val" else 0
-            self._samples = [("x.jpg", k % 2) for k in range(6)]
+            self.shift, self.loader = 100 if split == "val" else 0, loader
             self.targets = [0] * 6  # not what indexing gives: must not be believed
-            self.opened = 0
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, row: int) -> tuple[Any, int]:
+            return self.loader(tmp_path / f"{row + self.shift}.png"), row % 2
+
+    monkeypatch.setattr(torchvision.datasets, "Imagenette", Fake)
+    reader = open_reader("torchvision:Imagenette")
+    assert reader.labels(SplitSlice("train", 1, 5), "label") == [1, 0, 1, 0]  # there are no files yet
+    assert reader.class_names("train", "label") == ["tench", "dog"]
+    for value in (*range(6), *range(100, 106)):
+        Image.new("RGB", (9, 7), (value,) * 3).save(tmp_path / f"{value}.png")
+    source = load("Imagenette", config="full")
+    assert source.info.test_split == "val"
+    assert source.train.of_class(1)[:, 0, 0, 0].tolist() == [1, 3, 5]
+    (tmp_path / "3.png").write_bytes(b"")
+    with pytest.raises(SourceError, match="split 'train', row 3 .* cannot be read") as caught:
+        load("Imagenette")
+    assert "to download them again" in caught.value.hint
+
+
+def test_a_set_that_opens_its_images_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def __init__(self, root: str, split: str, download: bool) -> None:
+            self.first = 100 if split == "test" else 0
 
         def __len__(self) -> int:
             return 6
 
         def __getitem__(self, row: int) -> tuple[Image.Image, int]:
-            self.opened += 1
-            return Image.new("RGB", (9, 7), (row + self.shift,) * 3), self._samples[row][1]
+            return Image.new("L", (8, 8), row + self.first), 4 + row % 2
 
-    monkeypatch.setattr(torchvision.datasets, "Imagenette", Fake)
-    reader = vision.open_vision("torchvision:Imagenette", None)
-    assert reader.labels(Part("train", 1, 5), "label") == [1, 0, 1, 0]
-    assert reader._dataset("train").opened == 4  # two looks each at `targets` and `_samples`, not at every row
-    assert reader.class_names("train", "label") == ["tench", "dog"]
-    source = load("Imagenette", config="full")
-    assert source.info.test_split == "val"
-    assert source.train.of_class(1)[:, 0, 0, 0].tolist() == [1, 3, 5]
-    reader._dataset("val")._samples = None
-    reader._dataset("val").__class__.__getitem__ = lambda self, row: (None, 1)
-    assert reader.labels(Part("val", 0, 3), "label") == [1, 1, 1]
+    monkeypatch.setattr(torchvision.datasets, "GTSRB", Fake)
+    source = load("GTSRB")
+    assert (source.info.class_names, source.train.counts) == (["4", "5"], (3, 3))
 
 
 def test_resolving_names_splits_columns_and_configuration() -> None:
@@ -113,10 +128,10 @@ def test_the_folder_is_in_the_home_unless_the_environment_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path))
-    assert vision.vision_root() == tmp_path / "torchvision"
+    assert torchvision_root() == tmp_path / "torchvision"
     monkeypatch.setenv("HMDC_HUB_CACHE", "")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert vision.vision_root() == Path("/home/someone/.cache/hmdc-hub/torchvision")
+    assert torchvision_root() == Path("/home/someone/.cache/hmdc-hub/torchvision")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +144,7 @@ def test_the_folder_is_in_the_home_unless_the_environment_says_otherwise(
         ({"id": "torchvision:EMNIST", "config": "lettres"}, "it has balanced, byclass", "config: balanced"),
         ({"id": "torchvision:MNIST", "revision": "main"}, "not a dataset of the Hub", "Leave revision out"),
         ({"id": "torchvision:MNIST", "train_split": "extra"}, "its splits are train, test", "train_split"),
-        ({"id": "torchvision:MNIST", "label_column": "y"}, "no column 'y'", "Leave label_column out"),
+        ({"id": "torchvision:MNIST", "label_column": "y"}, "no column 'y'", "leave label_column out"),
     ],
 )
 def test_refused_keys(keys: dict[str, Any], words: str, next_step: str) -> None:
@@ -140,10 +155,10 @@ def test_refused_keys(keys: dict[str, Any], words: str, next_step: str) -> None:
     assert next_step in caught.value.hint
 
 
-@pytest.mark.parametrize("name", vision.SETS)
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_every_set_exists_and_takes_its_arguments(name: str) -> None:
     made = getattr(torchvision.datasets, name)
-    known = vision.SETS[name]
+    known = TORCHVISION[name]
     assert "train" in known.splits
     assert {"test", "val"} & set(known.splits)
     for arguments in known.splits.values():

@@ -5,29 +5,34 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmdc_hub.schema import LeftOut, SourceInfo, SourceSpec, canonical_json
-from hmdc_hub.sources.mapped import take
-from hmdc_hub.sources.reader import Facts
+from hmdc_hub.schema import LOCAL, LeftOut, SourceInfo, SourceSpec, canonical_json
+from hmdc_hub.sources.pixels import take
+from hmdc_hub.sources.reader import SourceFacts
 
 STD_FLOOR = 1 / 255
 """Least standard deviation: one grey level, so that a constant channel can be normalised."""
 
+PYTHON = "python:"
+"""Begins the ids of objects of this process; see `hmdc_hub.sources.register_dataset`."""
+
 _SHOWN = 8
 
-_STATISTICS_CHUNK = 2**20
+STATISTICS_CHUNK = 2**20
 """Pixels of one channel that are counted at a time: numpy makes eight bytes of each."""
 
 
 @dataclass(frozen=True, eq=False)
-class ClassBank:
+class ClassSortedImages:
     """Images sorted by class; classes may differ in size.
 
     Attributes:
@@ -39,16 +44,10 @@ class ClassBank:
     offsets: tuple[int, ...]
 
     @classmethod
-    def from_unsorted(cls, images: Tensor, labels: Tensor, num_classes: int) -> ClassBank:
-        """Sort images by class, keeping their order within a class.
+    def from_unsorted(cls, images: Tensor, labels: Tensor, num_classes: int) -> ClassSortedImages:
+        """Sort images, uint8 N x channels x side x side, by class, keeping their order within a class.
 
-        Args:
-            images: uint8 N x channels x side x side.
-            labels: int64 N, in 0..num_classes-1.
-            num_classes: C.
-
-        Raises:
-            RunError: There are so many images that their copy needs a temporary file, and it cannot be made.
+        `labels` are int64 N, in 0..num_classes-1. Many images are copied into a temporary file; RunError if that fails.
         """
         order = torch.argsort(labels, stable=True)
         return cls(take(images, order), offsets_of(torch.bincount(labels, minlength=num_classes).tolist()))
@@ -61,13 +60,14 @@ class ClassBank:
     @property
     def counts(self) -> tuple[int, ...]:
         """Images per class."""
-        return tuple(stop - start for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True))
+        return tuple(stop - start for start, stop in pairwise(self.offsets))
 
     @cached_property
     def labels(self) -> Tensor:
         """Class of every image, int64 N, on the device of the images."""
-        counts = torch.tensor(self.counts, device=self.images.device)
-        return torch.repeat_interleave(torch.arange(self.num_classes, device=self.images.device), counts)
+        device = self.images.device
+        counts = torch.tensor(self.counts, device=device)
+        return torch.repeat_interleave(torch.arange(self.num_classes, device=device), counts)
 
     @property
     def side(self) -> int:
@@ -83,7 +83,7 @@ class ClassBank:
         """View the images of class c, uint8 N_c x channels x side x side."""
         return self.images[self.offsets[c] : self.offsets[c + 1]]
 
-    def to(self, device: torch.device | str) -> ClassBank:
+    def to(self, device: torch.device | str) -> ClassSortedImages:
         """Copy to a device; the same object if it is there already."""
         images = self.images.to(device)
         return self if images is self.images else replace(self, images=images)
@@ -100,7 +100,7 @@ class Source:
         info: Provenance, class names and statistics.
     """
 
-    train: ClassBank
+    train: ClassSortedImages
     test_images: Tensor
     test_labels: Tensor
     info: SourceInfo
@@ -116,30 +116,19 @@ class Source:
         return torch.tensor(self.info.std, dtype=torch.float32)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Map pixels to source-normalised ones, `(pixel - mean) / std` per channel.
-
-        Args:
-            images: ... x channels x h x w, uint8 or floats in [0, 1], on any device.
-
-        Returns:
-            float32 of the same shape and device.
-        """
-        mean, std = self._affine(images.device)
+        """Map ... x channels x h x w, uint8 or floats in [0, 1], to float32 `(pixel - mean) / std` per channel."""
+        mean, std = self._statistics(images.device)
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return (pixels - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """Map source-normalised pixels back to [0, 1]; what lies outside is clamped.
-
-        Args:
-            images: ... x channels x h x w, on any device.
-        """
-        mean, std = self._affine(images.device)
+        """Map source-normalised ... x channels x h x w back to [0, 1]; what lies outside is clamped."""
+        mean, std = self._statistics(images.device)
         return (images * std + mean).clamp(0, 1)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Give the source-normalised values of black and of white, each float32 channels x 1 x 1."""
-        mean, std = self._affine(torch.device("cpu"))
+        mean, std = self._statistics(torch.device("cpu"))
         return -mean / std, (1 - mean) / std
 
     def to(self, device: torch.device | str) -> Source:
@@ -151,7 +140,7 @@ class Source:
             test_labels=self.test_labels.to(device),
         )
 
-    def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return _per_channel(tuple(self.info.mean), device), _per_channel(tuple(self.info.std), device)
 
 
@@ -163,17 +152,15 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def make_source(
-    train: ClassBank,
+    train: ClassSortedImages,
     test_images: Tensor,
     test_labels: Tensor,
     *,
-    facts: Facts,
+    facts: SourceFacts,
     class_names: Sequence[str],
     splits: tuple[str, str] = ("train", "test"),
     columns: tuple[str, str] = ("image", "label"),
-    test_fraction: float | None = None,
-    repeated: int = 0,
-    bits: int | None = None,
+    **more: Any,
 ) -> Source:
     """Compute statistics and fingerprint of images and put everything together.
 
@@ -185,17 +172,14 @@ def make_source(
         class_names: C names.
         splits: Train and test split as in the recipe.
         columns: Image and label column.
-        test_fraction: As in the recipe.
-        repeated: Test images that are train images too.
-        bits: As `Levels.in_use`.
+        more: `test_fraction`, `repeated` and `bits` of `SourceInfo`, where they are known.
     """
     mean, std = channel_statistics(train.images)
+    digest = fingerprint(class_names, train, test_images, test_labels)
     info = SourceInfo(
-        id=Path(facts.id).expanduser().resolve().name if facts.kind == "local" else facts.id,
-        kind=facts.kind,
-        revision=facts.revision,
-        fingerprint=fingerprint(class_names, train, test_images, test_labels),
-        config=facts.config,
+        **{field.name: getattr(facts, field.name) for field in fields(facts)}
+        | {"id": _public_id(facts, digest), "left_out": list(facts.left_out)},
+        fingerprint=digest,
         train_split=splits[0],
         test_split=splits[1],
         image_column=columns[0],
@@ -207,15 +191,18 @@ def make_source(
         channels=train.channels,
         mean=mean,
         std=std,
-        license=facts.license,
-        gated=facts.gated,
-        private=facts.private,
-        test_fraction=test_fraction,
-        repeated=repeated,
-        bits=bits,
-        left_out=list(facts.left_out),
+        **more,
     )
     return Source(train, test_images, test_labels, info)
+
+
+def _public_id(facts: SourceFacts, digest: str) -> str:
+    """Leave out of the id of local data where they are, and say of objects which they were."""
+    if facts.kind != "local":
+        return facts.id
+    if facts.id.startswith(PYTHON):
+        return f"{LOCAL}{facts.id.removeprefix(PYTHON)}@{digest[:16]}"
+    return Path(facts.id).expanduser().resolve().name
 
 
 def source_notes(
@@ -227,12 +214,8 @@ def source_notes(
 ) -> list[str]:
     """Say in lines what of a source is used as what, and what of it is not used.
 
-    Args:
-        spec: The recipe's section with nothing left to detection.
-        class_names: C names.
-        train_counts: Images per class that are condensed.
-        test_count: Images that are scored on.
-        left_out: As in `Facts`.
+    The arguments are a recipe's section with nothing left to detection, C class names, images per class that are
+    condensed, images that are scored on, and `left_out` of `SourceFacts`.
     """
     each = f"{min(train_counts)}" + (f" to {max(train_counts)}" if min(train_counts) < max(train_counts) else "")
     names = ", ".join(class_names[:_SHOWN]) + (", ..." if len(class_names) > _SHOWN else "")
@@ -255,15 +238,12 @@ def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Compute mean and standard deviation per channel of pixels in [0, 1], the latter at least `STD_FLOOR`.
+    """Compute mean and standard deviation, at least `STD_FLOOR`, per channel of uint8 images as pixels in [0, 1].
 
     The sums are exact, over whole numbers from a histogram, so that no order, thread count or machine changes a bit.
-
-    Args:
-        images: uint8 N x channels x side x side, on the CPU.
     """
     histogram = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for chunk in torch.split(images, max(1, _STATISTICS_CHUNK // math.prod(images.shape[2:]))):
+    for chunk in torch.split(images, max(1, STATISTICS_CHUNK // math.prod(images.shape[2:]))):
         for channel in range(images.shape[1]):
             histogram[channel] += np.bincount(chunk[:, channel].reshape(-1).numpy(), minlength=256)
     mean, std = [], []
@@ -276,7 +256,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def fingerprint(class_names: Sequence[str], train: ClassBank, test_images: Tensor, test_labels: Tensor) -> str:
+def fingerprint(class_names: Sequence[str], train: ClassSortedImages, test_images: Tensor, test_labels: Tensor) -> str:
     """Hash class names, and pixels and labels of both splits, with SHA-256 (hex); tensors on the CPU."""
     head = {"classes": list(class_names), "train": list(train.images.shape), "test": list(test_images.shape)}
     digest = hashlib.sha256(canonical_json(head).encode())
@@ -287,5 +267,5 @@ def fingerprint(class_names: Sequence[str], train: ClassBank, test_images: Tenso
 
 
 def offsets_of(counts: Sequence[int]) -> tuple[int, ...]:
-    """Add up class sizes to the offsets of a `ClassBank`."""
+    """Add up class sizes to the offsets of a `ClassSortedImages`."""
     return (0, *np.cumsum(counts).tolist())
