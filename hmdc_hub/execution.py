@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hmdc_hub.errors import RunError
-from hmdc_hub.events import Listener, Note, silent
+from hmdc_hub.events import Callback, Note, silent
 
 _Inputs = TypeVar("_Inputs")
 
@@ -39,11 +39,11 @@ class Execution:
 
     Args:
         device: Where.
-        listener: Told where a function has to run in another way than was meant.
+        callback: Told where a function has to run in another way than was meant.
     """
 
-    def __init__(self, device: torch.device, listener: Listener = silent) -> None:
-        self.device, self.listener = device, listener
+    def __init__(self, device: torch.device, callback: Callback = silent) -> None:
+        self.device, self.callback = device, callback
         self._memory: Any = None
         self._stream: Any = None
 
@@ -80,7 +80,7 @@ class Execution:
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        return _Captured(work, name, self._memory, self._stream, self.listener)
+        return _Captured(work, name, self._memory, self._stream, self.callback)
 
     def forget(self) -> None:
         """Let go of the memory of functions that are no longer called."""
@@ -92,8 +92,8 @@ class Execution:
 class _Captured(Generic[_Inputs]):
     """A function that is a CUDA graph from its second call on, one for each shape of inputs."""
 
-    def __init__(self, work: Callable[[_Inputs], Any], name: str, memory: Any, stream: Any, listener: Listener) -> None:
-        self.work, self.name, self.memory, self.stream, self.listener = work, name, memory, stream, listener
+    def __init__(self, work: Callable[[_Inputs], Any], name: str, memory: Any, stream: Any, callback: Callback) -> None:
+        self.work, self.name, self.memory, self.stream, self.callback = work, name, memory, stream, callback
         self._graphs: dict[Any, tuple[Packed[_Inputs], torch.cuda.CUDAGraph, Any] | None] = {}
         self._captures, self._same_bits = True, True
 
@@ -124,7 +124,7 @@ class _Captured(Generic[_Inputs]):
                 if "deterministic" not in str(error):
                     raise
                 what, self._same_bits = str(error).split(" ")[0], False
-                self.listener(Note(f"{self.name}: {what} has no deterministic form on a GPU; bytes will not repeat"))
+                self.callback(Note(f"{self.name}: {what} has no deterministic form on a GPU; bytes will not repeat"))
                 with _deterministic(only=False):
                     done = self.work(inputs.tensors)
         torch.cuda.current_stream().wait_stream(self.stream)
@@ -148,7 +148,7 @@ class _Captured(Generic[_Inputs]):
                 raise error.__context__ from None
             self._captures = False
             torch.cuda.synchronize()
-            self.listener(Note(f"{self.name} cannot be captured, and runs slower: {str(error).splitlines()[0]}"))
+            self.callback(Note(f"{self.name} cannot be captured, and runs slower: {str(error).splitlines()[0]}"))
             return None
         return held, graph, outputs
 

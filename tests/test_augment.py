@@ -270,11 +270,7 @@ def test_warps_and_their_gradients_are_those_of_grid_sample(side: int) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(
-    side=st.integers(2, 40),
-    factors=st.tuples(*[st.floats(1 / 1.2, 1.2)] * 2),
-    degrees=st.floats(-15, 15),
-)
+@given(side=st.integers(2, 40), factors=st.tuples(*[st.floats(1 / 1.2, 1.2)] * 2), degrees=st.floats(-15, 15))
 def test_scale_and_rotate_are_dsas_grids(side: int, factors: tuple[float, float], degrees: float) -> None:
     x, angle = noise(1, 2, side, side), math.radians(degrees)
     horizontal, vertical = factors
@@ -290,6 +286,7 @@ def test_scale_and_rotate_are_dsas_grids(side: int, factors: tuple[float, float]
         torch.testing.assert_close(augment.warp(x, warp).double(), wanted, rtol=0, atol=side * 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [None, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_everything_differentiates(shape: str, count: int | None) -> None:

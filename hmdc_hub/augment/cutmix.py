@@ -73,10 +73,7 @@ def mix_targets(draw: CutmixDraw, targets: Tensor) -> Tensor:
 
 
 def _of_partners(draw: CutmixDraw, values: Tensor) -> Tensor:
-    """Return what partners have of `values`, ... x B x anything.
-
-    By one index, since `gather` has no deterministic backward of several dimensions on a GPU.
-    """
+    # By one index, since `gather` has no deterministic backward of several dimensions on a GPU.
     partners, count = draw.partners, draw.partners.shape[-1]
     batches = torch.arange(partners.numel() // count, device=values.device).view(*partners.shape[:-1], 1)
     return values.flatten(0, partners.dim() - 1)[(partners + count * batches).flatten()].view_as(values)

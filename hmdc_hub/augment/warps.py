@@ -15,18 +15,14 @@ from torch import Tensor
 
 
 def crop(shift: Tensor) -> Tensor:
-    """Give the warps float32 N x 6 that shift images: output row i shows input row i + shift.
-
-    Args:
-        shift: int64 N x 2, in rows and columns.
-    """
+    """Give the warps float32 N x 6 that shift images: output row i shows input row i + shift, int64 N x 2."""
     rows, columns = shift.float().unbind(1)
     one, zero = torch.ones_like(rows), torch.zeros_like(rows)
     return torch.stack([one, zero, rows, zero, one, columns], 1)
 
 
 def scale(factors: Tensor, side: int) -> Tensor:
-    """Give the warps float32 N x 6 that stretch the sampling grid about the centre.
+    """Give the warps float32 N x 6 that stretch the sampling grid about the centre of images of `side` pixels.
 
     Args:
         factors: N x 2, for x and y; above 1 the image shrinks.
@@ -90,7 +86,6 @@ class _Warp(torch.autograd.Function):
 
 
 def _sample(x: Tensor, coefficients: Tensor) -> Tensor:
-    """Apply warps with `grid_sample`."""
     height, width = x.shape[-2:]
     a, b, c, d, e, f = _unpacked(coefficients, x)
     i, j = _pixels(x)
@@ -136,6 +131,5 @@ def _pixels(x: Tensor) -> tuple[Tensor, Tensor]:
     return rows.flatten(), columns.flatten()
 
 
-def _hat(distance: Tensor) -> Tensor:
-    """Return the bilinear weight of a distance in pixels along one axis."""
+def _hat(distance: Tensor) -> Tensor:  # bilinear weights
     return (1 - distance.abs()).clamp(min=0)

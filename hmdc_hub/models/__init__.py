@@ -1,11 +1,13 @@
 """Models of the pool: networks of several libraries behind one interface, `PoolModel`."""
 
-from hmdc_hub.models.build import build_for, build_model, forward_flops, known_args, parameter_count
-from hmdc_hub.models.family import TapInfo, TapOutput
+from hmdc_hub.models.build import build_for, build_model, forward_flops, parameter_count
+from hmdc_hub.models.family import BATCH_NORMS, TapInfo, TapOutput
 from hmdc_hub.models.pool_model import Features, PoolModel
+from hmdc_hub.models.user_modules import register_module
 from hmdc_hub.models.weights import settle
 
 __all__ = [
+    "BATCH_NORMS",
     "Features",
     "PoolModel",
     "TapInfo",
@@ -13,7 +15,7 @@ __all__ = [
     "build_for",
     "build_model",
     "forward_flops",
-    "known_args",
     "parameter_count",
+    "register_module",
     "settle",
 ]

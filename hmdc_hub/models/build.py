@@ -14,35 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models import convnet, hf, mlp, resnet, timm_models, vision, weights
-from hmdc_hub.models.family import Family, Network, Shape, Value, did_you_mean
+from hmdc_hub.models import hf, timm_models, user_modules, vision, weights
+from hmdc_hub.models.builtin import BUILTIN
+from hmdc_hub.models.family import Family, Network, Shape, did_you_mean
 from hmdc_hub.models.pool_model import PoolModel
 from hmdc_hub.schema import ModelSpec
 
 if TYPE_CHECKING:
     from hmdc_hub.sources import Source
 
-BUILTIN: Mapping[str, Family] = {"convnet": convnet.FAMILY, "mlp": mlp.FAMILY, "resnet": resnet.FAMILY}
-"""Networks of our own. A new one is a file beside this one and an entry here."""
-
 LIBRARIES: Mapping[str, Any] = {"torchvision": vision, "transformers": hf, "timm": timm_models}
 """Source -> module with `names`, `family` and, where Hub ids name models, `family_of_config`."""
 
 
-def known_args(source: str, id_: str) -> dict[str, Value]:
-    """List the arguments that we check ourselves, with their defaults, for messages and documentation."""
-    family = BUILTIN.get(id_) if source == "builtin" else LIBRARIES[source].family(id_)
-    return {name: arg.default for name, arg in family.args.items()} if family else {}
-
-
 def build_for(spec: ModelSpec, source: Source) -> PoolModel:
     """Build a model of the pool for a loaded source; everything else as `build_model`."""
-    bank = source.train
+    train = source.train
     return build_model(
         spec,
-        num_classes=bank.num_classes,
-        source_size=bank.side,
-        channels=bank.channels,
+        num_classes=train.num_classes,
+        source_size=train.side,
+        channels=train.channels,
         mean=source.mean,
         std=source.std,
     )
@@ -73,14 +65,12 @@ def build_model(
     input_size = spec.input_size or source_size
     try:
         family = _family(spec)
-        problems = family.problems(spec.args)
-        if problems:
-            raise ModelError("; ".join(problems))
+        args = family.complete(spec.args)
         modules = tuple(tap for tap in spec.taps or () if isinstance(tap, str)) or None
         # The other libraries build for colour images whatever the source has.
         colour = spec.source == "transformers" and spec.weights != "none"
         shape = Shape(num_classes, input_size, 3 if colour else channels, modules)
-        make = partial(family.make, family.complete(spec.args), shape)
+        make = partial(family.make, args, shape)
         with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
             net = make()
             pretrained = weights.pretrained(spec, family, net)
@@ -108,9 +98,7 @@ def forward_flops(model: PoolModel) -> int:
 
     Counted are convolutions, matrix products and attention, as `torch.utils.flop_counter` does.
     """
-    device = next(model.parameters()).device
-    dtype = next(model.parameters()).dtype
-    image = torch.zeros(1, model.net.channels, model.input_size, model.input_size, device=device, dtype=dtype)
+    image = next(model.parameters()).new_zeros(1, model.net.channels, model.input_size, model.input_size)
     counter = FlopCounterMode(display=False)
     # Plain attention: torch 2.11 does not count the fused kernel of the CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -119,50 +107,41 @@ def forward_flops(model: PoolModel) -> int:
 
 
 def _family(spec: ModelSpec) -> Family:
+    found: Family | None
+    if spec.source == "python":
+        return user_modules.family(spec)
     if spec.source == "builtin":
-        if spec.id in BUILTIN:
-            return BUILTIN[spec.id]
+        found = BUILTIN.get(spec.id)
+    elif spec.source in ("transformers", "timm") and re.search(r"[/:]", spec.id):
+        found = LIBRARIES[spec.source].family_of_config(spec.id, weights.config_of(spec))
     else:
-        library = LIBRARIES[spec.source]
-        if re.search(r"[/:]", spec.id) and hasattr(library, "family_of_config"):
-            family: Family = library.family_of_config(spec.id, weights.config_of(spec))
-            return family
-        found: Family | None = library.family(spec.id)
-        if found is not None:
-            return found
+        found = LIBRARIES[spec.source].family(spec.id)
+    if found is not None:
+        return found
     known = _known(spec.source)
-    here = (
-        f"; it has {', '.join(known)}" if len(known) < 10 else f"; it has {len(known)}, such as {', '.join(known[:3])}"
-    )
+    here = ", ".join(known) if len(known) < 10 else f"{len(known)}, such as {', '.join(known[:3])}"
     elsewhere = [source for source in ("builtin", *LIBRARIES) if source != spec.source and spec.id in _known(source)]
-    raise ModelError(
-        f"{spec.source} has no model with id {spec.id!r}{here}",
-        hint=f"Set source: {elsewhere[0]} for {spec.id}." if elsewhere else _closest(spec.id, known),
-    )
-
-
-def _closest(id_: str, known: list[str]) -> str:
-    beginning = [name for name in known if id_ and name.startswith(id_)]
-    if beginning:
-        return f"Names that begin like it: {', '.join(beginning[:5])}."
-    return did_you_mean(id_, dict.fromkeys(known)).strip().capitalize()
+    alike = [name for name in known if name.startswith(spec.id)]
+    hint = did_you_mean(spec.id, known).strip().capitalize()
+    if elsewhere:
+        hint = f"Set source: {elsewhere[0]} for {spec.id}."
+    elif alike:
+        hint = f"Names that begin like it: {', '.join(alike[:5])}."
+    raise ModelError(f"{spec.source} has no model with id {spec.id!r}; it has {here}", hint=hint)
 
 
 def _known(source: str) -> list[str]:
-    if source == "builtin":
-        return list(BUILTIN)
     try:
-        names: list[str] = LIBRARIES[source].names()
+        return list(BUILTIN if source == "builtin" else LIBRARIES[source].names())
     except ModelError:  # timm is not installed
         return []
-    return names
 
 
 def _tap_indices(spec: ModelSpec, net: Network) -> tuple[int, ...]:
     if spec.taps is None:
         return tuple(range(len(net.taps)))
-    places = {tap.name: place for place, tap in enumerate(net.taps)}
-    indices = [places.get(tap, len(net.taps)) if isinstance(tap, str) else tap for tap in spec.taps]
+    known = {tap.name: index for index, tap in enumerate(net.taps)}
+    indices = [known.get(tap, len(net.taps)) if isinstance(tap, str) else tap for tap in spec.taps]
     if not indices or max(indices) >= len(net.taps):
         raise ModelError(
             f"taps = {spec.taps} must be at least one index from 0 to {len(net.taps) - 1}",

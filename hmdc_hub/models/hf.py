@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import Arg, Family, Network, Shape, Value, did_you_mean
+from hmdc_hub.models.family import Family, Network, Shape
+from hmdc_hub.models.feature_layers import Hints
 from hmdc_hub.models.library import LibraryNetwork, prefixed, wrap
-from hmdc_hub.models.places import Hints
+from hmdc_hub.schema.base import Positive, Rate, Strict
 
 DROPOUT = "dropout is always off here, in condensing and in evaluation"
 
@@ -23,37 +23,23 @@ FIXED = {
     "image_size": "it is the pool entry's input_size",
     "num_channels": "it is the source's number of channels",
     "num_labels": "it is the source's number of classes",
-    "id2label": "it comes from the source's classes",
-    "label2id": "it comes from the source's classes",
-    "hidden_dropout_prob": DROPOUT,
-    "attention_probs_dropout_prob": DROPOUT,
+    **dict.fromkeys(("id2label", "label2id"), "it comes from the source's classes"),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), DROPOUT),
     "drop_path_rate": "stochastic depth is always off here, in condensing and in evaluation",
     **dict.fromkeys(
         (
-            "_name_or_path",
-            "architectures",
-            "cache_dir",
-            "dtype",
-            "model_type",
-            "name_or_path",
-            "output_attentions",
-            "output_hidden_states",
-            "quantization_config",
-            "return_dict",
-            "torch_dtype",
-            "transformers_version",
-            "use_return_dict",
+            *("_name_or_path", "architectures", "cache_dir", "dtype", "model_type", "name_or_path"),
+            *("output_attentions", "output_hidden_states", "quantization_config", "return_dict", "torch_dtype"),
+            *("transformers_version", "use_return_dict"),
         ),
         "it is no part of the architecture",
     ),
-    "auto_map": "models that bring their own code are not run",
-    "trust_remote_code": "models that bring their own code are not run",
+    **dict.fromkeys(("auto_map", "trust_remote_code"), "models that bring their own code are not run"),
 }
 """Fields of configurations that are not for pool entries to set."""
 
 DISTILLED = "deit_distilled"
 """What a DeiT with a second classifier on a distillation token is called: transformers has two classes for one type."""
-
 
 LEFT_OUT = {
     "timm_wrapper": "it is a network of timm: set source: timm and id: the architecture",
@@ -82,12 +68,12 @@ def family(id_: str) -> Family | None:
 
 
 @cache
-def _open_family(id_: str) -> ConfigFamily:
+def _open_family(id_: str) -> Family:
+    """Describe a type by the fields of its configuration, whose values transformers checks itself."""
     from transformers import AutoConfig
 
-    kind = "deit" if id_ == DISTILLED else id_
-    defaults = AutoConfig.for_model(kind).to_dict()
-    return ConfigFamily(args={}, make=partial(make, id_, {}), fixed=FIXED, load=load, known=tuple(defaults))
+    known = tuple(AutoConfig.for_model(_type(id_)).to_dict())
+    return Family(partial(make, id_, {}), known=known, fixed=FIXED, load=load)
 
 
 def family_of_config(id_: str, config: Mapping[str, Any]) -> Family:
@@ -107,34 +93,8 @@ def family_of_config(id_: str, config: Mapping[str, Any]) -> Family:
     if "DeiTForImageClassificationWithTeacher" in str(config.get("architectures")):
         kind = DISTILLED
     fields = {name: value for name, value in config.items() if name not in FIXED}
-    known = tuple({*_open_family(kind).known, *config})
-    return ConfigFamily(args={}, make=partial(make, kind, fields), fixed=FIXED, load=load, known=known)
-
-
-@dataclass(frozen=True)
-class ConfigFamily(Family):
-    """A family whose arguments are the fields of a configuration of transformers, which checks their values itself.
-
-    Attributes:
-        known: Names of its fields.
-    """
-
-    known: tuple[str, ...] = ()
-
-    def problems(self, given: Mapping[str, object]) -> list[str]:
-        """Say which arguments are no fields, or not to be set."""
-        found = []
-        for name in given:
-            if name in self.fixed:
-                found.append(f"args.{name} cannot be set: {self.fixed[name]}")
-            elif name not in self.known:
-                near = did_you_mean(name, dict.fromkeys(self.known))
-                found.append(f"args.{name} is unknown: {near}its configuration has no such field")
-        return found
-
-    def complete(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        """Leave the rest to the configuration's own defaults."""
-        return dict(given)
+    known = tuple({*(_open_family(kind).known or ()), *config})
+    return Family(partial(make, kind, fields), known=known, fixed=FIXED, load=load)
 
 
 def make(kind: str, base: Mapping[str, Any], args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
@@ -173,33 +133,23 @@ def make_vit(args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
     return make("vit", {}, args, shape)
 
 
+def _type(kind: str) -> str:
+    return "deit" if kind == DISTILLED else kind
+
+
 def _construct(kind: str, fields: Mapping[str, Any], shape: Shape, side: int) -> nn.Module:
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
+
     with quiet():
-        config = _config(kind, fields, shape, side)
-        model: nn.Module = _class(kind, config)._from_config(config)
+        config = AutoConfig.for_model(_type(kind), **fields, num_labels=shape.classes)
+        config.num_channels = shape.channels
+        if hasattr(config, "image_size"):
+            config.image_size = [side, side] if isinstance(config.image_size, list | tuple) else side
+        found: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        if isinstance(found, tuple):  # which `AutoModel.from_config` cannot choose from
+            found = found[-1] if kind == DISTILLED else found[0]
+        model: nn.Module = found(config)
     return model
-
-
-def _config(kind: str, fields: Mapping[str, Any], shape: Shape, side: int) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model("deit" if kind == DISTILLED else kind, **fields, num_labels=shape.classes)
-    config.num_channels = shape.channels
-    if hasattr(config, "image_size"):
-        config.image_size = [side, side] if isinstance(config.image_size, list | tuple) else side
-    # Its plain form (SDPBackend.MATH) differentiates twice, its fused ones are for everything else.
-    cls = _class(kind, config)
-    config._attn_implementation = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
-    return config
-
-
-def _class(kind: str, config: Any) -> Any:
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-
-    found = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-    if isinstance(found, tuple):
-        return found[-1] if kind == DISTILLED else found[0]
-    return found
 
 
 def _hints(shape: Shape, model: Any) -> Hints:
@@ -230,8 +180,7 @@ def _customary(base: str, config: Any) -> tuple[str, ...] | None:
 
 def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Let transformers read a checkpoint into a model of the same configuration: it knows names of old versions."""
-    assert isinstance(net, LibraryNetwork)
-    model: Any = net.model
+    model: Any = net.get_submodule("model")
     with quiet(), rng.global_seed(rng.generator(0, "weights")):
         loaded, info = type(model).from_pretrained(
             None,
@@ -270,24 +219,19 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-VIT = Family(
-    # The defaults are those of ViTConfig, spelt out so that no version of the library changes a recipe.
-    args={
-        "hidden_size": Arg(768),
-        "num_hidden_layers": Arg(12),
-        "num_attention_heads": Arg(12),
-        "intermediate_size": Arg(3072),
-        "patch_size": Arg(16),
-        "hidden_act": Arg("gelu", ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh")),
-        "layer_norm_eps": Arg(1e-12),
-        "initializer_range": Arg(0.02),
-        "qkv_bias": Arg(True),
-    },
-    make=make_vit,
-    fixed={
-        **FIXED,
-        "pooler_output_size": "the model is built without a pooler",
-        "pooler_act": "the model is built without a pooler",
-    },
-    load=load,
-)
+class ViTArgs(Strict):
+    """The defaults are those of ViTConfig, spelt out so that no version of the library changes a recipe."""
+
+    hidden_size: Positive = 768
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    intermediate_size: Positive = 3072
+    patch_size: Positive = 16
+    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "tanh"] = "gelu"
+    layer_norm_eps: Rate = 1e-12
+    initializer_range: Rate = 0.02
+    qkv_bias: bool = True
+
+
+NO_POOLER = dict.fromkeys(("pooler_output_size", "pooler_act"), "the model is built without a pooler")
+VIT = Family(make_vit, ViTArgs, fixed={**FIXED, **NO_POOLER}, load=load)

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import Network, TapInfo, TapOutput
-from hmdc_hub.pack import resize
+from hmdc_hub.models.family import BATCH_NORMS, Network, TapInfo, TapOutput
+from hmdc_hub.multi_formation import resize
 from hmdc_hub.schema import ModelSpec
 
 
@@ -61,20 +60,14 @@ class PoolModel(nn.Module):
         pretrained: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.spec = spec
-        self.net = net
+        self.spec, self.net, self.num_classes, self.input_size = spec, net, num_classes, input_size
         self.taps: tuple[TapInfo, ...] = tuple(net.taps[i] for i in taps)
-        self.num_classes = num_classes
-        self.input_size = input_size
-        self._make = make
-        self._pretrained = dict(pretrained or {})
-        self._tap_indices = taps
-        self._batch_norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-        scale, shift = affine if affine else (None, None)
+        self._make, self._pretrained, self._tap_indices = make, dict(pretrained or {}), taps
+        self._batch_norms = [m for m in net.modules() if isinstance(m, BATCH_NORMS)]
         self.scale: Tensor | None
         self.shift: Tensor | None
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
+        for name, value in zip(("scale", "shift"), affine or (None, None), strict=True):
+            self.register_buffer(name, value, persistent=False)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(spec.train == "all" or self._in_head(name))
         self.eval()
@@ -103,8 +96,8 @@ class PoolModel(nn.Module):
 
         It computes in the type of its parameters; what comes out is at least float32.
         """
-        with self._lone(x):
-            done = self.net.run(self._alike(x))
+        with self._single(x):
+            done = self.net.run(self._cast(x))
         taps = {i: TapOutput(*map(_wide, self.net.tap(i, done.stages[i]))) for i in set(self._tap_indices)}
         return Features(_wide(done.logits), tuple(taps[i] for i in self._tap_indices))
 
@@ -121,7 +114,7 @@ class PoolModel(nn.Module):
         values = dict(parameters)
         if self.spec.precision == "bfloat16":
             own = dict(_parameters_and_buffers(self)) | values
-            kept = tuple(f"{name}." for name, m in self.named_modules() if isinstance(m, _BatchNorm) and m.training)
+            kept = tuple(f"{name}." for name, m in self.named_modules() if isinstance(m, BATCH_NORMS) and m.training)
             values |= {
                 name: value.bfloat16()
                 for name, value in own.items()
@@ -132,24 +125,23 @@ class PoolModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Compute the logits of prepared images alone, B x classes."""
-        with self._lone(x):
+        with self._single(x):
             return self.net.logits(x)
-
-    def _alike(self, x: Tensor) -> Tensor:
-        """Cast images to the type of the parameters, which may be another's for a while."""
-        return x.to(next(self.net.parameters()).dtype)
 
     def embed(self, x: Tensor) -> Tensor:
         """Compute the embedding of prepared images that clustering uses, B x D: what the classifier sees."""
-        with self._lone(x):
-            return self.net.run(self._alike(x)).embedding
+        with self._single(x):
+            return self.net.run(self._cast(x)).embedding
 
-    def _lone(self, x: Tensor) -> AbstractContextManager[None]:
+    def _single(self, x: Tensor) -> AbstractContextManager[None]:
         # A single image has no batch statistics where a map has one pixel: the last partial batch of an epoch then goes
         # by the running statistics, and leaves them alone.
         if self.training and self._batch_norms and x.shape[0] == 1:
             return self._normalising(training=False)
         return nullcontext()
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(next(self.net.parameters()).dtype)  # which `run_with` may replace
 
     def reset(self, gen: torch.Generator) -> None:
         """Give the network fresh values, in place: its library's own initialisation, drawn from `gen`.
@@ -179,13 +171,10 @@ class PoolModel(nn.Module):
         return self
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set running statistics to the average over batches of fresh statistics.
+        """Set running statistics to the average over those of batches of prepared images, each of more than one.
 
-        Does nothing without batch normalisation, and to pretrained networks, whose statistics belong to their weights.
-
-        Args:
-            batches: Prepared images, B x channels x input_size x input_size with B > 1; with no batch at all the
-                statistics become those of a new layer, mean 0 and variance 1.
+        With no batch at all they become those of a new layer, mean 0 and variance 1. Pretrained networks keep theirs,
+        which belong to their weights.
         """
         if not self._batch_norms or self._pretrained:
             return
@@ -209,12 +198,8 @@ class PoolModel(nn.Module):
         """Train the classifiers and what lies behind the last tap but `count`: that many blocks, and a final norm."""
         stages = len(self.net.taps)
         if count >= stages:
-            raise ModelError(
-                f"train: last_{count} is not less than it has: {stages} taps",
-                hint=f"Set train: last_{stages - 1} or less, or train: all."
-                if stages > 1
-                else "Set train: all or head.",
-            )
+            hint = f"Set train: last_{stages - 1} or less, or train: all." if stages > 1 else "Set train: all or head."
+            raise ModelError(f"train: last_{count} is not less than it has: {stages} taps", hint=hint)
         parameters = dict(self.net.named_parameters())
         for parameter in parameters.values():
             parameter.requires_grad_()
@@ -234,7 +219,6 @@ class PoolModel(nn.Module):
 
     @contextmanager
     def _normalising(self, *, training: bool) -> Iterator[None]:
-        """Put the batch normalisation layers, and nothing else, into a mode for a while."""
         modes = [norm.training for norm in self._batch_norms]
         try:
             for norm in self._batch_norms:
@@ -246,7 +230,6 @@ class PoolModel(nn.Module):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Turn half precision into float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

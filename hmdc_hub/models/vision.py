@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hmdc_hub.models.family import Family, Network, Shape
+from hmdc_hub.models.feature_layers import Hints
 from hmdc_hub.models.library import LibraryNetwork, prefixed, wrap
-from hmdc_hub.models.places import Hints
 
 RESNET_TAPS = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 """The stem after max-pooling and the four stages."""
@@ -29,9 +29,8 @@ def family(id_: str) -> Family | None:
     """Describe a builder of torchvision.models; None if there is none of that name."""
     if id_ not in names():
         return None
-    return Family(
-        args={}, make=partial(make, id_), fixed={"num_classes": "it is the source's number of classes"}, load=load
-    )
+    fixed = {"num_classes": "it is the source's number of classes"}
+    return Family(partial(make, id_), fixed=fixed, load=load)
 
 
 def make(id_: str, args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
@@ -58,16 +57,11 @@ def _construct(id_: str, classes: int, side: int) -> nn.Module:
 
 def _hints(shape: Shape, model: nn.Module) -> Hints:
     patch: Any = getattr(model, "patch_size", None)
-    kind, parts = type(model).__name__, dict(model.named_modules())
-    linear = [
-        name for name, part in parts.items() if isinstance(part, nn.Linear) and part.out_features == shape.classes
-    ]
-    convolutions = [
-        name for name, part in parts.items() if isinstance(part, nn.Conv2d) and part.out_channels == shape.classes
-    ]
-    heads = (linear or convolutions)[-1:]
+    kind, parts = type(model).__name__, list(model.named_modules())
+    linear = [n for n, part in parts if isinstance(part, nn.Linear) and part.out_features == shape.classes]
+    convolutions = [n for n, part in parts if isinstance(part, nn.Conv2d) and part.out_channels == shape.classes]
     return Hints(
-        heads=tuple(heads),
+        heads=tuple((linear or convolutions)[-1:]),
         modules=shape.modules or (RESNET_TAPS if kind == "ResNet" else None),
         nhwc=kind == "SwinTransformer",
         patch=(patch, patch) if kind == "VisionTransformer" else None,
@@ -83,7 +77,7 @@ def named_weights(id_: str) -> dict[str, Any]:
 
 def load(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name the tensors of a checkpoint as the network does: files of DenseNets have a dot more in some names."""
-    assert isinstance(net, LibraryNetwork)
-    if hasattr(net.model, "transform_input"):  # of GoogLeNet and Inception: their weights expect other statistics
-        net.model.transform_input = True  # type: ignore[assignment]
+    model: Any = net.get_submodule("model")
+    if hasattr(model, "transform_input"):  # of GoogLeNet and Inception: their weights expect other statistics
+        model.transform_input = True
     return prefixed({re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", k): v for k, v in state.items()})

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models import forward_flops, known_args, parameter_count
-from hmdc_hub.models.build import BUILTIN
+from hmdc_hub.models import forward_flops, parameter_count
+from hmdc_hub.models.builtin import BUILTIN
+from hmdc_hub.models.hf import VIT
 from tests.models.builders import TINY_VIT, build, spec_of, tiny
 
 
@@ -30,24 +31,24 @@ def test_unknown_ids_name_the_known_ones() -> None:
 def test_all_wrong_args_are_told_at_once() -> None:
     text = failure("convnet", args={"widht": 3, "depth": 0, "norm": "group", "pooling": "avg"})
     assert "args.widht is unknown: did you mean width? allowed are depth, width, norm, pooling" in text
-    assert "args.depth = 0: must be a whole number of at least 1" in text
-    assert "args.norm = 'group': must be instance or batch or layer or none" in text
+    assert "args.depth = 0: Input should be greater than or equal to 1" in text
+    assert "args.norm = 'group': Input should be 'instance', 'batch', 'layer' or 'none'" in text
     assert "pooling =" not in text
 
 
 @pytest.mark.parametrize(
     ("family", "args", "rule"),
     [
-        ("convnet", {"width": True}, "args.width = True: must be a whole number"),
-        ("convnet", {"width": 2.0}, "args.width = 2.0: must be a whole number"),
-        ("mlp", {"depth": "2"}, "args.depth = '2': must be a whole number"),
-        ("resnet", {"blocks": [1, 0]}, "args.blocks = [1, 0]: must be a list of whole numbers of at least 1"),
-        ("resnet", {"blocks": []}, "must be a list"),
-        ("resnet", {"blocks": 2}, "must be a list"),
-        ("vit", {"layer_norm_eps": 0.0}, "args.layer_norm_eps = 0.0: must be a number above 0"),
-        ("vit", {"layer_norm_eps": True}, "must be a number above 0"),
-        ("vit", {"qkv_bias": 1}, "args.qkv_bias = 1: must be true or false"),
-        ("vit", {"hidden_act": "gleu"}, "args.hidden_act = 'gleu': must be gelu or"),
+        ("convnet", {"width": True}, "args.width = True: Input should be a valid integer"),
+        ("convnet", {"width": 2.0}, "args.width = 2.0: Input should be a valid integer"),
+        ("mlp", {"depth": "2"}, "args.depth = '2': Input should be a valid integer"),
+        ("resnet", {"blocks": [1, 0]}, "args.blocks.1 = 0: Input should be greater than or equal to 1"),
+        ("resnet", {"blocks": []}, "args.blocks = []: List should have at least 1 item"),
+        ("resnet", {"blocks": 2}, "args.blocks = 2: Input should be a valid list"),
+        ("vit", {"layer_norm_eps": 0.0}, "args.layer_norm_eps = 0.0: Input should be greater than 0"),
+        ("vit", {"layer_norm_eps": True}, "Input should be a valid number"),
+        ("vit", {"qkv_bias": 1}, "args.qkv_bias = 1: Input should be a valid boolean"),
+        ("vit", {"hidden_act": "gleu"}, "args.hidden_act = 'gleu': Input should be 'gelu', "),
         ("vit", {"image_size": 32}, "args.image_size cannot be set: it is the pool entry's input_size"),
         ("vit", {"hidden_dropout_prob": 0.1}, "dropout is always off"),
         ("resnet18", {"width": 3}, "args.width is unknown: this model takes no args"),
@@ -113,15 +114,14 @@ def test_own_statistics_must_fit_the_channels() -> None:
 
 def test_known_models_are_those_of_the_table() -> None:
     assert set(BUILTIN) == {"convnet", "mlp", "resnet"}
-    assert known_args("builtin", "convnet") == {"depth": 3, "width": 128, "norm": "instance", "pooling": "avg"}
-    assert known_args("torchvision", "resnet18") == {} == known_args("builtin", "nothing")
+    assert BUILTIN["convnet"].complete({}) == {"depth": 3, "width": 128, "norm": "instance", "pooling": "avg"}
 
 
 def test_defaults_of_the_vit_are_those_of_the_library() -> None:
     from transformers import ViTConfig
 
     config = ViTConfig()
-    for name, default in known_args("transformers", "vit").items():
+    for name, default in VIT.complete({}).items():
         assert getattr(config, name) == default, name
 
 

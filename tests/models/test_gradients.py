@@ -24,6 +24,7 @@ def loss(model: PoolModel, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     return F.cross_entropy(features.logits, LABELS) + taps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(TINY))
 def test_double_backward(family: str) -> None:
     # A smooth place: the small side keeps ReLUs few, and float64 keeps the step far below the distance to a kink.
@@ -52,6 +53,7 @@ def test_double_backward(family: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(TINY))
 def test_functional_call_uses_the_values_it_is_given(family: str) -> None:
     model, other = tiny(family, seed=1), tiny(family, seed=2)
@@ -63,6 +65,7 @@ def test_functional_call_uses_the_values_it_is_given(family: str) -> None:
         assert not torch.equal(features.logits, model(x).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(TINY))
 def test_forward_over_reverse_agrees_with_double_backward(family: str) -> None:
     model = tiny(family, input_size=SIDES.get(family, 8)).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -73,6 +74,7 @@ def test_vit_taps(patch: int, patches: int, heads: int, channels: int) -> None:
     assert [tap.side for tap in model.taps] == [patches, patches]
 
 
+@pytest.mark.slow
 def test_resnet18_taps_are_the_stem_after_pooling_and_the_four_stages() -> None:
     for side, sides in ((17, [5, 5, 3, 2, 1]), (32, [8, 8, 4, 2, 1]), (64, [16, 16, 8, 4, 2])):
         model = build(spec_of("resnet18", input_size=side))

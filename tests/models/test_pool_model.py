@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hmdc_hub import pack, rng
+from hmdc_hub import multi_formation, rng
 from hmdc_hub.models import PoolModel
 from tests.models.builders import TINY, build, images, spec_of, tiny
 
@@ -35,6 +35,7 @@ def disturb(model: PoolModel) -> None:
             tensor.add_(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reset_depends_on_its_generator_alone(family: str) -> None:
     model = tiny(family, seed=1)
@@ -51,6 +52,7 @@ def test_a_reset_depends_on_its_generator_alone(family: str) -> None:
     assert not set(same(first, state(model))) & set(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_building_and_resetting_leave_the_global_generators_alone(family: str) -> None:
     before, python = torch.get_rng_state(), random.getstate()
@@ -59,6 +61,7 @@ def test_building_and_resetting_leave_the_global_generators_alone(family: str) -
     assert random.getstate() == python
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_build_gives_the_same_values_each_time(family: str) -> None:
     first = state(build(spec_of(family)))
@@ -67,6 +70,7 @@ def test_build_gives_the_same_values_each_time(family: str) -> None:
     assert same(first, second) == list(first)
 
 
+@pytest.mark.slow
 def test_a_reset_is_the_initialisation_of_the_library() -> None:
     import torchvision
 
@@ -76,6 +80,7 @@ def test_a_reset_is_the_initialisation_of_the_library() -> None:
     assert same(expected, {k.removeprefix("net.model."): v for k, v in state(model).items()}) == list(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reset_body_keeps_the_classifier(family: str) -> None:
     whole, body = tiny(family, seed=1), tiny(family, seed=1, reset="body")
@@ -89,6 +94,7 @@ def test_reset_body_keeps_the_classifier(family: str) -> None:
         assert torch.equal(after[name], expected[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copies_are_independent_and_can_be_reset(family: str) -> None:
     model = tiny(family)
@@ -102,6 +108,7 @@ def test_copies_are_independent_and_can_be_reset(family: str) -> None:
         assert same(before, state(twin)) == list(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_norm", ["train", "frozen"])
 def test_only_batch_normalisation_follows_the_mode(family: str, batch_norm: str) -> None:
@@ -115,6 +122,7 @@ def test_only_batch_normalisation_follows_the_mode(family: str, batch_norm: str)
     assert not any(m.training for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_BATCH_NORM)
 def test_running_statistics_move_in_training_unless_frozen(family: str) -> None:
     moving, frozen = tiny(family), tiny(family, batch_norm="frozen")
@@ -127,6 +135,7 @@ def test_running_statistics_move_in_training_unless_frozen(family: str) -> None:
         assert all("running" in name or "num_batches" in name for name in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evaluation_mode_changes_nothing(family: str) -> None:
     model = tiny(family)
@@ -139,6 +148,7 @@ def test_evaluation_mode_changes_nothing(family: str) -> None:
     torch.testing.assert_close(model.logits(x), first.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", WITH_BATCH_NORM)
 def test_a_batch_of_one_goes_by_the_running_statistics(family: str) -> None:
     model = tiny(family)
@@ -197,6 +207,7 @@ def _no_batches() -> Any:
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trained_parameters(family: str) -> None:
     everything, head = tiny(family), tiny(family, train="head")
@@ -229,7 +240,7 @@ def test_prepare_leaves_images_that_fit_alone() -> None:
 def test_prepare_resizes_to_the_input_size() -> None:
     model = tiny("convnet", input_size=24)
     x = torch.randn(2, 3, 16, 16, generator=rng.generator(0, "x"))
-    assert torch.equal(model.prepare(x), pack.resize(x, 24))
+    assert torch.equal(model.prepare(x), multi_formation.resize(x, 24))
     assert model.prepare(torch.zeros(2, 3, 40, 40)).shape == (2, 3, 24, 24)
     assert model(model.prepare(x)).logits.shape == (2, 3)
 

@@ -130,15 +130,9 @@ def test_grey_images_reach_colour_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"hidden_size": 24},
-            "weights {} are of another shape: vit.embeddings.cls_token is 1 x 1 x 12 there and 1 x",
-        ),
+        ({"hidden_size": 24}, "weights {} are of another shape: vit.embeddings.cls_token is 1 x 1 x 12 there and 1 x"),
         ({"num_hidden_layers": 3}, "weights {} lack vit.layers.2.attention"),
-        (
-            {"patch_size": 4},
-            "are of another shape: vit.embeddings.patch_embeddings.projection.weight is 12 x 3 x 8",
-        ),
+        ({"patch_size": 4}, "are of another shape: vit.embeddings.patch_embeddings.projection.weight is 12 x 3 x 8"),
     ],
 )
 def test_wrong_shapes(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -322,7 +316,7 @@ def test_an_index_nested_too_deeply(tmp_path: Path) -> None:
 
 
 def test_a_settled_local_entry_can_be_checked(tmp_path: Path) -> None:
-    from hmdc_hub.condense.check import check_model
+    from hmdc_hub.condenser.check import check_model
 
     folder = written_vit(tmp_path / "mine")
     spec = settle(ModelSpec(name="v", source="transformers", id=str(folder), weights=str(folder), input_size=16))

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hmdc_hub import pack
-from hmdc_hub.condense import balance
-from hmdc_hub.condense.distillation import MutualDistillation
-from hmdc_hub.condense.matching import Objectives, Pair, image_gradients
-from hmdc_hub.condense.synthetic import SyntheticImages
+from hmdc_hub import multi_formation
+from hmdc_hub.condenser import balance
+from hmdc_hub.condenser.data import SyntheticImages
+from hmdc_hub.condenser.distillation import MutualDistillation
+from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ImagesSpec
 from tests.reference.weights import load_reference, reference_spec
@@ -67,7 +67,7 @@ def image_step(vector: Vector, together: bool, at_once: int | None = None) -> tu
     """Return the image gradient of an update step, and the objectives, k x K."""
     objectives = Objectives(vector.networks, vector.pairs)
     stored = vector.tensors["synthetic"].clone().requires_grad_()
-    synthetic = pack.decode(stored, int(vector.facts["factor"]))
+    synthetic = multi_formation.decode(stored, int(vector.facts["factor"]))
     labels = torch.arange(len(stored))
     chunks = [labels] if together else [labels[c : c + 1] for c in range(len(labels))]
     real = vector.tensors["real"]
@@ -89,11 +89,18 @@ def test_there_are_vectors() -> None:
     assert FILES, f"no *.safetensors in {FOLDER}"
 
 
+QUICK, SLOW = {"matching", "matching_md_gbm"}, [pytest.mark.slow]
 FORMS = {"together": (True, None), "class by class": (False, None), "one image": (False, 1), "three": (True, 3)}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+CASES = [
+    pytest.param(path, form, id=f"{path.stem}-{form}", marks=[] if path.stem in QUICK and form == "together" else SLOW)
+    for path in FILES
+    for form in FORMS
+]
+
+
+@pytest.mark.parametrize(("path", "form"), CASES)
 def test_losses_and_image_gradient(path: Path, form: str) -> None:
     vector = Vector(path)
     gradient, losses = image_step(vector, *FORMS[form])

@@ -1,0 +1,343 @@
+"""HMDC from top to bottom (Moon, Kim and Park, ECCV 2024, algorithm 1): networks and images take turns.
+
+What is done to tensors is in four functions, `image_step` with and without an update of the balance and the two kinds
+of training, which a CPU runs as they are and a GPU captures (`execution`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmdc_hub import rng
+from hmdc_hub.condenser import balance
+from hmdc_hub.condenser.checkpoint import Checkpoint
+from hmdc_hub.condenser.data import Classes, Minibatch, RealImages, SyntheticImages
+from hmdc_hub.condenser.matching import image_gradients
+from hmdc_hub.condenser.memory import AtOnce
+from hmdc_hub.condenser.pool import ModelPool
+from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.errors import DivergedError
+from hmdc_hub.events import ImageStep, Note
+from hmdc_hub.execution import Compiled, Execution, Packed
+from hmdc_hub.schema import CondenseSpec
+from hmdc_hub.store import Parts
+
+CLUSTERED_TOGETHER = 16
+"""Classes whose embeddings are held at a time on a GPU."""
+
+NO_ROW = -1
+"""In a checkpoint: fills up the real batch of a class that has fewer images."""
+
+
+class HMDC:
+    """The state of a run, and the algorithm that moves it on.
+
+    Args:
+        spec: The condenser's part of the recipe.
+        seed: Of the recipe.
+        real: The source on the device.
+        networks: The pool.
+        images: S, the classes of this rank.
+        at_once: How many classes and images are matched at a time.
+        execution: Runs the functions of a step.
+        ranks: That share the work.
+
+    Attributes:
+        outer: t, outer iterations finished; `inner` o, image steps done in the next one, 0 where a reset is due.
+        accumulated: The accumulators A of the balance, float32 rows x K.
+        measured: float32 rows x (2 K + 1): of each class's last step the objectives, their shares of the gradient (0
+            where the balance was not updated), and 1 if everything was finite.
+        real_batches: Of each class, int64 indices into the source; `visits` counts its steps since the reset.
+        seconds: That the last step took, but for compiling.
+    """
+
+    def __init__(
+        self,
+        spec: CondenseSpec,
+        seed: int,
+        real: RealImages,
+        networks: ModelPool,
+        images: SyntheticImages,
+        at_once: AtOnce,
+        execution: Execution,
+        ranks: Ranks,
+    ) -> None:
+        self.spec, self.seed, self.real, self.networks, self.images = spec, seed, real, networks, images
+        self.at_once, self.execution, self.ranks = at_once, execution, ranks
+        self.outer = self.inner = 0
+        self.block = block_of(at_once, real.device)
+        rows, objectives = len(images.labels), len(networks.objectives.names())
+        self.accumulated = torch.empty(rows, objectives, device=real.device)
+        self.measured = torch.empty(rows, 2 * objectives + 1, device=real.device)
+        self._functions: dict[Any, Callable[[Packed[Any]], Any]] = {}
+        self._compiled: dict[Any, Compiled] = {}
+        self.seconds = self._compiling = 0.0
+        self._forget()
+
+    def run(self) -> Iterator[ImageStep]:
+        """Go on to the end; after each image step a run can be left, and gone on from."""
+        spec, networks = self.spec, self.networks
+        for t in range(self.outer, spec.resets):
+            if self.inner == 0:
+                networks.reset(t)
+                self._forget()
+            for o in range(self.inner, spec.networks.reset_every):
+                began, self._compiling = time.monotonic(), 0.0
+                classes = self.classes_of_step(t, o)
+                self.choose_real_batches(classes, (t, o))
+                # S moves by the gradients of these networks; then the networks learn, for the next step.
+                self._match(classes, (t, o))
+                networks.correct.zero_()
+                images = self._train("networks", networks.train, spec.networks.batches_per_step, (t, o))
+                if networks.objectives.pairs:
+                    self._train("projections", networks.train_projections, spec.projection.batches_per_step, (t, o))
+                done = self._report(classes, images, (t, o))
+                for label in classes:
+                    self.visits[label] += 1
+                last = o + 1 == spec.networks.reset_every
+                self.outer, self.inner = (t + 1, 0) if last else (t, o + 1)
+                self.seconds = time.monotonic() - began - self._compiling
+                yield done
+
+    def image_step(self, drawn: Classes, *, update: bool) -> None:
+        """Move the synthetic images of k classes, and note in `measured` how it went.
+
+        Args:
+            drawn: What they see.
+            update: Whether the balance is updated.
+        """
+        spec, rows = self.spec, drawn.rows
+        images = self.images.pixels[rows].requires_grad_()
+        real, synthetic = self.real.view_real(drawn), self.real.view_synthetic(drawn, images)
+        accumulated = self.accumulated[rows]
+        weights = None if update else self._weights(accumulated)
+        losses, found = self._image_gradients(real, drawn.weights, synthetic.detach(), drawn.labels, weights)
+        # Decoding and augmentation are linear up to a constant: one product with their adjoint does the rest.
+        gradients = torch.stack(
+            [torch.autograd.grad(synthetic, images, each, retain_graph=True)[0] for each in found.unbind(1)], 1
+        )
+        if update:
+            if spec.balance:
+                accumulated = balance.accumulate(accumulated, gradients)
+            gradient, shares = balance.combine(gradients, self._weights(accumulated))
+            self.accumulated.index_copy_(0, rows, accumulated)
+        else:
+            gradient, shares = gradients[:, 0], torch.zeros_like(accumulated)
+        finite = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(losses).all(1)
+        self.images.step(rows, balance.normalise(gradient) if spec.normalise else gradient, spec.images)
+        measured = torch.cat([losses.to(shares.dtype), shares, finite[:, None].to(shares.dtype)], 1)
+        self.measured.index_copy_(0, rows, measured)
+
+    def classes_of_step(self, outer: int, inner: int) -> list[int]:
+        """Say which classes take part in a step: each has its turn before any again."""
+        classes, count = self.real.classes, self.spec.classes_per_step
+        if count is None or count >= classes:
+            return list(range(classes))
+        order = torch.randperm(classes, generator=rng.generator(self.seed, "classes", outer)).tolist()
+        return sorted(order[(inner * count + i) % classes] for i in range(count))
+
+    def choose_real_batches(self, labels: Sequence[int], key: tuple[int, int]) -> None:
+        """Choose the real batch of those classes for which it is due; the models take turns at embedding."""
+        every = self.spec.cluster.every if self.spec.cluster.enabled else 1
+        refreshes, models = -(-self.spec.networks.reset_every // every), self.networks.networks
+        due: dict[int, list[int]] = {}
+        for label in labels:
+            if label in self.images.row and self.visits[label] % every == 0:
+                turn = key[0] * refreshes + self.visits[label] // every
+                due.setdefault(turn % len(models), []).append(label)
+        # A GPU clusters classes together; on a CPU they are one another's neighbours.
+        size = 1 if self.real.device.type == "cpu" else CLUSTERED_TOGETHER
+        for m, few in due.items():
+            for i in range(0, len(few), size):
+                part = few[i : i + size]
+                self.real_batches |= dict(zip(part, self.real.real_batches(models[m], part, key), strict=True))
+
+    def state(self) -> dict[str, Parts]:
+        """Return all that a checkpoint here needs; just after an outer iteration, images and momentum.
+
+        With several ranks all of them go through this at the same time, in the order of `store.in_order`; parts of
+        all classes come to the first.
+        """
+        tensors = {"images": self._gathered(self.images.pixels), "momentum": self._gathered(self.images.momentum)}
+        if self.inner:
+            tensors |= {f"pool.{name}": Parts.of(value) for name, value in self.networks.state().items()}
+            real = torch.full((len(self.images.labels), self.spec.batch), NO_ROW)
+            for place, label in enumerate(self.images.labels):
+                rows = self.real_batches.get(label, real[:0, 0])
+                real[place, : len(rows)] = rows
+            tensors |= {"real": self._gathered(real), "balance": self._gathered(self.accumulated)}
+        return tensors
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, which is of all classes; its images are here already."""
+        own = self.images.labels
+        self.images.momentum.copy_(checkpoint.rows("momentum", own))
+        self.outer, self.inner = checkpoint.position.outer, checkpoint.position.inner
+        if self.inner:
+            self.networks.load_state(self.outer, checkpoint.below("pool."))
+            self._forget()
+            for label, rows in zip(own, checkpoint.rows("real", own), strict=True):
+                if len(chosen := rows[rows != NO_ROW]):
+                    self.real_batches[label] = chosen
+            self.accumulated.copy_(checkpoint.rows("balance", own))
+            for inner in range(self.inner):
+                for label in self.classes_of_step(self.outer, inner):
+                    self.visits[label] += 1
+
+    def all_rows(self, mine: Tensor) -> Iterator[Tensor]:
+        """Give the first rank the rows of all classes from those of each rank's classes; see `Ranks.gather`."""
+        return self.ranks.gather(mine, [self.ranks.owner(label, self.block) for label in range(self.real.classes)])
+
+    def _gathered(self, mine: Tensor) -> Parts:
+        return Parts(mine.dtype, (self.real.classes, *mine.shape[1:]), self.all_rows(mine))
+
+    def _forget(self) -> None:
+        """Begin anew what belongs to one set of networks."""
+        self.accumulated.fill_(balance.EPSILON)
+        self.real_batches: dict[int, Tensor] = {}
+        self.visits = [0] * self.real.classes
+
+    def _weights(self, accumulated: Tensor) -> Tensor:
+        return balance.balance_weights(accumulated) if self.spec.balance else torch.ones_like(accumulated)
+
+    def _updates(self, label: int) -> bool:
+        return self.visits[label] % self.spec.balance_every == 0
+
+    def _chunks(self, classes: Sequence[int]) -> list[tuple[bool, list[int]]]:
+        """Cut this rank's part of the classes into those that are computed together, and say whether they update."""
+        found = []
+        for update in (True, False):
+            own = [c for c in classes if c in self.images.row and self._updates(c) == update]
+            # On a CPU with their neighbours, whichever other classes and ranks there are; on a GPU with any.
+            groups = [list(few) for _, few in groupby(own, lambda label: label // self.block)]
+            for group in groups if self.real.device.type == "cpu" else [own]:
+                count = -(-len(group) // self.at_once.classes)
+                bounds = [len(group) * i // count for i in range(count + 1)]
+                found += [(update, group[a:b]) for a, b in pairwise(bounds)]
+        return found
+
+    def _match(self, classes: Sequence[int], key: tuple[int, int]) -> None:
+        """Make the image step of this rank's classes; with less of it at a time where memory runs out."""
+        chunks = self._chunks(classes)
+        drawn = (self._drawn(labels, key) for _, labels in chunks)
+        for place, inputs in enumerate(self.execution.upload(drawn, together=self.real.resident)):
+            update, labels = chunks[place]
+            try:
+                self._function("matching", partial(self.image_step, update=update), update)(inputs)
+                continue
+            except torch.OutOfMemoryError:
+                if max(len(labels), self.at_once.images or self.spec.batch) == 1:
+                    raise
+            self._take_less(len(labels))  # out here: what the error came through holds tensors
+            self._match([label for _, few in chunks[place:] for label in few], key)
+            return
+
+    def _drawn(self, labels: Sequence[int], key: tuple[int, int]) -> Classes:
+        rows, real = [self.images.row[c] for c in labels], [self.real_batches[c] for c in labels]
+        return self.real.draw_classes(labels, rows, real, key)
+
+    def _train(self, what: str, work: Callable[[Minibatch], None], count: int, key: tuple[int, int]) -> int:
+        """Train on so many minibatches, each in more parts where memory runs out; returns the number of images."""
+        images, drawn = 0, self.real.draw_minibatches(f"train-{what}", key, count)
+        for batch in self.execution.upload(drawn, together=self.real.resident):
+            images += len(batch.tensors.labels)
+            while True:
+                try:
+                    self._function(f"training of {what}", work)(batch)
+                    break
+                except torch.OutOfMemoryError:
+                    whole = self.networks.learns_statistics or self.ranks.count > 1  # all ranks must cut alike
+                    if whole or self.networks.parts >= self.spec.networks.batch:
+                        raise
+                self.networks.parts *= 2
+                self._run_anew(f"networks are trained on {self.networks.parts} parts of a batch")
+        return images
+
+    def _take_less(self, classes: int) -> None:
+        """Take half of so many classes at a time, or of the images of one."""
+        half, images = -(-classes // 2), self.at_once.images or self.spec.batch
+        if classes == 1:
+            images = -(-images // 2)
+        self.at_once = replace(self.at_once, classes=half, images=images if classes == 1 else self.at_once.images)
+        self._run_anew(f"going on with the graphs of {f'{half} classes' if half > 1 else f'{images} images'} at a time")
+
+    def _run_anew(self, text: str) -> None:
+        """Forget the functions as this device ran them: memory is out, and less is to be done at a time."""
+        self._functions.clear()
+        self.execution.forget()
+        self.execution.callback(Note(f"out of memory; {text}"))
+
+    def _function(self, name: str, work: Callable[[Any], Any], *key: Any) -> Callable[[Packed[Any]], Any]:
+        """Give a function as this device runs it, the same for the same networks."""
+        wanted = (name, key, self.networks.active)
+        if wanted not in self._functions:
+            self._functions[wanted] = self.execution.function(work, name)
+        return self._functions[wanted]
+
+    def _image_gradients(
+        self, real: Tensor, shares: Tensor, synthetic: Tensor, labels: Tensor, weights: Tensor | None
+    ) -> Any:
+        """Do `image_gradients`, compiled if the recipe says so; single derivatives are not worth compiling."""
+        objectives, arguments = self.networks.objectives, (real, shares, synthetic, labels, weights)
+        work = partial(image_gradients, objectives, at_once=self.at_once.images)
+        if self.spec.derivative == "eager" or weights is None:
+            return work(*arguments)
+        key = (self.networks.active, self.at_once.images, len(real))
+        if key not in self._compiled:
+            self.execution.callback(Note("compiling the matching step; the first time this takes minutes"))
+            began = time.monotonic()
+            modules = [*objectives.networks, *(pair.distillation for pair in objectives.pairs)]
+            self._compiled[key] = Compiled(work, modules, arguments)
+            self._compiling += time.monotonic() - began
+        return self._compiled[key](*arguments)
+
+    def _report(self, classes: Sequence[int], images: int, place: tuple[int, int]) -> ImageStep:
+        """Read back what the step measured, once, and put together what all ranks did."""
+        row, names, networks = self.images.row, self.networks.objectives.names(), self.networks.networks
+        read = torch.cat([self.measured.flatten(), self.images.clamped(), self.networks.correct]).cpu()
+        mine, clamped, correct = torch.split(read, [self.measured.numel(), len(row), len(networks)])
+        mine, drawn = mine.view(-1, 2 * len(names) + 1), min(self.real.decoded, self.spec.batch)
+        measured = torch.zeros(len(classes), 2 * len(names) + 2)
+        for where, label in enumerate(classes):
+            if label in row:
+                measured[where, :-1] = mine[row[label]]
+                measured[where, -1] = len(self.real_batches[label]) + drawn
+        measured = self.ranks.together(measured)
+        self._check_finite(classes, measured, place)
+        losses, shares, (_, seen) = torch.split(measured.mean(0), [len(names), len(names), 2])
+        shares = shares / shares.sum().clamp_min(balance.EPSILON**2)
+        every = self.spec.networks.reset_every
+        return ImageStep(
+            outer=place[0],
+            inner=place[1],
+            done=place[0] * every + place[1] + 1,
+            total=self.spec.resets * every,
+            losses=dict(zip(names, losses.tolist(), strict=True)),
+            shares=dict(zip(names, shares.tolist(), strict=True)) if any(map(self._updates, classes)) else {},
+            accuracies=dict(zip((n.spec.name for n in networks), (correct / max(images, 1)).tolist(), strict=True)),
+            clamped=float(self.ranks.together(clamped.sum()[None]) / self.real.classes),
+            images=round(float(seen) * len(classes)),
+        )
+
+    def _check_finite(self, classes: Sequence[int], measured: Tensor, place: tuple[int, int]) -> None:
+        for label, row in zip(classes, measured, strict=True):
+            if row[-2] != 1:
+                named = zip(self.networks.objectives.names(), row.tolist(), strict=False)
+                raise DivergedError(
+                    f"outer iteration {place[0]}, image step {place[1]}, class {label}: a loss or image gradient is "
+                    f"not finite (losses {', '.join(f'{name} {x:.4g}' for name, x in named)})",
+                    hint="Lower pool.*.lr.condense or condense.images.lr in the recipe; the last checkpoint was kept.",
+                )
+
+
+def block_of(at_once: AtOnce, device: torch.device) -> int:
+    """Say how many neighbouring classes have one owner: on a CPU those that are computed together."""
+    return at_once.classes if device.type == "cpu" else 1

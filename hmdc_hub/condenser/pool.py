@@ -1,0 +1,206 @@
+"""The networks that condense together, with the mutual distillation of their pairs, and how they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmdc_hub import rng
+from hmdc_hub.condenser.data import Minibatch, RealImages
+from hmdc_hub.condenser.distillation import MutualDistillation
+from hmdc_hub.condenser.matching import Objectives, Pair
+from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.models import BATCH_NORMS, Features, PoolModel
+from hmdc_hub.schema import CondenseSpec
+
+LOW = 10
+"""`memory: low` holds the graphs of this part of a batch at a time."""
+
+
+class ModelPool:
+    """The models of a pool, those of them that work in this outer iteration, and their optimisers.
+
+    Whatever changes, changes in place: functions that were captured go on reading the same tensors.
+
+    Args:
+        models: All M of them, on the device.
+        spec: Says which parts of the method are on.
+        seed: Of the recipe.
+        real: The source.
+        ranks: That share the parts of a minibatch.
+
+    Attributes:
+        active: Places of the models that work now: all of them, or the pair of this outer iteration.
+        trained: Parameters that network training moves; `learnt` P and Q of the active pairs.
+        parts: How many parts a minibatch is differentiated in.
+        correct: float32, for each active network how many training images it got right since somebody set it to zero.
+    """
+
+    def __init__(
+        self, models: Sequence[PoolModel], spec: CondenseSpec, seed: int, real: RealImages, ranks: Ranks | None = None
+    ) -> None:
+        self.models, self.spec, self.seed, self.real, self.ranks = list(models), spec, seed, real, ranks or Ranks()
+        low = min(LOW, spec.networks.batch) if spec.memory == "low" else 1
+        self.parts = max(spec.networks.accumulation_steps or 1, low)
+        places = list(combinations(range(len(self.models)), 2)) if spec.distill else []
+        self._distillations = {
+            (a, b): MutualDistillation((self.models[a].taps, self.models[b].taps)).to(real.device) for a, b in places
+        }
+        self._adam = {
+            pair: torch.optim.Adam(module.parameters(), lr=spec.projection.lr, capturable=real.device.type == "cuda")
+            for pair, module in self._distillations.items()
+        }
+        self._correct = torch.zeros(len(self.models), device=real.device)
+        self.activate(0)
+
+    def activate(self, outer: int) -> None:
+        """Choose which models work in an outer iteration (`pool_strategy`)."""
+        self.active = tuple(range(len(self.models)))
+        if self.spec.pool_strategy == "pair" and len(self.models) > 2:
+            drawn = torch.randperm(len(self.models), generator=rng.generator(self.seed, "pair", outer))[:2]
+            self.active = tuple(sorted(drawn.tolist()))
+        self.networks = [self.models[m] for m in self.active]
+        self.correct = self._correct[: len(self.active)]
+        self.objectives = self._objectives(self.active)
+        pairs = [pair for pair in combinations(self.active, 2) if pair in self._distillations]
+        self._optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.SGD(net.trained().values(), lr=net.spec.lr.condense) for net in self.networks
+        ]
+        self._projection_optimizers = [self._adam[pair] for pair in pairs]
+        self.trained = [p for net in self.networks for p in net.trained().values()]
+        self.learnt = [p for pair in pairs for p in self._distillations[pair].parameters()]
+
+    def constitutions(self) -> list[Objectives]:
+        """List the objectives for every constitution that the pool may have: one, or one for each pair."""
+        alike = len(self.active) == len(self.models)
+        return [self._objectives(few) for few in ([self.active] if alike else combinations(range(len(self.models)), 2))]
+
+    def _objectives(self, active: tuple[int, ...]) -> Objectives:
+        pairs = [(a, b) for a, b in combinations(active, 2) if (a, b) in self._distillations]
+        return Objectives(
+            [self.models[m] for m in active],
+            [Pair(active.index(a), active.index(b), self._distillations[a, b]) for a, b in pairs],
+            self.spec.match,
+        )
+
+    def reset(self, outer: int) -> None:
+        """Make everything that works in an outer iteration fresh, and calibrate batch norm on real images."""
+        self.activate(outer)
+        for m, net in zip(self.active, self.networks, strict=True):
+            net.reset(rng.generator(self.seed, "network", outer, m))
+        for a, b in combinations(self.active, 2):
+            if (a, b) in self._distillations:
+                self._distillations[a, b].reset(rng.generator(self.seed, "projection", outer, a, b))
+                for state in self._adam[a, b].state.values():
+                    for value in state.values():
+                        value.zero_()
+        for net in self.networks:
+            net.calibrate(net.prepare(batch) for batch in self.real.calibration_batches(outer))
+            net.eval()
+
+    def train(self, batch: Minibatch) -> None:
+        """Train all networks on one minibatch, together through mutual distillation; P and Q are held.
+
+        The loss is the sum of cross-entropies and the mean of the mutual distillations (HMDC, algorithm 1).
+        """
+        images, labels = self.real.view_minibatch(batch)
+        for net in self.networks:
+            net.train()
+
+        def gradients(part: slice) -> list[Tensor]:
+            features = self._features(images[part])
+            loss = torch.stack([F.cross_entropy(f.logits, labels[part]) for f in features]).sum()
+            if self.objectives.pairs:
+                loss = loss + self._distillation(features)
+            found = torch.autograd.grad(
+                loss * (len(images[part]) / len(images)), self.trained, allow_unused=True, materialize_grads=True
+            )
+            # Of mixed images the stronger label counts.
+            hits = [(f.logits.detach().argmax(1) == labels[part].argmax(1)).sum() for f in features]
+            return [*found, torch.stack(hits).to(found[0].dtype)]
+
+        *summed, hits = self._summed(gradients, len(images), whole=self.learns_statistics)
+        self._step(self._optimizers, self.trained, summed)
+        self.correct += hits
+        for net in self.networks:
+            net.eval()
+
+    def train_projections(self, batch: Minibatch) -> None:
+        """Train P and Q on one minibatch with the networks held; the loss is the mean over pairs."""
+        images, _ = self.real.view_minibatch(batch)
+
+        def gradients(part: slice) -> list[Tensor]:
+            with torch.no_grad():
+                features = self._features(images[part])
+            loss = self._distillation(features) * (len(images[part]) / len(images))
+            return list(torch.autograd.grad(loss, self.learnt))
+
+        self._step(self._projection_optimizers, self.learnt, self._summed(gradients, len(images), whole=False))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint inside an outer iteration needs, by name; no copies."""
+        tensors = {f"network.{m}.{k}": v for m, net in enumerate(self.networks) for k, v in net.state_dict().items()}
+        for i, (pair, adam) in enumerate(zip(self.objectives.pairs, self._projection_optimizers, strict=True)):
+            tensors |= {f"distillation.{i}.{k}": v for k, v in pair.distillation.state_dict().items()}
+            for place, entry in adam.state_dict()["state"].items():
+                tensors |= {f"adam.{i}.{place}.{key}": value for key, value in entry.items()}
+        return tensors
+
+    def load_state(self, outer: int, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned in an outer iteration."""
+        self.activate(outer)
+        for m, net in enumerate(self.networks):
+            net.load_state_dict(_below(tensors, f"network.{m}."))
+            net.eval()
+        for i, (pair, adam) in enumerate(zip(self.objectives.pairs, self._projection_optimizers, strict=True)):
+            pair.distillation.load_state_dict(_below(tensors, f"distillation.{i}."))
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _below(tensors, f"adam.{i}.").items():
+                place, key = name.split(".", 1)
+                state.setdefault(int(place), {})[key] = value.clone()
+            adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
+
+    def _features(self, images: Tensor) -> list[Features]:
+        return [net.run_with({}, net.prepare(images)) for net in self.networks]
+
+    def _distillation(self, features: Sequence[Features]) -> Tensor:
+        pairs = self.objectives.pairs
+        return torch.stack(
+            [pair.distillation(features[pair.first], features[pair.second]).mean() for pair in pairs]
+        ).mean()
+
+    @property
+    def learns_statistics(self) -> bool:
+        """Whether batch norm goes by the minibatch in training, which must then stay whole."""
+        learning = (net for net in self.networks if net.spec.batch_norm == "train")
+        return any(isinstance(part, BATCH_NORMS) for net in learning for part in net.modules())
+
+    def _summed(self, work: Callable[[slice], list[Tensor]], images: int, *, whole: bool) -> list[Tensor]:
+        """Sum what is computed of the parts of a minibatch, always in their order."""
+        parts = 1 if whole else min(self.parts, images)
+        bounds = [images * i // parts for i in range(parts + 1)]
+        cut = [slice(a, b) for a, b in pairwise(bounds)]
+        if parts == 1:  # done by every rank
+            return work(cut[0])
+        # A rank with no part of its own does the first again: it must know what is exchanged.
+        mine = [work(part) for part in cut[self.ranks.index :: self.ranks.count] or cut[:1]]
+        every = self.ranks.all_parts(mine, parts)
+        return [torch.stack(column).sum(0) for column in zip(*every, strict=True)]
+
+    def _step(
+        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Keep the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,284 @@
+"""Networks of this Python session: anybody's `nn.Module` in a pool, or as what a set is evaluated on.
+
+A `ModelSpec` is plain data, so it names such a network by an id, and the process keeps what makes it. Nothing of it is
+written anywhere: another process must register it again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import re
+import textwrap
+import tokenize
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from types import BuiltinFunctionType, CodeType, FunctionType
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from hmdc_hub import rng
+from hmdc_hub.errors import ModelError
+from hmdc_hub.models.family import Family, Shape
+from hmdc_hub.models.feature_layers import Hints
+from hmdc_hub.models.library import LibraryNetwork, first_line, sizes_that_work, wrap
+from hmdc_hub.schema import ModelSpec, canonical_json
+
+PASS_A_FUNCTION = "Pass a function that makes it, as in register_module(lambda: MyNet(classes=10))."
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """What was registered (an instance: a copy of it), compared by identity."""
+
+    module: nn.Module | Callable[[], nn.Module]
+
+    def __deepcopy__(self, memo: Any) -> _Entry:
+        return self  # copies of a model are made by the same
+
+
+_entries: dict[tuple[str, str], _Entry] = {}
+"""By id and name: functions that a forward calls may differ where nothing else does."""
+
+
+def register_module(module: nn.Module | Callable[[], nn.Module], name: str | None = None, **spec: Any) -> ModelSpec:
+    """Let a network of this process be used like an entry of the pool, its feature layers found as any library's.
+
+    At every reset a class or function is called again, and an instance gets fresh values from the `reset_parameters` of
+    its modules; those that it has now count for nothing. Both happen under a random state of the run, so the same
+    recipe gives the same bits, and torch's own state is left as it was.
+
+    Args:
+        module: An `nn.Module`, or a class or function that makes one without arguments. Its forward takes float images
+            B x channels x side x side and returns logits B x classes, or an object that has them as `logits`.
+        name: What it is called in results; its class's name if left out. Registering the same name again replaces it.
+        spec: Other fields of `ModelSpec`, such as `taps`, `input_size`, `lr` or `batch_norm`.
+
+    Returns:
+        The pool entry. Its id is the class's name with a hash of all that it consists of: names, shapes and types,
+        plain attributes such as the stride of a convolution, and the methods of classes that are not torch's.
+
+    Raises:
+        ModelError: It cannot be made, a parameter is not reset, or a field is wrong.
+    """
+    try:
+        entry = _Entry(copy.deepcopy(module) if isinstance(module, nn.Module) else module)
+    except Exception as error:  # tensors that are no leaves, say
+        raise ModelError(f"{type(module).__name__} cannot be copied: {error}", hint=PASS_A_FUNCTION) from error
+    with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
+        net = _made(entry)
+        if isinstance(entry.module, nn.Module):
+            _refuse_what_is_not_reset(entry.module)
+        elif net is _made(entry):
+            raise ModelError(
+                f"{_kind(net)}: the function returns the same module again", hint="Let every call make a new one."
+            )
+    kind = _kind(net)
+    id_ = f"{kind}@{_digest(net)}"
+    name = name or kind.rpartition(".")[2]
+    refused = [key for key in ("source", "id", "args", "weights", "revision") if key in spec]
+    if refused:
+        raise ModelError(f"{refused[0]} is not for a module of your own", hint=PASS_A_FUNCTION)
+    try:
+        found = ModelSpec(**{"name": name, "source": "python", "id": id_, **spec})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its fields"
+        raise ModelError(f"{name} cannot be registered: {where}: {first['msg']}") from error
+    _entries.pop((id_, name), None)
+    _entries[id_, name] = entry
+    return found
+
+
+def family(spec: ModelSpec) -> Family:
+    """Describe a registered network.
+
+    Raises:
+        ModelError: This process has none of that id.
+    """
+    alike = [key for key in _entries if key[0] == spec.id]
+    if not alike:
+        kind = spec.id.partition("@")[0]
+        others = [id_ for id_, _ in _entries if id_.partition("@")[0] == kind]
+        raise ModelError(
+            f"{spec.id} is a network of a Python session, and this process has "
+            + (f"{kind} with other parameters or parts ({others[0]})" if others else "none of that id"),
+            hint="In Python, register it first: hmdc_hub.models.register_module(...)",
+        )
+    key = (spec.id, spec.name)
+    return Family(partial(_make, _entries[key if key in _entries else alike[-1]]))
+
+
+def _make(entry: _Entry, args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
+    shape, heads = _fitted(entry, shape)
+    return wrap(
+        partial(_construct, entry), lambda model: Hints(heads, shape.modules, vectors=True), shape, ("python", entry)
+    )
+
+
+def _construct(entry: _Entry, side: int) -> nn.Module:
+    return _made(entry).to(torch.get_default_device())
+
+
+def _made(entry: _Entry) -> nn.Module:
+    """Make the network with fresh values, from torch's global generator."""
+    if isinstance(entry.module, nn.Module):
+        net = copy.deepcopy(entry.module)
+        _reset(net)
+    else:
+        try:
+            net = entry.module()
+        except Exception as error:  # whatever the caller's code raises
+            called = getattr(entry.module, "__qualname__", repr(entry.module))
+            raise ModelError(f"{called}() fails: {first_line(error)}", hint=PASS_A_FUNCTION) from error
+        if not isinstance(net, nn.Module):
+            raise ModelError(f"{type(net).__name__} is no torch.nn.Module", hint=PASS_A_FUNCTION)
+    lazy = [name for name, parameter in net.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ModelError(f"{_kind(net)}: {lazy[0]} is lazy", hint="Give the layer its sizes: nn.Linear(128, 10).")
+    return net.float()
+
+
+@torch.no_grad()
+def _reset(net: nn.Module) -> None:
+    for part in reversed(list(net.modules())):  # inner modules first, as `Module.apply`
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+
+@torch.no_grad()
+def _refuse_what_is_not_reset(module: nn.Module) -> None:
+    probe = copy.deepcopy(module)
+    for parameter in probe.parameters():
+        parameter.fill_(torch.nan)
+    _reset(probe)
+    left = [name for name, parameter in probe.named_parameters() if not bool(parameter.isfinite().all())]
+    if left:
+        raise ModelError(
+            f"{_kind(module)}: no reset_parameters of its modules gives {left[0]} fresh values", hint=PASS_A_FUNCTION
+        )
+
+
+def _kind(net: nn.Module) -> str:
+    """Name a network's class without the function that it may be defined in."""
+    return re.sub(r"^.*<locals>\.|[^\w.]", "", type(net).__qualname__).lstrip("_.") or "Module"
+
+
+def _digest(net: nn.Module) -> str:
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    facts = [
+        [[name, _kind(part), _attributes(part)] for name, part in net.named_modules()],
+        [[name, list(value.shape), str(value.dtype)] for name, value in tensors.items()],
+        [
+            [kind.__qualname__, _code(kind)]
+            for kind in dict.fromkeys(kind for part in net.modules() for kind in _own(part))
+        ],
+    ]
+    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:8]
+
+
+def _attributes(part: nn.Module) -> dict[str, str]:
+    """Give what a module was made with, as far as it is plain: a stride, a probability, the name of a function."""
+    found = {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
+    named = {
+        name: value.__qualname__
+        for name, value in found.items()
+        if isinstance(value, FunctionType | BuiltinFunctionType)
+    }
+    plain = (bool, int, float, str, type(None))
+    return named | {
+        name: repr(value)
+        for name, value in found.items()
+        if isinstance(value, plain)
+        or (isinstance(value, tuple | list) and all(isinstance(one, plain) for one in value))
+    }
+
+
+def _own(part: nn.Module) -> list[type]:
+    """List the classes of a module that are not torch's own."""
+    return [kind for kind in type(part).__mro__ if kind is not object and kind.__module__.partition(".")[0] != "torch"]
+
+
+def _code(kind: type) -> list[str]:
+    """Give the text of a class's methods; their bytecode where they were not read from a file or a notebook's cell."""
+    found = []
+    for value in vars(kind).values():
+        if isinstance(value, FunctionType):
+            try:
+                found.append(textwrap.dedent(inspect.getsource(value)))
+            except (OSError, SyntaxError, tokenize.TokenError):  # no file, or another one than was read
+                code = value.__code__
+                constants = [repr(one) for one in code.co_consts if not isinstance(one, CodeType)]
+                found.append(f"{code.co_code.hex()} {code.co_names} {constants}")
+    return found
+
+
+@cache
+def _fitted(entry: _Entry, shape: Shape) -> tuple[Shape, tuple[str, ...]]:
+    """Run a network once: the shape with the colour channels that it takes, and the name of its classifier.
+
+    Raises:
+        ModelError: It cannot run on such images, or gives other outputs than one for each class.
+    """
+    with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
+        net = _construct(entry, shape.side).eval()
+        errors = []
+        for channels in dict.fromkeys((shape.channels, 3, 1)):
+            try:
+                output, called = _run(net, torch.zeros(2, channels, shape.side, shape.side))
+            except Exception as error:  # whatever the caller's code raises
+                errors.append(error)
+                continue
+            if channels < shape.channels:
+                raise ModelError(
+                    f"it takes images of {channels} channel, and the source has {shape.channels}",
+                    hint=f"Make its first layer take {shape.channels} channels, or set source.channels: {channels}.",
+                )
+            return replace(shape, channels=channels), _heads(output, called, shape.classes)
+        works = sizes_that_work(partial(_construct, entry), lambda model: Hints(()), shape)
+        raise ModelError(
+            f"it cannot work on images of {shape.channels} x {shape.side} x {shape.side}: {first_line(errors[0])}",
+            hint=f"Set input_size: {' or '.join(map(str, works))}." if works else "",
+        ) from errors[0]
+
+
+def _run(net: nn.Module, images: Tensor) -> tuple[Any, list[tuple[str, int]]]:
+    """Return the output, and the layers that could be classifiers as they are called, with their numbers of outputs."""
+    called: list[tuple[str, int]] = []
+
+    def note(name: str, outputs: int) -> Callable[..., None]:
+        return lambda *_: called.append((name, outputs))
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, part in net.named_modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                outputs = part.out_features if isinstance(part, nn.Linear) else part.out_channels
+                stack.callback(part.register_forward_hook(note(name, outputs)).remove)
+        return net(images), called
+
+
+def _heads(output: Any, called: list[tuple[str, int]], classes: int) -> tuple[str, ...]:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise ModelError(f"it returns a {type(output).__name__}, not logits or an object that has them as `logits`")
+    if logits.ndim != 2 or len(logits) != 2:
+        raise ModelError(f"it returns {' x '.join(map(str, logits.shape))} numbers for 2 images, not 2 x {classes}")
+    if logits.shape[1] != classes:
+        raise ModelError(
+            f"it has {logits.shape[1]} outputs, and the source {classes} classes",
+            hint=f"Make its last layer give {classes}.",
+        )
+    heads = [name for name, outputs in called if outputs == classes and name]
+    if not heads:
+        raise ModelError(
+            "no classifier can be found in it", hint=f"Let its last layer be an nn.Linear with {classes} outputs."
+        )
+    return (heads[-1],)

@@ -1,0 +1,55 @@
+"""Whole runs of the condenser on tiny data, on the CPU, and the digest of what they wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hmdc_hub.condenser import condense
+from hmdc_hub.condenser.data import RealImages, SyntheticImages
+from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.memory import choose
+from hmdc_hub.condenser.pool import ModelPool
+from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.events import Callback, Event, StopFlag, silent
+from hmdc_hub.execution import Execution
+from hmdc_hub.models import build_for
+from hmdc_hub.schema import Recipe
+from hmdc_hub.store import RunDir, sha256_file
+from tests.tiny import tiny_source
+
+CPU = torch.device("cpu")
+
+
+def run(
+    folder: Path, recipe: Recipe, callback: Callable[[Event], None] | None = None, stop: StopFlag | None = None
+) -> RunDir:
+    folder.mkdir(exist_ok=True)
+    directory = RunDir(folder)
+    condense(recipe, tiny_source(), directory, device=CPU, callback=callback or (lambda event: None), stop=stop)
+    return directory
+
+
+def digest(directory: RunDir) -> tuple[str, str, str]:
+    return sha256_file(directory.initialisation), sha256_file(directory.condensed), sha256_file(directory.parquet)
+
+
+def networks_of(recipe: Recipe) -> ModelPool:
+    """Make the pool of a recipe as after its first reset."""
+    source = tiny_source()
+    real = RealImages(source, recipe.condense, 0, CPU)
+    networks = ModelPool([build_for(spec, source) for spec in recipe.pool], recipe.condense, 0, real)
+    networks.reset(0)
+    return networks
+
+
+def hmdc_of(recipe: Recipe, callback: Callback = silent) -> HMDC:
+    """Make the state at the start of a run."""
+    networks = networks_of(recipe)
+    real = networks.real
+    pixels = torch.stack([real.initial_images(networks.networks[0], label) for label in range(real.classes)])
+    images = SyntheticImages(range(real.classes), pixels, real.source)
+    at_once = choose(networks.constitutions(), real, recipe.condense)
+    return HMDC(recipe.condense, 0, real, networks, images, at_once, Execution(CPU, callback), Ranks())

@@ -1,0 +1,76 @@
+"""What an estimate of the cost counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hmdc_hub.condenser import estimate_cost
+from hmdc_hub.condenser.cost import _shared
+from hmdc_hub.condenser.memory import AtOnce
+from hmdc_hub.models import build_for, parameter_count
+from hmdc_hub.schema import Recipe
+from tests.tiny import CONVNET, MLP, RECIPE, tiny_recipe, tiny_source
+
+CPU = torch.device("cpu")
+
+
+def test_the_second_derivative_is_counted() -> None:
+    """Of one linear map, l the loss: y and dl/dW of both kinds of images, then d(v dl/dW)/dX."""
+    spec = {"name": "p", "source": "builtin", "id": "mlp", "args": {"depth": 1, "width": 4}}
+    recipe = Recipe.model_validate(tiny_recipe(resets=1).model_dump() | {"pool": [spec]})
+    few, many = (
+        estimate_cost(recipe.model_copy(update={"condense": recipe.condense.model_copy(update={"batch": batch})}),
+                      tiny_source(), CPU).flops["matching"]
+        for batch in (1, 2)
+    )  # fmt: skip
+    pixels, hidden, classes, steps = 64, 4, 10, 3 * 10
+    forward = 2 * (pixels * hidden + hidden * classes)
+    assert few >= steps * (2 * 2 + 2) * forward, "forward, backward, and twice backward of the synthetic ones"
+    assert many == 2 * few
+
+
+@pytest.mark.slow
+def test_work_grows_with_steps_and_classes() -> None:
+    one, two = (estimate_cost(tiny_recipe(resets=resets), tiny_source(), CPU) for resets in (1, 2))
+    assert all(two.flops[name] == pytest.approx(2 * one.flops[name]) for name in one.flops)
+    assert all(one.flops[name] > 0 for name in ("matching", "networks", "projections"))
+    few = estimate_cost(tiny_recipe(resets=1, classes_per_step=5), tiny_source(), CPU)
+    assert few.flops["matching"] == pytest.approx(one.flops["matching"] / 2)
+    assert few.flops["networks"] == one.flops["networks"]
+
+
+@pytest.mark.slow
+def test_what_ranks_hold_and_exchange() -> None:
+    recipe = tiny_recipe(networks={"reset_every": 3, "batches_per_step": 2, "batch": 64, "parts": 3})
+    alone, three = (estimate_cost(recipe, tiny_source(), CPU, ranks) for ranks in (1, 3))
+    trained = sum(parameter_count(build_for(model, tiny_source())) for model in recipe.pool)
+    image = 4 * 8 * 8
+    assert alone.exchanged_bytes == 0 and alone.checkpoint_bytes == 2 * 10 * image
+    assert alone.memory["images"] == 2 * 10 * image
+    assert three.memory["images"] == 2 * 4 * image, "the largest share of ten classes is four"
+    assert three.checkpoint_bytes == alone.checkpoint_bytes
+    projections = three.exchanged_bytes - 4 * 3 * 2 * trained
+    assert projections > 0 and projections % (4 * 3) == 0
+    whole = tiny_recipe(networks={"reset_every": 3, "batches_per_step": 2, "batch": 64, "parts": 1})
+    assert estimate_cost(whole, tiny_source(), CPU, 3).exchanged_bytes == 0, "every rank trains by itself"
+    assert alone.memory_bytes == sum(alone.memory.values())
+
+
+@pytest.mark.slow
+def test_a_distillation_switched_off_exchanges_no_projections() -> None:
+    spec = RECIPE["condense"] | {"distill": False, "networks": {"batches_per_step": 1, "batch": 64, "parts": 2}}
+    recipe = Recipe.model_validate(RECIPE | {"pool": [CONVNET, MLP], "condense": spec})
+    trained = sum(parameter_count(build_for(model, tiny_source())) for model in recipe.pool)
+    assert estimate_cost(recipe, tiny_source(), CPU, 2).exchanged_bytes == 4 * 2 * trained
+
+
+def test_time_is_shared_among_ranks_as_far_as_there_is_something_to_share() -> None:
+    names = ("matching", "clustering", "networks", "projections")
+    work = {name: torch.tensor([seconds, 0.0]) for name, seconds in zip(names, (800.0, 80.0, 90.0, 30.0), strict=True)}
+    spec = tiny_recipe(networks={"batch": 64, "parts": 2}).condense
+    three = AtOnce(classes=3, images=None, bytes=0)
+    assert _shared(work, spec, 10, three, CPU, 1) == {n: float(work[n][0]) for n in names}
+    parts = _shared(work, spec, 10, three, CPU, 8)
+    assert parts == {"matching": 200, "clustering": 20, "networks": 45, "projections": 15}, "four owners, two parts"
+    assert _shared(work, spec, 10, three, torch.device("cuda"), 8)["matching"] == 100

@@ -1,0 +1,296 @@
+"""How functions of a step run: uploads, captured graphs (as far as a CPU can show), compiled records."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hmdc_hub import execution
+from hmdc_hub.condenser.data import RealImages, SyntheticImages
+from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.memory import AtOnce
+from hmdc_hub.condenser.pool import ModelPool
+from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.errors import RunError
+from hmdc_hub.events import Event, Note
+from hmdc_hub.execution import Compiled, Execution, Packed
+from hmdc_hub.models import build_for
+from hmdc_hub.schema import Recipe
+from tests.condenser.running import hmdc_of
+from tests.meta import OnlyMeta
+from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
+VISION = {"name": "vision", "source": "torchvision", "id": "resnet18", "input_size": 32}
+COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+
+
+def recipe_of(models: list[dict[str, Any]], **condense: Any) -> Recipe:
+    return Recipe.model_validate(RECIPE | {"pool": models, "condense": RECIPE["condense"] | condense})
+
+
+# no function asks for a value
+
+
+def on_meta(recipe: Recipe, classes: int = 10) -> HMDC:
+    """Make a run whose tensors have shapes alone: reading one back, or making one elsewhere in passing, raises."""
+    source, spec = tiny_source(), recipe.condense
+    real = RealImages(source, spec, 0, CPU)
+    networks = ModelPool([build_for(model, source) for model in recipe.pool], spec, 0, real)
+    networks.activate(0)
+    real.device, real.images = META, torch.empty_like(real.images, device="meta")
+    for module in (*networks.models, *(pair.distillation for pair in networks.objectives.pairs)):
+        module.to("meta")
+        for tensors in (module.parameters(), module.buffers()):
+            assert all(t.is_meta for t in tensors)
+    networks = ModelPool(networks.models, spec, 0, real)
+    pixels = torch.empty(classes, spec.ipc, 1, 8, 8, device="meta")
+    images = SyntheticImages(range(classes), pixels, source)
+    return HMDC(spec, 0, real, networks, images, AtOnce(classes, None, 0), Execution(META), Ranks())
+
+
+POOLS: dict[str, list[dict[str, Any]]] = {
+    "convnet and mlp": [CONVNET, MLP],
+    "vit and batch norm": [VIT, RESNET],
+    "torchvision": [VISION],
+    "bfloat16": [CONVNET | {"precision": "bfloat16"}, VIT | {"precision": "bfloat16"}],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pool", "images"), [*((pool, None) for pool in POOLS), ("convnet and mlp", 3)])
+def test_no_function_of_a_step_asks_a_tensor_for_its_value(
+    pool: str, images: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Adam counts its steps on the CPU but where it may be captured, which it does not allow on `meta`.
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, capturable: torch.optim.SGD(parameters, lr))
+    recipe = recipe_of(POOLS[pool], ipc=2, batch=6, augment={}, cutmix={"match": True, "train": True})
+    hmdc = on_meta(recipe)
+    hmdc.at_once = AtOnce(10, images, 0)
+    chosen = torch.arange(6)
+    classes = hmdc.real.draw_classes(list(range(10)), list(range(10)), [chosen] * 10, (0, 0))
+    batch = next(hmdc.real.draw_minibatches("test", (0, 0), 1))
+    drawn = next(hmdc.execution.upload([classes])).tensors
+    batch = next(hmdc.execution.upload([batch])).tensors
+    functions: list[Callable[[], None]] = [
+        partial(hmdc.image_step, drawn, update=True),
+        partial(hmdc.image_step, drawn, update=False),
+        partial(hmdc.networks.train, batch),
+    ]
+    if hmdc.networks.objectives.pairs:
+        functions.append(partial(hmdc.networks.train_projections, batch))
+    for work in functions:
+        work()  # what is made at a first call and kept is not captured
+        with OnlyMeta():  # type: ignore[no-untyped-call]
+            work()
+
+
+def test_that_a_value_is_asked_for_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    hmdc = on_meta(recipe_of([CONVNET]))
+    (packed,) = hmdc.execution.upload([next(hmdc.real.draw_minibatches("test", (0, 0), 1))])
+    hmdc.networks.train(packed.tensors)
+    work = ModelPool._features
+
+    def asks(self: ModelPool, images: Tensor) -> Any:
+        return work(self, images) if float(images.sum()) else []
+
+    def elsewhere(self: ModelPool, images: Tensor) -> Any:
+        return work(self, images * torch.ones(1))
+
+    for broken in (asks, elsewhere):
+        monkeypatch.setattr(ModelPool, "_features", broken)
+        with pytest.raises((RuntimeError, AssertionError)), OnlyMeta():  # type: ignore[no-untyped-call]
+            hmdc.networks.train(packed.tensors)
+
+
+# graphs, as far as they can be seen without a GPU
+
+
+class FakeGraphs:
+    """Stands in for torch.cuda: a graph is a function that is called at every replay."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.captured: Callable[[], Any] | None = None
+        self.events: list[str] = []
+        fake = self
+
+        class Graph:
+            def replay(self) -> None:
+                fake.events.append("replay")
+
+        class Stream:
+            def wait_stream(self, other: Any) -> None:
+                pass
+
+        @contextmanager
+        def graph(graph: Graph, pool: Any, stream: Any, *, capture_error_mode: str) -> Iterator[None]:
+            fake.events.append("capture")
+            yield
+
+        @contextmanager
+        def stream(stream: Stream) -> Iterator[None]:
+            fake.events.append("beside")
+            yield
+
+        for name, value in {
+            "CUDAGraph": Graph, "Stream": Stream, "graph": graph, "stream": stream, "current_stream": Stream,
+            "graph_pool_handle": object, "synchronize": lambda: None,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def packed(*values: float) -> Packed[tuple[Tensor, Tensor]]:
+    buffer = torch.empty(32, dtype=torch.uint8)
+    inputs = execution._laid_out((torch.zeros(len(values)), torch.zeros(1, dtype=torch.int64)), buffer)
+    inputs[0].copy_(torch.tensor(values))
+    inputs[1].fill_(7)
+    return Packed(inputs, buffer)
+
+
+def test_a_function_runs_once_is_captured_and_replayed_on_the_same_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, seen = FakeGraphs(monkeypatch), list[tuple[Tensor, Tensor]]()
+    function = Execution(torch.device("cuda")).function(seen.append, "adding")
+    for value in (1.0, 2.0, 3.0):
+        function(packed(value, value))
+    assert graphs.events == ["beside", "capture", "replay", "replay"]
+    assert len(seen) == 2, "nothing runs at a replay but the graph"
+    assert seen[1][0].tolist() == [3.0, 3.0] and int(seen[1][1]) == 7, "its inputs are those of the last call"
+    function(packed(4.0))
+    assert graphs.events[-1] == "beside", "another shape is another graph"
+
+
+def test_what_cannot_be_captured_runs_as_it_is_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs, events, calls = FakeGraphs(monkeypatch), list[Event](), list[str]()
+
+    def work(inputs: tuple[Tensor, Tensor]) -> None:
+        calls.append(graphs.events[-1] if graphs.events else "")
+        if len(calls) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    function = Execution(torch.device("cuda"), events.append).function(work, "matching")
+    for _ in range(4):
+        function(packed(1.0))
+    assert len(calls) == 5 and "replay" not in graphs.events
+    (note,) = events
+    assert isinstance(note, Note) and note.text.startswith(
+        "matching cannot be captured, and runs slower: operation not"
+    )
+
+
+def test_what_has_no_deterministic_form_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGraphs(monkeypatch)
+    events, modes = list[Event](), list[bool]()
+
+    def work(inputs: Any) -> None:
+        assert torch.are_deterministic_algorithms_enabled()
+        modes.append(torch.is_deterministic_algorithms_warn_only_enabled())
+        if len(modes) == 1:
+            raise RuntimeError("upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but")
+
+    function = Execution(torch.device("cuda"), events.append).function(work, "training")
+    for _ in range(3):
+        function(packed(1.0))
+    assert modes == [False, True, True], "refused, done without, captured without"
+    assert not torch.are_deterministic_algorithms_enabled()
+    (note,) = events
+    assert isinstance(note, Note) and "upsample_bicubic2d_backward_out_cuda has no deterministic form" in note.text
+
+
+def test_inputs_in_one_buffer_keep_their_values_and_types() -> None:
+    inputs = (torch.arange(5), (torch.rand(2, 3), None), torch.tensor(1.5), torch.ones(3, dtype=torch.uint8))
+    buffer = torch.empty(sum(execution._room(t) for t in execution.tensors_of(inputs)), dtype=torch.uint8)
+    found = execution._laid_out(inputs, buffer)
+    wanted = list(execution.tensors_of(inputs))
+    for view, tensor in zip(execution.tensors_of(found), wanted, strict=True):
+        assert view.dtype == tensor.dtype and view.shape == tensor.shape
+        assert view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+        view.copy_(tensor)
+    for view, tensor in zip(execution.tensors_of(found), wanted, strict=True):
+        assert torch.equal(view, tensor), "none lies over another"
+    assert found[1][1] is None
+
+
+# compiled
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are run as they are: what a compiler makes of them is its own affair, and takes long."""
+    monkeypatch.setattr(torch, "compile", lambda record, **_: record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["convnet and mlp", "vit and batch norm", "bfloat16"])
+def test_a_record_holds_for_other_values(recorded: None, pool: str) -> None:
+    """Networks are reset in place between outer iterations."""
+    pixels = []
+    for derivative in ("eager", "compiled"):
+        hmdc = hmdc_of(recipe_of(POOLS[pool], derivative=derivative, networks={"reset_every": 2, "batch": 16}))
+        for _ in zip(range(3), hmdc.run(), strict=False):
+            pass
+        assert len(hmdc._compiled) == (derivative == "compiled")
+        pixels.append(hmdc.images.pixels)
+    torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3 if pool != "bfloat16" else 0.2)
+
+
+@pytest.mark.slow
+@COMPILER
+def test_the_compiler_itself() -> None:
+    steps = []
+    for derivative in ("eager", "compiled"):
+        hmdc = hmdc_of(recipe_of([CONVNET, MLP], derivative=derivative))
+        for _ in zip(range(2), hmdc.run(), strict=False):
+            pass
+        steps.append(hmdc.images.pixels)
+    assert not torch.equal(*steps), "nothing was compiled"
+    torch.testing.assert_close(*steps, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiling_is_said_and_is_no_part_of_a_step_s_time(recorded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Event] = []
+    hmdc = hmdc_of(recipe_of([CONVNET, MLP], derivative="compiled"), events.append)
+    steps = hmdc.run()
+    next(steps)  # updates the balance, in the eager form
+    made = Compiled.__init__
+
+    def slow(self: Compiled, *arguments: Any) -> None:
+        clock[0] += 1000.0
+        made(self, *arguments)
+
+    clock = [0.0]
+    monkeypatch.setattr(Compiled, "__init__", slow)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    next(steps)
+    assert hmdc.seconds == 0.0
+    next(steps)
+    assert [e.text for e in events if isinstance(e, Note)] == [
+        "compiling the matching step; the first time this takes minutes"
+    ]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(record: Any, **_: Any) -> Any:
+        def call(*_: Any) -> Tensor:
+            raise ValueError("no compiler found\nlong story")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    steps = hmdc_of(recipe_of([CONVNET, MLP], derivative="compiled")).run()
+    with pytest.raises(RunError, match="torch.compile failed: ValueError: no compiler found\n") as told:
+        next(steps), next(steps)
+    assert "-o condense.derivative=eager" in told.value.hint
+
+
+def test_it_is_how_not_what() -> None:
+    assert tiny_recipe(derivative="compiled").condense_hash() == tiny_recipe().condense_hash()
