@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing.connection import Listener, wait
 from multiprocessing.context import BaseContext
+from typing import Any
 
-from hmdc_hub.errors import RunError
 from hmdc_hub.events import StopFlag
 from hmdc_hub.temporary import TemporaryFolder
 
@@ -25,15 +24,32 @@ POLL_SECONDS = 0.2
 
 
 @contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """Start worker processes in here: Ctrl-C then never reaches them, not even while they import torch.
+def starting_workers() -> Iterator[None]:
+    """Start worker processes in here: no Ctrl-C reaches them, and they do not import the script of this one.
+
+    What they do is in this package. So a script need not keep what it does behind `if __name__ == "__main__":`, and
+    never runs twice.
+    """
+    main = vars(sys.modules["__main__"])
+    script: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None  # what multiprocessing imports in a new process is named by these two
+    try:
+        with _interrupts_held_back():
+            yield
+    finally:
+        main.update(script)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C, also while a worker imports torch.
 
     A process inherits the signals that are blocked where it starts; in this one a Ctrl-C arrives when the block ends.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows; there `begin_worker` is early enough to be of use
         yield
         return
-    resource_tracker.ensure_running()  # started by the first worker otherwise, and unblocks the signal
+    multiprocessing.get_context("spawn").Lock()  # a first one starts multiprocessing's tracker, which unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -41,24 +57,14 @@ def interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def refuse_within_a_start() -> None:
-    """Raise RunError in a worker process that is only about to start.
-
-    It imports the user's script first; a script that does its work on import would do it in every worker.
-    """
-    # What multiprocessing itself asks before it starts a process.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RunError(
-            "A script started its work again in each of its own worker processes.",
-            hint='Keep what the script does behind `if __name__ == "__main__":`, or pass workers=1.',
-        )
-
-
-def worker_context() -> BaseContext:
+def worker_context(preload: Sequence[str] = ()) -> BaseContext:
     """Say how workers start: forked from a server that imports libraries once for all of them and computes nothing.
 
     A fork of this process, with torch's threads at work, may hang; a process that imports all for itself takes five
     seconds. Apple's libraries allow no fork once they are loaded.
+
+    Args:
+        preload: Modules that the server imports beside those of ours and of the models that are loaded here.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -66,33 +72,29 @@ def worker_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     loaded = [name for name in sys.modules if name.startswith(("hmdc_hub.", "timm.models.", "transformers.models."))]
     wanted = [name for name in loaded if not name.startswith("transformers") or ".modeling_" in name]
-    context.set_forkserver_preload(["torch._dynamo", *wanted])  # of no effect on a server that runs
+    context.set_forkserver_preload([*preload, *wanted])  # of no effect on a server that runs
     return context
-
-
-_SOCKET = len("/pymp-12345678/listener-12345678")
-_LONGEST_SOCKET = 107
-"""Bytes of a socket's path on Linux."""
 
 
 @cache
 def _folder_of_sockets() -> TemporaryFolder:
     """Have multiprocessing make its folder of sockets in one of ours, which does not stay if this process is killed."""
     folder, before = TemporaryFolder(), tempfile.tempdir
-    if len(os.fsencode(folder.path)) + _SOCKET <= _LONGEST_SOCKET:
+    # The path of a socket has at most 107 bytes on Linux.
+    if len(os.fsencode(folder.path)) + len("/pymp-12345678/listener-12345678") <= 107:
         tempfile.tempdir = str(folder.path)
         try:
-            util.get_temp_dir()  # it makes one, once
+            Listener(family="AF_UNIX").close()  # the folder is made for the first socket
         finally:
             tempfile.tempdir = before
     return folder
 
 
-def wait_for_the_server(context: BaseContext, stop: StopFlag, message: str) -> None:
-    """Start the server of forks and wait until it has imported everything; a stop is heard meanwhile.
+def start_server(context: BaseContext, stop: StopFlag, message: str) -> None:
+    """Start the server of forks and wait until it has imported everything; does nothing where workers are spawned.
 
     Args:
-        context: As `worker_context` gives it, not of the kind that spawns.
+        context: As `worker_context` gives it.
         stop: Looked at all the time.
         message: Of the stop.
 
@@ -100,13 +102,14 @@ def wait_for_the_server(context: BaseContext, stop: StopFlag, message: str) -> N
         EOFError, ConnectionError: The server ended.
         Interrupted: `stop` was set.
     """
-    with interrupts_held_back():
-        forkserver.ensure_running()
+    if context.get_start_method() != "forkserver":
+        return
     first, ended = context.Process(target=_nothing), list[BaseException]()  # type: ignore[attr-defined]
 
     def start() -> None:
         try:
-            first.start()  # returns when the server answers
+            with starting_workers():  # of this thread, from which the server inherits
+                first.start()  # returns when the server answers
         except (EOFError, ConnectionError) as error:
             ended.append(error)
 
@@ -167,5 +170,5 @@ def begin_worker() -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+        wait([parent.sentinel])
         os._exit(1)

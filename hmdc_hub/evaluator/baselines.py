@@ -1,0 +1,201 @@
+"""The training sets that are scored: the condensed one and those it must beat, all decoded, in 8 bits but `exact`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hmdc_hub import cluster, multi_formation, rng
+from hmdc_hub.errors import FormatError, UsageError
+from hmdc_hub.evaluator.evaluated_set import EvaluatedSet
+from hmdc_hub.metrics import CONDENSED, FULL
+from hmdc_hub.models import PoolModel, build_for
+from hmdc_hub.schema import Baseline, Budget, EvaluateSpec, ModelSpec
+from hmdc_hub.sources import ClassSortedImages, Source
+from hmdc_hub.store import to_uint8
+
+EMBED_BATCH = 512
+CALIBRATION = 1024
+CALIBRATION_BATCH = 128
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Images to train on.
+
+    Attributes:
+        name: `condensed` or a baseline.
+        draw: Which of several random draws, from 0.
+        images: uint8 M x ch x H x W; of `exact` float32 in [0, 1].
+        labels: int64 M.
+        stored: Images as they are kept; a synthetic one may hold several training images.
+    """
+
+    name: str
+    draw: int
+    images: Tensor
+    labels: Tensor
+    stored: int
+
+    @property
+    def budget(self) -> Budget:
+        """What it costs to keep and to train on."""
+        pixels = self.stored * self.images[0].numel() * self.images.element_size()
+        return Budget(stored=self.stored, images=len(self.labels), bytes=pixels)
+
+
+def training_sets(
+    protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet, device: torch.device
+) -> list[TrainingSet]:
+    """Make every training set of a protocol, in the order condensed, then as `baselines` lists them; all on the CPU.
+
+    Real images depend on protocol, source and budget alone: sets condensed with several seeds meet the same ones.
+
+    Args:
+        protocol: Says which baselines and how many draws of the random ones.
+        source: Where real images come from, on the CPU.
+        evaluated: The condensed set.
+        device: Where real images are embedded and clustered.
+
+    Raises:
+        FormatError: The set holds images of another shape than the source, or of other classes.
+        UsageError: The protocol compares with something that this set does not have.
+    """
+    wanted = tuple(source.train.images.shape[1:])
+    initialisation = [] if evaluated.initialisation is None else [evaluated.initialisation.flatten(0, 1)]
+    for images in (evaluated.images, *initialisation):
+        if tuple(images.shape[1:]) != wanted:
+            ours, theirs = (" x ".join(map(str, shape)) for shape in (images.shape[1:], wanted))
+            raise FormatError(f"The images of {evaluated.name} are {ours}, those of the source {theirs}.")
+    if len(evaluated.stored) != source.train.num_classes:
+        raise FormatError(
+            f"{evaluated.name} has {len(evaluated.stored)} classes, its source {source.train.num_classes}."
+        )
+    sets = [TrainingSet(CONDENSED, 0, evaluated.images, evaluated.labels, sum(evaluated.stored))]
+    for name in protocol.baselines:
+        sets += [_baseline(name, draw, protocol, source, evaluated, device) for draw in range(protocol.draws(name))]
+    return sets
+
+
+def _baseline(
+    name: Baseline, draw: int, protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet, device: torch.device
+) -> TrainingSet:
+    real, stored = source.train, sum(evaluated.stored)
+    if evaluated.lacks(name) and name != "random-encoded":
+        raise UsageError(
+            f"evaluate.baselines names {name}, which {evaluated.name} does not have.",
+            hint="Leave it out: --baselines random,k-means",
+        )
+    if name == FULL:
+        return TrainingSet(name, 0, real.images, real.labels, len(real.images))
+    if evaluated.exact is not None and name == "exact":
+        return TrainingSet(name, 0, evaluated.exact, evaluated.labels.clone(), stored)
+    if evaluated.initialisation is not None and name == "initialisation":
+        decoded = multi_formation.decode(evaluated.initialisation, evaluated.factor)
+        labels = _labels([decoded.shape[1]] * len(decoded))
+        return TrainingSet(name, 0, to_uint8(decoded.flatten(0, 1)), labels, stored)
+    if name == "random-encoded":
+        return TrainingSet(name, draw, *_encoded(draw, protocol, source, evaluated), stored)
+    counts = [(label, count) for label, count in enumerate(evaluated.stored) if count]
+    if name == "random":
+        rows = [_draw(protocol, source, name, draw, label, count) for label, count in counts]
+    else:
+        model = fresh_model(protocol.models[0], source, protocol.seed, device)
+        rows = [_representatives(name, protocol, source, model, label, count) for label, count in counts]
+    chosen = torch.cat(rows)
+    return TrainingSet(name, draw, real.images[chosen], real.labels[chosen], len(chosen))
+
+
+def _encoded(draw: int, protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet) -> tuple[Tensor, Tensor]:
+    """Keep as many random real images, in as many synthetic ones, as the condensed set keeps of its own."""
+    factor, made = evaluated.factor, []
+    for label, count in enumerate(evaluated.stored):
+        wanted = count * factor**2
+        rows = _draw(protocol, source, "random-encoded", draw, label, wanted)
+        # A class with fewer images than are wanted shows each of them more than once, as in the initialisation.
+        rows = rows.repeat(-(-wanted // max(len(rows), 1)))[:wanted]
+        stored = to_uint8(multi_formation.encode(source.train.images[rows].float() / 255, factor, source.train.side))
+        made.append(to_uint8(multi_formation.decode(stored.float() / 255, factor)))
+    return torch.cat(made), _labels([len(images) for images in made])
+
+
+def _draw(protocol: EvaluateSpec, source: Source, name: str, draw: int, label: int, count: int) -> Tensor:
+    rows = _rows(source, label)
+    gen = rng.generator(protocol.seed, "baseline", name, draw, label)
+    return rows[torch.randperm(len(rows), generator=gen)[:count]]
+
+
+def _representatives(
+    name: Baseline, protocol: EvaluateSpec, source: Source, model: PoolModel, label: int, count: int
+) -> Tensor:
+    """Choose distinct real images of a class by their embeddings."""
+    rows = _rows(source, label)
+    if len(rows) <= count:
+        return rows
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        batches = (source.train.images[part].to(device) for part in torch.split(rows, EMBED_BATCH))
+        points = torch.cat([model.embed(model.prepare(source.normalise(batch))) for batch in batches]).float()
+    if name == "herding":
+        return rows[cluster.herd(points, count).cpu()]
+    centres = cluster.kmeans(points, count, rng.generator(protocol.seed, "k-means", label))
+    return rows[cluster.nearest(points, centres, distinct=True).cpu()]
+
+
+def fresh_model(spec: ModelSpec, source: Source, seed: int, device: torch.device) -> PoolModel:
+    """Build a freshly reset model in evaluation mode, its running statistics calibrated on real images."""
+    real, model = source.train, build_for(spec, source).to(device)
+    model.reset(rng.generator(seed, "baseline-model"))
+    some = torch.randperm(len(real.images), generator=rng.generator(seed, "baseline-calibrate"))[:CALIBRATION]
+    batches = (real.images[part].to(device) for part in torch.split(some, CALIBRATION_BATCH) if len(part) > 1)
+    model.calibrate(model.prepare(source.normalise(batch)) for batch in batches)
+    return model.eval()
+
+
+def _labels(counts: Sequence[int]) -> Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
+def _rows(source: Source, label: int) -> Tensor:
+    return torch.arange(source.train.offsets[label], source.train.offsets[label + 1])
+
+
+def hold_out(source: Source, share: float, seed: int) -> Source:
+    """Put a random share of each class of the train split in the place of the test split, to choose settings on.
+
+    The images that are left are those that baselines are drawn from. A set that was condensed before has seen all of
+    them: settings of condensing itself are chosen with slices of the split (`train[:80%]`) in the recipe's source.
+
+    Args:
+        source: On the CPU.
+        share: Of each class, rounded, at least one image; in (0, 1).
+        seed: Of the draw.
+
+    Raises:
+        UsageError: A class has too few images to give one and keep one.
+    """
+    train, taken = source.train, []
+    check_counts(train.counts, source.info.class_names)
+    for label, count in enumerate(train.counts):
+        size = min(max(round(share * count), 1), count - 1)
+        order = torch.randperm(count, generator=rng.generator(seed, "holdout", label))
+        taken.append(train.offsets[label] + order[:size].sort().values)
+    held = torch.cat(taken)
+    left = torch.ones(len(train.images), dtype=torch.bool)
+    left[held] = False
+    rest = ClassSortedImages.from_unsorted(train.images[left], train.labels[left], train.num_classes)
+    return replace(source, train=rest, test_images=train.images[held], test_labels=train.labels[held])
+
+
+def check_counts(counts: Sequence[int], class_names: Sequence[str]) -> None:
+    """Refuse classes, given by their train images and names, that cannot give an image and keep one.
+
+    Raises:
+        UsageError: A class has too few images.
+    """
+    for name, count in zip(class_names, counts, strict=True):
+        if count < 2:
+            raise UsageError(f"evaluate.holdout needs two train images of every class; {name} has {count}.")
