@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hmdc_hub import measures
-from hmdc_hub.comparison import ScoredSet
+from hmdc_hub import metrics
+from hmdc_hub.report import ScoredSet
 from hmdc_hub.schema import Budget, Cell, EvaluateSpec, Scores, sha256_of
 
 MLP: dict[str, Any] = {"source": "builtin", "id": "mlp", "args": {"depth": 1, "width": 8}}
@@ -15,7 +15,7 @@ REAL = {"random": 0.4, "k-means": 0.5}
 
 def protocol(models: Sequence[str] = ("a", "b"), seeds: int = 3, **keys: Any) -> EvaluateSpec:
     named = [MLP | {"name": name} for name in models]
-    keys = {"random_draws": 2, "epochs": 30, "against": list(REAL)} | keys
+    keys = {"random_draws": 2, "epochs": 30, "baselines": list(REAL)} | keys
     return EvaluateSpec.model_validate({"models": named, "seeds": seeds} | keys)
 
 
@@ -44,7 +44,7 @@ def scored(
         changes: Fields of the scores that are something else.
         **keys: Of the protocol.
     """
-    of = protocol(list(accuracies), len(next(iter(accuracies.values()))), against=list(real), **keys)
+    of = protocol(list(accuracies), len(next(iter(accuracies.values()))), baselines=list(real), **keys)
     cells = [
         Cell(model=model, training_set="condensed", draw=0, seed=n, accuracy=accuracy, ece=0.1)
         for model, row in accuracies.items()
@@ -53,7 +53,7 @@ def scored(
         Cell(model=model, training_set=name, draw=draw, seed=n, accuracy=real[name], ece=0.1)
         for name in real
         for model in accuracies
-        for draw in range(of.random_draws if name.startswith("random") else 1)
+        for draw in range(of.draws(name))
         for n in range(of.seeds)
     ]
     sets = ["condensed", *real]
@@ -78,6 +78,6 @@ def scored(
         },
         cells=cells,
         per_class={name: {model: [0.5] * 3 for model in accuracies} for name in sets},
-        **measures.summarise(cells, sets, list(accuracies), list(by))._asdict(),
+        **metrics.summarise(cells, sets, list(accuracies), list(by))._asdict(),
     )
     return ScoredSet(label, scores.model_copy(update=dict(changes or {})))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from hmdc_hub.comparison import Comparison, Group, Pair
-from hmdc_hub.report.compare_words import Table, answers, headline, notes, parts, set_lines, title
-from hmdc_hub.report.page import Section, heading, html_table, page, paragraph, picture
-from hmdc_hub.report.protocol import protocol
-from hmdc_hub.report.text import escape_markdown, one_line
-from hmdc_hub.schema import Estimate
+from hmdc_hub.metrics import CONFIDENCE, MEAN
+from hmdc_hub.report.comparison import Comparison, Contrast, SeedGroup
+from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, to_html, to_markdown, to_text
+from hmdc_hub.report.scored import protocol_section
+from hmdc_hub.report.tables import FROM_PYTHON, OVER_MODELS, TOOK_PART, from_python, mark, scored_on, set_label
+from hmdc_hub.report.text import NONE, count, interval, percent, points
+
+PICTURES = {
+    "transfer": "Mean accuracy of every model trained on every set, as a table of colours.",
+    "differences": "Differences of accuracy between the first set and the others, with 95 % intervals.",
+    "budget": "Accuracy against the number of stored images, random real images beside it, also of the same storage.",
+}
+"""Every picture of a comparison, and what it shows."""
+LEAST = 0.001
+"""Smaller p-values are not told apart."""
 
 
 def comparison_text(comparison: Comparison, width: int = 80) -> str:
@@ -21,175 +29,12 @@ def comparison_text(comparison: Comparison, width: int = 80) -> str:
         comparison: What to show.
         width: Columns of the terminal; columns of a table that do not fit stand in further blocks below.
     """
-    blocks = [[text] for text in (headline(comparison), *set_lines(comparison), *answers(comparison))]
-    lines = [line for block in blocks for line in [*_wrap(block[0], width), ""]]
-    for part in parts(comparison):
-        for table in part.tables:
-            name = f"{part.title}: {table.title}" if table.title else part.title
-            lines += [*_wrap(name, width), "", *_layout(table, width), *_wrap(table.note, width)]
-            lines += [""] * bool(table.note)
-        if part.tables:
-            lines += [*_wrap(part.caption, width), ""]
-    for note in notes(comparison):
-        lines += [*_wrap(note, width), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(one_line(text), width, break_on_hyphens=False)
-
-
-NAME, HEADING = 32, 28
-"""Columns of the terminal before a name in the first column, and one at the top of another, breaks into lines."""
-
-
-def _layout(table: Table, width: int) -> list[str]:
-    """Share out the columns after the first among blocks that fit beside it; at least one column per block."""
-    rows = [
-        [
-            textwrap.wrap(one_line(cell), HEADING if n else NAME, break_on_hyphens=False) or [""]
-            for n, cell in enumerate(row)
-        ]
-        for row in (table.header, *table.rows)
-    ]
-    widths = [max(len(line) for row in rows for line in row[column]) for column in range(len(table.header))]
-    blocks: list[list[int]] = []
-    for column in range(1, len(widths)):
-        if not blocks or widths[0] + sum(2 + widths[c] for c in (*blocks[-1], column)) > width:
-            blocks.append([])
-        blocks[-1].append(column)
-    lines = []
-    for block in blocks:
-        for row in rows:
-            for n in range(max(len(row[column]) for column in (0, *block))):
-                first, *others = (row[column][n] if n < len(row[column]) else "" for column in (0, *block))
-                cells = [cell.rjust(widths[column]) for cell, column in zip(others, block, strict=True)]
-                lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-        lines.append("")
-    return lines
+    return to_text(_sections(comparison, {}), width)
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Write a comparison as GitHub Markdown, ending in a newline."""
-    lines = [f"# {escape_markdown(title(comparison))}", "", escape_markdown(headline(comparison)), ""]
-    lines += [f"- {escape_markdown(text)}" for text in set_lines(comparison)] + [""]
-    for text in answers(comparison):
-        lines += [f"**{escape_markdown(text)}**", ""]
-    for part in parts(comparison):
-        if part.tables:
-            lines += [f"## {part.title}", ""]
-        for table in part.tables:
-            lines += [f"### {escape_markdown(table.title)}", ""] if table.title else []
-            lines += [*_markdown_table(table), ""]
-            lines += [escape_markdown(table.note), ""] if table.note else []
-        if part.tables:
-            lines += [part.caption, ""]
-    for note in notes(comparison):
-        lines += [escape_markdown(note), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _markdown_table(table: Table) -> list[str]:
-    header = [escape_markdown(cell) for cell in table.header]
-    rows = [[escape_markdown(row[0]), *row[1:]] for row in table.rows]
-    rule = "| --- |" + " ---: |" * (len(header) - 1)
-    top, *body = (f"| {' | '.join(row)} |" for row in (header, *rows))
-    return [top, rule, *body]
-
-
-def comparison_document(comparison: Comparison) -> dict[str, Any]:
-    """Write a comparison as plain data: shares in [0, 1], nothing rounded; `pairs` has every pair of sets.
-
-    `holm` under `against_first` is corrected for the pairs there, under `pairs` for all.
-    """
-    # Where weights lie is nobody's business who is sent this.
-    models = [model.without_paths().model_dump(mode="json") for model in comparison.protocol.models]
-    return {
-        "protocol_hash": comparison.protocol.protocol_hash(),
-        "protocol": comparison.protocol.model_dump(mode="json") | {"models": models},
-        "fingerprint": comparison.fingerprint,
-        "test_count": comparison.test_count,
-        "evaluation_seeds": comparison.protocol.seeds,
-        "sets": [_group(group, comparison.columns) for group in comparison.groups],
-        "baselines": [
-            {
-                "name": row.name,
-                "budget": row.budget.model_dump(),
-                "sets": list(row.sets),
-                "table": _table(row.table, comparison.columns),
-            }
-            for row in comparison.baselines
-        ],
-        "against_first": [_pair(pair, comparison.columns) for pair in comparison.against_first],
-        "pairs": [_pair(pair, comparison.columns) for pair in comparison.pairs],
-        "transfer": [
-            {
-                "condensed_by": list(group.condensed_by),
-                "label": name,
-                "accuracy": {model: group.table[model].mean for model in comparison.models},
-            }
-            for name, group in comparison.transfer
-        ],
-        "curves": [
-            {
-                "label": name,
-                "points": [
-                    {"stored": group.budget.stored, "accuracy": group.table[comparison.main].model_dump()}
-                    for group in curve
-                ],
-            }
-            for name, curve in comparison.curves
-        ],
-        "unlike": {name: list(values) for name, values in comparison.unlike.items()},
-        "notes": notes(comparison),
-    }
-
-
-def _group(group: Group, columns: Sequence[str]) -> dict[str, Any]:
-    return {
-        "label": group.label,
-        "budget": group.budget.model_dump(),
-        "condensed_by": list(group.condensed_by),
-        "condensing_seeds": len(group.members),
-        "spread_over": "condensing seeds" if group.several else "evaluation seeds",
-        "table": _table(group.table, columns),
-        "members": [
-            {
-                "label": member.label,
-                "condense_seed": member.scores.condense_seed,
-                "condense_hash": member.scores.condense_hash,
-                "parquet_sha256": member.scores.parquet_sha256,
-                "accuracy": {column: list(group.runs[column][place]) for column in columns},
-            }
-            for place, member in enumerate(group.members)
-        ],
-    }
-
-
-def _pair(pair: Pair, columns: Sequence[str]) -> dict[str, Any]:
-    return {
-        "first": pair.first,
-        "other": pair.other,
-        "test": pair.test,
-        "condensing_seeds": list(pair.condensing),
-        "differences": {
-            column: {**found.estimate.model_dump(), "p": found.p, "holm": found.holm}
-            for column in columns
-            for found in [pair.differences[column]]
-        },
-    }
-
-
-def _table(table: Mapping[str, Estimate], columns: Sequence[str]) -> dict[str, Any]:
-    return {column: table[column].model_dump() for column in columns}
-
-
-PICTURES = {
-    "transfer": "Mean accuracy of every model trained on every set, as a table of colours.",
-    "differences": "Differences of accuracy between the first set and the others, with 95 % intervals.",
-    "budget": "Accuracy against the number of stored images, random real images beside it, as they are and encoded.",
-}
-"""Every picture of a comparison, and what it shows."""
+    return to_markdown(_title(comparison), _sections(comparison, {}))
 
 
 def comparison_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
@@ -202,23 +47,223 @@ def comparison_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> st
     Returns:
         HTML that needs no other file, the same for the same arguments.
     """
-    top = [paragraph(text, "answer") for text in answers(comparison)]
-    top += [paragraph(text, "note") for text in notes(comparison)]
+    took_part = [model for group in comparison.groups for model in group.condensed_by]
+    protocol = protocol_section(comparison.protocol, took_part)
+    return to_html(f"Comparison of {_title(comparison)}", [*_sections(comparison, pictures), protocol])
+
+
+def comparison_document(comparison: Comparison) -> dict[str, Any]:
+    """Write a comparison as plain data: shares in [0, 1], nothing rounded; `pairs` has every pair of sets.
+
+    `holm` under `against_first` is corrected for the pairs there, under `pairs` for all.
+    """
+    scores = comparison.scores
+    # Where weights lie is nobody's business who is sent this.
+    models = [model.without_paths().model_dump(mode="json") for model in scores.protocol.models]
+    return {
+        "protocol_hash": scores.protocol.protocol_hash(),
+        "protocol": scores.protocol.model_dump(mode="json") | {"models": models},
+        "fingerprint": scores.fingerprint,
+        "test_count": scores.test_count,
+        "evaluation_seeds": scores.protocol.seeds,
+        "sets": [group.model_dump(mode="json") for group in comparison.groups],
+        "baselines": [row.model_dump(mode="json") for row in comparison.baselines],
+        "against_first": [contrast.model_dump(mode="json") for contrast in comparison.against_first],
+        "pairs": [contrast.model_dump(mode="json") for contrast in comparison.pairs],
+        "transfer": [
+            {
+                "condensed_by": list(group.condensed_by),
+                "label": name,
+                "accuracy": {model: group.table[model].mean for model in comparison.models},
+            }
+            for name, group in comparison.transfer
+        ],
+        "curves": [
+            {"label": name, "points": [{"stored": n, "accuracy": found.model_dump()} for n, found in points.items()]}
+            for name, points in comparison.curves
+        ],
+        "unlike": {name: list(values) for name, values in comparison.unlike.items()},
+        "notes": _notes(comparison),
+    }
+
+
+def _title(comparison: Comparison) -> str:
+    *labels, last = [group.label for group in comparison.groups]
+    return f"{', '.join(labels)} and {last}" if labels else f"{last} by condensing seed"
+
+
+def _sections(comparison: Comparison, pictures: Mapping[str, bytes]) -> list[Section]:
+    """Lay the comparison out; what there is nothing to say about is left out."""
+    protocol, scores = comparison.protocol, comparison.scores
+    headline = (
+        f"All were scored by protocol {protocol.protocol_hash()[:8]} ({protocol.length}, batch {protocol.batch}) on "
+        f"{scores.test_count} {scored_on(scores)} images."
+    )
+    answers = [Text(text, "answer") for text in _answers(comparison)]
     sections = [
-        Section("The answer", "\n".join(top)),
+        Section("The answer", [*answers, *(Text(note, "note") for note in _notes(comparison))]),
         Section(
-            "What is compared", "\n".join(paragraph(text) for text in (headline(comparison), *set_lines(comparison)))
+            "What is compared", [Text(headline), Items([_described(one, protocol.seeds) for one in comparison.groups])]
         ),
+        Section("Accuracy", [_accuracy(comparison)]),
     ]
-    for part in parts(comparison):
-        inner = [picture(pictures[part.picture], PICTURES[part.picture])] if part.picture in pictures else []
-        for table in part.tables:
-            inner += [heading(table.title)] if table.title else []
-            first = comparison.groups[0].label
-            inner.append(html_table(table.header, table.rows, words=[0], strong=first, caption=table.note))
-        if inner:
-            sections.append(Section(part.title, "\n".join([*inner, paragraph(part.caption, "note")])))
-    scores = comparison.groups[0].members[0].scores
-    took_part = list(dict.fromkeys(model for group in comparison.groups for model in group.condensed_by))
-    sections.append(protocol(scores.model_copy(update={"condensed_by": took_part})))
-    return page(f"Comparison of {title(comparison)}", sections)
+    for title, name, tables, caption in (
+        ("Differences", "differences", *_differences(comparison)),
+        ("Transfer", "transfer", *_transfer(comparison)),
+        ("Accuracy by budget", "budget", *_budgets(comparison)),
+    ):
+        shown: list[Block] = [Picture(pictures[name], PICTURES[name])] if name in pictures else []
+        if shown or tables:
+            sections.append(Section(title, [*shown, *tables, Text(caption, "note")]))
+    return sections
+
+
+def _described(group: SeedGroup, seeds: int) -> str:
+    """Say what a group is, what condensed it, and how many seeds of which kind it has."""
+    by = f"by {' + '.join(group.condensed_by)}" if group.condensed_by else "elsewhere"
+    members = ", ".join(f"seed {one.condense_seed} {one.label}" for one in group.members)
+    return (
+        f"{group.label} has {group.budget.stored} stored images, {group.budget.images} to train on, condensed {by}; "
+        f"n = {count(group.condensing_seeds, 'condensing seed')} x {count(seeds, 'evaluation seed')}"
+        + (f" ({members})." if group.several else ".")
+    )
+
+
+def _over(comparison: Comparison) -> str:
+    return f"in the {OVER_MODELS}" if comparison.main == MEAN else f"on {comparison.main}"
+
+
+def _answers(comparison: Comparison) -> list[str]:
+    """Say of every contrast with the first group which one is better, and no more than the numbers do."""
+    over = _over(comparison)
+    if not comparison.against_first:
+        group = comparison.groups[0]
+        return [
+            f"All sets are of one recipe, {group.label}: {percent(group.table[comparison.main])} % {over}, mean and "
+            f"standard deviation over {count(group.condensing_seeds, 'condensing seed')}."
+        ]
+    corrected = " after Holm's correction" if len(comparison.against_first) > 1 else ""
+    answers = []
+    for contrast in comparison.against_first:
+        found, first, other = contrast.differences[comparison.main], contrast.first, contrast.other
+        mean, n = points(found.mean), found.n
+        if found.p is None or found.holm is None:
+            few = "one training of each says" if n == 1 else f"{n} trainings without any spread say"
+            answers.append(f"{contrast.name} is {mean} points {over}; {few} nothing of chance.")
+            continue
+        chance = f"p < {LEAST}" if found.holm < LEAST else f"p = {found.holm:.3f}"
+        numbers = f"95 % interval {interval(found)}, {chance}{corrected}"
+        if found.holm < 1 - CONFIDENCE:
+            word = "better" if found.mean > 0 else "worse"
+            answers.append(f"{first} is {word} than {other} by {mean[1:]} points {over} ({numbers}).")
+        else:
+            answers.append(f"No difference between {first} and {other} is shown: {mean} points {over} ({numbers}).")
+    return answers
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """Say what the numbers do not."""
+    found = []
+    single = [group.label for group in comparison.groups if not group.several]
+    if single:
+        found.append(
+            f"{', '.join(single)}: one condensing seed{' each' * (len(single) > 1)}. The spread there is over "
+            "evaluation seeds, which understates that of the recipe: with another seed it condenses other images. "
+            "Sets of one recipe with several seeds (hmdc-hub condense RECIPE -o seed=1) are put together here."
+        )
+    same: dict[str, list[str]] = {}
+    for member in (member for group in comparison.groups for member in group.members):
+        same.setdefault(member.parquet_sha256, []).append(member.label)
+    found += [f"{' and '.join(labels)} are the same images." for labels in same.values() if len(labels) > 1]
+    if comparison.unlike:
+        what = "; ".join(f"{name} {', '.join(values)}" for name, values in comparison.unlike.items())
+        found.append(f"Not all was alike in the trainings ({what}); part of a difference may come from that.")
+    if objects := from_python(comparison.protocol.models):
+        found.append(f"{', '.join(objects)}: {FROM_PYTHON}.")
+    return found
+
+
+def _accuracy(comparison: Comparison) -> Table:
+    columns, seeds, rows = comparison.columns, comparison.protocol.seeds, []
+    for group in comparison.groups:
+        cells = [percent(group.table[name]) + mark(name, group.condensed_by) for name in columns]
+        budget = group.budget
+        rows.append(
+            [group.label, str(budget.stored), str(budget.images), f"{group.condensing_seeds} x {seeds}", *cells]
+        )
+    for row in comparison.baselines:
+        label = set_label(row.name) if row.alone else f"{set_label(row.name)} ({', '.join(row.sets)})"
+        cells = [percent(row.table[name]) for name in columns]
+        rows.append([label, str(row.budget.stored), str(row.budget.images), str(seeds), *cells])
+    spread = "over evaluation seeds"
+    if any(group.several for group in comparison.groups):
+        spread = "over condensing seeds where there are several, else over evaluation seeds"
+    marked = any(model in group.condensed_by for group in comparison.groups for model in comparison.models)
+    note = (
+        f"Accuracy in percent at the last of {comparison.protocol.length}, mean ± standard deviation {spread}; "
+        "n: condensing seeds x evaluation seeds, of real images evaluation seeds"
+    ) + (f"; {TOOK_PART} took part in condensing." if marked else ".")
+    header = ["trained on", "stored", "images", "n", *columns]
+    return Table(header, rows, note=note, strong=comparison.groups[0].label, words=[0])
+
+
+def _differences(comparison: Comparison) -> tuple[list[Table], str]:
+    contrasts, models = comparison.against_first, len(comparison.models)
+    tables = []
+    for contrast in contrasts:
+        rows = []
+        for name in comparison.columns:
+            found = contrast.differences[name]
+            chances = [NONE if p is None else f"{p:.3f}" if p >= LEAST else f"< {LEAST}" for p in (found.p, found.holm)]
+            label = OVER_MODELS if name == MEAN else name
+            rows.append([label, points(found.mean), interval(found), *chances])
+        header = ["model", "points", "95 % interval", "p", "p (Holm)"]
+        tables.append(Table(header, rows, title=contrast.name, note=_test(contrast), words=[0]))
+    caption = "Points of accuracy; above zero the first is better. p: two-sided."
+    counts = [f"{len(contrasts)} tests of the {OVER_MODELS}"] * (len(contrasts) > 1 and comparison.main == MEAN)
+    counts += [f"{len(contrasts) * models} of single models"] * (len(contrasts) * models > 1)
+    return tables, caption + (f" Holm: corrected for being one of {', or of '.join(counts)}." if counts else "")
+
+
+def _test(contrast: Contrast) -> str:
+    """Say which test it was."""
+    n = max(found.n for found in contrast.differences.values())
+    if contrast.test == "welch":
+        one, other = contrast.condensing_seeds
+        return (
+            f"Welch's t-test between condensing runs (n = {one} and {other} condensing seeds, each averaged over "
+            "evaluation seeds): condensing seeds of two recipes do not pair."
+        )
+    if n == 1:
+        return "One evaluation seed: nothing to test."
+    if max(contrast.condensing_seeds) > 1:
+        return (
+            f"t-test paired by evaluation seed (n = {n}), condensing seeds averaged first; how far condensing seeds "
+            "vary is left out, since one of the two has only one."
+        )
+    return f"t-test paired by evaluation seed (n = {n}): about these two sets of images, not about their recipes."
+
+
+def _transfer(comparison: Comparison) -> tuple[list[Table], str]:
+    rows = [
+        [name, *(f"{100 * group.table[m].mean:.1f}{mark(m, group.condensed_by)}" for m in comparison.models)]
+        for name, group in comparison.transfer
+    ]
+    # Where one pool condensed all, the first table says the same.
+    several = len({group.condensed_by for group in comparison.groups}) > 1
+    caption = (
+        "Mean accuracy in percent by what condensed the images (rows) and what was trained on them; "
+        f"{TOOK_PART} took part in condensing."
+    )
+    return [Table(["condensed by", *comparison.models], rows, words=[0])] if several else [], caption
+
+
+def _budgets(comparison: Comparison) -> tuple[list[Table], str]:
+    caption = f"Accuracy in percent {_over(comparison)} by stored images, mean ± standard deviation."
+    if not comparison.curves:
+        return [], caption
+    # Not a mapping: a set may be called as a baseline is.
+    columns = [*comparison.curves, *((set_label(name), points) for name, points in comparison.random.items())]
+    sizes = sorted({stored for _, points in columns for stored in points})
+    rows = [[str(stored), *(percent(points.get(stored)) for _, points in columns)] for stored in sizes]
+    return [Table(["stored", *(name for name, _ in columns)], rows)], caption

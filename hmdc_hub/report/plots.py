@@ -1,83 +1,84 @@
-"""Scores, classes and confusions as pictures. Matplotlib is imported on first use."""
+"""Scores, classes, confusions and comparisons as pictures. Matplotlib is imported on first use."""
 
 from __future__ import annotations
 
+import io
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmdc_hub.report import canvas
-from hmdc_hub.report.tables import CONDENSED, TOOK_PART, model_names, training_sets
+from hmdc_hub.report import tables
+from hmdc_hub.report.tables import CONDENSED, MEAN, OVER_MODELS, mark, marked_names, set_label, training_sets
 from hmdc_hub.report.text import one_line
 from hmdc_hub.schema import Estimate, Scores
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from hmdc_hub.report.comparison import Comparison
+
+Kind = Literal["png", "svg"]
+Matrix = NDArray[np.integer[Any]]
+Style = tuple[str, str]
+
+WIDTH = 6.4
+"""Inches; never wider than a phone can show with readable words: pictures grow downwards."""
+LINES, GREY, DARK = "#e3e6ea", "#888f96", "#5a6570"
 # Okabe and Ito's colours, which colour-blind people tell apart, and a mark of its own each; condensed stands out.
-STYLES = {
+SET_STYLES: dict[str, Style] = {
     CONDENSED: ("#d55e00", "o"),
     "random": ("#999999", "s"),
     "random-encoded": ("#56b4e9", "^"),
-    "start": ("#0072b2", "D"),
+    "initialisation": ("#0072b2", "D"),
     "k-means": ("#009e73", "v"),
     "herding": ("#cc79a7", "P"),
     "exact": ("#e69f00", "X"),
     "full": ("#000000", "*"),
 }
-OTHERS = (("#f0e442", "p"), ("#8b5a2b", "h"), ("#7570b3", "<"))
-LABEL = 18
-"""Characters of a class name that are written; longer ones end in an ellipsis."""
-MAX_NUMBERS = 12
-"""Classes up to which a confusion matrix has a number in every cell."""
-MAX_TICKS = 25
-"""Class names along an axis of a confusion matrix."""
+STYLES = [SET_STYLES[name] for name in (CONDENSED, "initialisation", "k-means", "herding", "exact", "random-encoded")]
+LABEL, ROW_NAME = 18, 26
+"""Characters of a class name before an ellipsis, and of a row's name before a line breaks."""
+MAX_NUMBERS, MAX_TICKS = 12, 25
+"""Classes up to which a confusion matrix has a number in every cell; class names along an axis of it."""
 MAX_CLASSES = 20
 """Classes that are all shown; of more the best and the worst."""
+MAX_TENTHS = 7
+"""Models up to which numbers in cells of a table of colours have a place behind the point."""
 
 
-def plot_scores(scores: Scores, kind: canvas.Kind = "png") -> bytes:
-    """Draw mean last-epoch accuracy per model and training set, with 95 % intervals.
-
-    Args:
-        scores: What to show.
-        kind: The file's format.
-
-    Returns:
-        The file, the same for the same scores (with the same matplotlib).
-    """
-    return canvas.rendered(lambda: _scores(scores), kind)
+def plot_scores(scores: Scores, kind: Kind = "png") -> bytes:
+    """Draw `scores_figure` into a file; the same bytes for the same scores (with the same matplotlib)."""
+    return rendered(lambda: scores_figure(scores), kind)
 
 
-def plot_confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[str], kind: canvas.Kind = "png") -> bytes:
-    """Draw a confusion matrix, each row as shares of its sum.
-
-    Args:
-        matrix: Counts C x C: row the true class, column the predicted one. A row of zeros stays empty.
-        class_names: C; a name that the font cannot write becomes its number.
-        kind: The file's format.
-
-    Returns:
-        The file, as `plot_scores`. Cells have numbers (percent) for up to 12 classes; of very many classes only some
-        are named.
-    """
-    return canvas.rendered(lambda: _confusion(matrix, class_names), kind)
+def plot_confusion(matrix: Matrix, class_names: Sequence[str], kind: Kind = "png") -> bytes:
+    """Draw `confusion_figure` into a file, as `plot_scores`."""
+    return rendered(lambda: confusion_figure(matrix, class_names), kind)
 
 
-def plot_classes(scores: Scores, kind: canvas.Kind = "png") -> bytes:
-    """Draw each class's accuracy, averaged over models, of the condensed set and of random images if there are any.
+def plot_classes(scores: Scores, kind: Kind = "png") -> bytes:
+    """Draw `classes_figure` into a file, as `plot_scores`."""
+    return rendered(lambda: classes_figure(scores), kind)
 
-    Args:
-        scores: What to show; of more than 20 classes only the 10 that the condensed set does best and the 10 worst.
-        kind: The file's format.
+
+def pictures(comparison: Comparison, kind: Kind = "png") -> dict[str, bytes]:
+    """Draw every picture that a comparison gives rise to, as `plot_scores`.
 
     Returns:
-        The file, as `plot_scores`.
+        By name: `transfer` always, `differences` between two groups or more, `budget` where budgets differ.
     """
-    return canvas.rendered(lambda: _classes(scores), kind)
+    drawn = {"transfer": rendered(lambda: _transfer(comparison), kind)}
+    if comparison.against_first:
+        drawn["differences"] = rendered(lambda: _differences(comparison), kind)
+    if comparison.curves:
+        drawn["budget"] = rendered(lambda: _budget(comparison), kind)
+    return drawn
 
 
 def class_means(scores: Scores, training_set: str) -> list[float]:
@@ -85,127 +86,250 @@ def class_means(scores: Scores, training_set: str) -> list[float]:
     return [statistics.fmean(column) for column in zip(*scores.per_class[training_set].values(), strict=True)]
 
 
-def row_shares(matrix: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+def row_shares(matrix: Matrix) -> NDArray[np.float64]:
     """Divide each row of counts by its sum; a row of zeros stays as it is."""
     shares: NDArray[np.float64] = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     return shares
 
 
-def _scores(scores: Scores) -> Figure:
-    models, sets = model_names(scores), training_sets(scores)
-    figure = canvas.figure(1.3 + 0.62 * len(models))
-    axes = figure.add_subplot()
-    spread = 0.72 / len(sets)
-    for number, name in enumerate(sets):
-        shown = [(y, e) for y, model in enumerate(models) if (e := scores.table[name].get(model)) is not None]
-        colour, mark = STYLES.get(name) or OTHERS[number % len(OTHERS)]
-        axes.errorbar(
-            [100 * e.mean for _, e in shown],
-            [y + (number - (len(sets) - 1) / 2) * spread for y, _ in shown],
-            xerr=[[100 * _below(e) for _, e in shown], [100 * _above(e) for _, e in shown]],
-            fmt=mark,
-            color=colour,
-            markersize=8 if name == CONDENSED else 6,
-            elinewidth=1.6,
-            capsize=2.5,
-            label=name,
-            zorder=3 if name == CONDENSED else 2,
-        )
-    names = [f"{model} {TOOK_PART}" if model in scores.condensed_by else model for model in models]
-    axes.set_yticks(range(len(models)), names)
-    axes.set_ylim(len(models) - 0.5, -0.5)
-    axes.set_xlim(0, min(101, 106 * max(_top(scores), 0.05)))
-    axes.set_xlabel(f"{_split(scores)} accuracy at the last epoch (%), 95 % interval")
-    axes.xaxis.grid(True, color=canvas.LINES, linewidth=0.8)
-    for y in range(1, len(models)):
-        axes.axhline(y - 0.5, color=canvas.LINES, linewidth=0.8)
-    axes.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.3, columnspacing=1.2)
-    return figure
+def reach(found: Sequence[Estimate]) -> list[list[float]]:
+    """Give how far intervals reach below and above their means, in points; 0 where there is none."""
+    below = [0.0 if e.low is None else 100 * (e.mean - e.low) for e in found]
+    above = [0.0 if e.high is None else 100 * (e.high - e.mean) for e in found]
+    return [below, above]
 
 
-def _split(scores: Scores) -> str:
-    return "test" if scores.protocol.holdout is None else "held-out"
+def rendered(draw: Callable[[], Figure], kind: Kind) -> bytes:
+    """Draw a figure into a file; the same bytes for the same picture (with the same matplotlib)."""
+    import matplotlib
+
+    # No date, no version of matplotlib: nothing that differs between two pictures of one thing.
+    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
+    # A name is never read as mathematics: somebody's class may be called $x$, or half of it.
+    look: Any = {"font.size": 12, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
+                 "axes.axisbelow": True, "grid.color": LINES, "grid.linewidth": 0.8, "legend.frameon": False,
+                 "legend.handletextpad": 0.3, "legend.columnspacing": 1.2, "svg.fonttype": "path",
+                 "svg.hashsalt": "hmdc-hub"}  # fmt: skip
+    # Letters of an SVG are drawn, not named: metrics differ between fonts, few machines have DejaVu Sans, and words
+    # that run into each other are worse than words that cannot be searched for; the tables beside a picture have all.
+    with matplotlib.rc_context(look):
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
 
 
-def _below(estimate: Estimate) -> float:
-    return 0.0 if estimate.low is None else estimate.mean - estimate.low
+def _axes(height: float) -> tuple[Figure, Axes]:
+    """Make an empty figure of `WIDTH` and this height in inches."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(WIDTH, height), dpi=125, layout="constrained")
+    return made, made.add_subplot()
 
 
-def _above(estimate: Estimate) -> float:
-    return 0.0 if estimate.high is None else estimate.high - estimate.mean
+@cache
+def font() -> tuple[str, frozenset[int]]:
+    """Give the path of DejaVu Sans, matplotlib's own font, and the characters it has."""
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    return path, frozenset(FT2Font(path).get_charmap())
 
 
-def _top(scores: Scores) -> float:
-    return max(e.mean + _above(e) for row in scores.table.values() for e in row.values())
+def drawable(name: str) -> str:
+    """Give a name on one line, with a question mark for what the font cannot write."""
+    return "".join(character if ord(character) in font()[1] else "?" for character in one_line(name))
 
 
-def _confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
+def class_label(name: str, number: int) -> str:
+    """Give a class name on one line, or its number if the font cannot write it: boxes say less."""
+    text = one_line(name)
+    return text if text and drawable(text) == text else f"class {number}"
+
+
+def _short(name: str, number: int) -> str:
+    text = class_label(name, number)
+    return text if len(text) <= LABEL else text[: LABEL - 1].rstrip() + "…"
+
+
+def _folded(name: str, width: int = ROW_NAME) -> str:
+    """Break a name into lines, between models behind the plus."""
+    tied = drawable(name).replace(" + ", "\u00a0+ ")
+    return "\n".join(textwrap.wrap(tied, width, break_on_hyphens=False)).replace("\u00a0", " ")
+
+
+def _bars(axes: Axes, at: Sequence[float], found: Sequence[Estimate], upright: bool = False, **look: Any) -> None:
+    """Draw means with their intervals: points on horizontal lines, or a curve."""
+    means, bars = [100 * e.mean for e in found], reach(found)
+    where: Any = {"x": at, "y": means, "yerr": bars} if upright else {"x": means, "y": at, "xerr": bars}
+    axes.errorbar(**where, markersize=7, elinewidth=1.6, capsize=2.5, linestyle="-" if upright else "", **look)
+
+
+def _rows_of_bars(
+    axes: Axes, rows: Sequence[str], series: Sequence[tuple[str, Sequence[Estimate | None], Style]]
+) -> None:
+    """Draw a line for each name with one mean and interval of each series on it, the first series above the others."""
+    apart = 0.72 / len(series)
+    for place, (name, found, style) in enumerate(series):
+        shown = [(y + (place - (len(series) - 1) / 2) * apart, e) for y, e in enumerate(found) if e is not None]
+        _bars(axes, [y for y, _ in shown], [e for _, e in shown], color=style[0], marker=style[1], label=name,
+              zorder=3 - place / len(series))  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.xaxis.grid(True)
+    for y in range(1, len(rows)):
+        axes.axhline(y - 0.5, color=LINES, linewidth=0.8)
+
+
+def _colours(
+    made: Figure, axes: Axes, shares: Any, label: str, ticks: Any = None, bar: bool = True, **keys: Any
+) -> None:
+    """Draw a table of colours. Not pcolormesh: ten thousand cells as paths make a slow picture of a megabyte."""
+    image = axes.imshow(shares, cmap="Blues", aspect="auto", interpolation="nearest", **keys)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if bar:
+        made.colorbar(image, ax=axes, pad=0.02, ticks=ticks, label=label).outline.set_visible(False)
+
+
+def scores_figure(scores: Scores) -> Figure:
+    """Show mean last-epoch accuracy per model and training set, with 95 % intervals."""
+    models, sets = tables.model_names(scores), training_sets(scores)
+    made, axes = _axes(1.3 + 0.62 * len(models))
+    series = [
+        (set_label(name), [scores.table[name].get(model) for model in models],
+         SET_STYLES.get(name) or STYLES[place % len(STYLES)])
+        for place, name in enumerate(sets)
+    ]  # fmt: skip
+    _rows_of_bars(axes, marked_names(scores), series)
+    top = max(e.high or e.mean for row in scores.table.values() for e in row.values())
+    axes.set_xlim(0, min(101, 106 * max(top, 0.05)))
+    axes.set_xlabel(f"{tables.scored_on(scores)} accuracy at the last epoch (%), 95 % interval")
+    made.legend(loc="outside upper left", ncols=3)
+    return made
+
+
+def confusion_figure(matrix: Matrix, class_names: Sequence[str]) -> Figure:
+    """Show a confusion matrix, each row as shares of its sum, in percent for up to 12 classes.
+
+    Args:
+        matrix: Counts C x C: row the true class, column the predicted one. A row of zeros stays empty.
+        class_names: C; a name that the font cannot write becomes its number, of very many only some are written.
+    """
     from matplotlib.colors import PowerNorm
 
     classes, shares = len(class_names), 100 * row_shares(matrix)
     numbers = classes <= MAX_NUMBERS
-    figure = canvas.figure(5.9 if numbers else 5.3)
-    axes = figure.add_subplot()
-    # Many classes share the errors out: on a linear scale a few percent look like none. Not pcolormesh: ten thousand
-    # cells as paths make a slow picture of a megabyte.
+    made, axes = _axes(5.9 if numbers else 5.3)
+    # Many classes share the errors out: on a linear scale a few percent look like none.
     norm = PowerNorm(1 if numbers else 0.5, vmin=0, vmax=100)
-    image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
+    ticks = [0, 1, 5, 10, 25, 50, 75, 100]
+    _colours(made, axes, shares, "% of the true class", ticks, bar=not numbers, norm=norm)
     every = range(0, classes, -(-classes // MAX_TICKS))
-    names = [_label(class_names[label], label) for label in every]
-    size = 10 if numbers else 8
-    # parse_math: a class may be called $x$, or half of it.
-    axes.set_xticks(every, names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(every, names, fontsize=size, parse_math=False)
+    names = [_short(class_names[label], label) for label in every]
+    axes.set_xticks(every, names, rotation=90, fontsize=10 if numbers else 8)
+    axes.set_yticks(every, names, fontsize=10 if numbers else 8)
+    axes.tick_params(length=0 if classes <= MAX_TICKS else 2)
     axes.set_xlabel("predicted" + (", % of the true class" if numbers else ""))
     axes.set_ylabel("true class")
-    axes.tick_params(length=0 if classes <= MAX_TICKS else 2)
-    axes.spines[:].set_visible(False)
-    if numbers:
-        for (true, predicted), share in np.ndenumerate(shares):
-            ink = "white" if share > 70 else "black" if share >= 0.5 else "#b0b6bd"
-            axes.text(predicted, true, f"{share:.0f}", ha="center", va="center", color=ink, fontsize=10)
-    else:
-        bar = figure.colorbar(image, ax=axes, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-        bar.set_label("% of the true class")
-        bar.outline.set_visible(False)
-    return figure
+    for (true, predicted), share in np.ndenumerate(shares if numbers else np.empty((0, 0))):
+        ink = "white" if share > 70 else "black" if share >= 0.5 else "#b0b6bd"
+        axes.text(predicted, true, f"{share:.0f}", ha="center", va="center", color=ink, fontsize=10)
+    return made
 
 
-def _classes(scores: Scores) -> Figure:
+def classes_figure(scores: Scores) -> Figure:
+    """Show each class's accuracy, averaged over models, of the condensed set and of random images if there are any.
+
+    Of more than 20 classes only the 10 that the condensed set does best and the 10 worst.
+    """
     means = {name: class_means(scores, name) for name in (CONDENSED, "random") if name in scores.per_class}
-    order = sorted(range(len(scores.class_names)), key=lambda label: -means[CONDENSED][label])
-    labels, half, gap = order, MAX_CLASSES // 2, 0
-    if len(order) > MAX_CLASSES:
-        labels, gap = [*order[:half], *order[-half:]], 1
-    places = [row if row < half or not gap else row + gap for row in range(len(labels))]
-    figure = canvas.figure(1.3 + 0.3 * (len(labels) + gap))
-    axes = figure.add_subplot()
-    for name, row in reversed(means.items()):
-        colour, mark = STYLES[name]
+    labels = sorted(range(len(scores.class_names)), key=lambda label: -means[CONDENSED][label])
+    places, half, left_out = [*range(len(labels))], MAX_CLASSES // 2, len(labels) - MAX_CLASSES
+    if left_out > 0:
+        labels = [*labels[:half], *labels[-half:]]
+        places = [*range(half), *range(half + 1, MAX_CLASSES + 1)]
+    made, axes = _axes(1.6 + 0.3 * places[-1])
+    for name, row in means.items():
+        colour, mark = SET_STYLES[name]
         shown = [100 * row[label] for label in labels]
-        axes.scatter(shown, places, color=colour, marker=mark, s=55 if name == CONDENSED else 36, label=name)
+        axes.scatter(shown, places, color=colour, marker=mark, s=55 if name == CONDENSED else 36, label=set_label(name),
+                     zorder=3 if name == CONDENSED else 2)  # fmt: skip
     if "random" in means:
         left, right = ([100 * means[name][label] for label in labels] for name in ("random", CONDENSED))
-        axes.hlines(places, left, right, color="#c3c9cf", linewidth=1.6, zorder=0)
-    if gap:
-        axes.text(0.5, half, f"… {len(order) - len(labels)} more …", ha="center", va="center", color="#5a6570",
+        axes.hlines(places, left, right, color="#c3c9cf", linewidth=1.6, zorder=1)
+    if left_out > 0:
+        axes.text(0.5, half, f"… {left_out} more …", ha="center", va="center", color=DARK,
                   transform=axes.get_yaxis_transform())  # fmt: skip
-    names = [_label(scores.class_names[label], label) for label in labels]
-    axes.set_yticks(places, names, parse_math=False)
+    axes.set_yticks(places, [_short(scores.class_names[label], label) for label in labels])
     axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.set_xlim(-2, 102)
-    axes.set_xlabel(f"{_split(scores)} accuracy of the class (%), mean over models")
-    axes.xaxis.grid(True, color=canvas.LINES, linewidth=0.8)
-    axes.set_axisbelow(True)
-    figure.legend(*(part[::-1] for part in axes.get_legend_handles_labels()), loc="outside upper left", ncols=2,
-                  frameon=False, handletextpad=0.3)  # fmt: skip
-    return figure
+    axes.set_xlabel(f"{tables.scored_on(scores)} accuracy of the class (%), mean over models")
+    axes.xaxis.grid(True)
+    made.legend(loc="outside upper left", ncols=2)
+    return made
 
 
-def _label(name: str, number: int) -> str:
-    """Give a class name on one short line, or its number if the font cannot write it: boxes say less."""
-    text = one_line(name)
-    if not text or canvas.drawable(text) != text:
-        return f"class {number}"
-    return text if len(text) <= LABEL else text[: LABEL - 1].rstrip() + "…"
+def _transfer(comparison: Comparison) -> Figure:
+    rows, models = comparison.transfer, comparison.models
+    names = [_folded(name) for name, _ in rows]
+    shares = np.array([[100 * group.table[model].mean for model in models] for _, group in rows])
+    lines = sum(max(2, 1 + name.count("\n")) for name in names)
+    made, axes = _axes(1.6 + 0.27 * lines + 0.09 * max(map(len, models)))
+    # A scale of at least ten points: less is not made to look like much.
+    least, most = shares.min(), shares.max()
+    low = max(0.0, min(least, (least + most) / 2 - 5))
+    high = max(most, low + 10)
+    _colours(made, axes, shares, "accuracy (%)", vmin=low, vmax=high)
+    axes.set_xticks(range(len(models)), map(drawable, models), rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), names, fontsize=10)
+    axes.set_ylabel("condensed by")
+    axes.set_xlabel("trained")
+    wide = len(models) <= MAX_TENTHS
+    for (y, x), share in np.ndenumerate(shares):
+        text = (f"{share:.1f}" if wide else f"{share:.0f}") + mark(models[x], rows[y][1].condensed_by)
+        axes.text(x, y, text if wide else text.replace(" ", "\n"), ha="center", va="center", fontsize=11 if wide else 9,
+                  color="white" if (share - low) / (high - low) > 0.6 else "black")  # fmt: skip
+    return made
+
+
+def _differences(comparison: Comparison) -> Figure:
+    contrasts, columns = comparison.against_first, comparison.columns
+    made, axes = _axes(1.3 + 0.3 * len(contrasts) + len(columns) * max(0.42, 0.2 + 0.17 * len(contrasts)))
+    series = [
+        (drawable(one.name), [one.differences[name] for name in columns], STYLES[place % len(STYLES)])
+        for place, one in enumerate(contrasts)
+    ]
+    _rows_of_bars(axes, [OVER_MODELS if name == MEAN else drawable(name) for name in columns], series)
+    axes.axvline(0, color=DARK, linewidth=1.2, zorder=1)
+    if comparison.main == MEAN:
+        axes.axhline(0.5, color=GREY, linewidth=0.8)
+    low, high = axes.get_xlim()
+    least = max(1.0, 0.1 * (high - low))  # zero is seen, and half a point does not look like much
+    axes.set_xlim(min(low, -least), max(high, least))
+    axes.set_xlabel("difference of accuracy (points), 95 % interval")
+    made.legend(loc="outside upper left", ncols=1, fontsize=10)
+    return made
+
+
+def _budget(comparison: Comparison) -> Figure:
+    curves = [(name, points, STYLES[n % len(STYLES)]) for n, (name, points) in enumerate(comparison.curves)]
+    for name, points in comparison.random.items():
+        curves.append((f"{set_label(name)} (real images)", points, (GREY, SET_STYLES[name][1])))
+    names = [_folded(name, 2 * ROW_NAME) for name, *_ in curves]
+    made, axes = _axes(3.8 + 0.22 * sum(1 + name.count("\n") for name in names))
+    stored = sorted({group.budget.stored for group in comparison.groups})
+    for place, (_, points, style) in enumerate(curves):
+        # Side by side: sets of one budget would hide one another.
+        aside = (stored[-1] / stored[0]) ** (0.012 * (place - (len(curves) - 1) / 2))
+        _bars(axes, [x * aside for x in points], [*points.values()], upright=True, color=style[0],
+              marker=style[1], label=names[place])  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(stored, map(str, stored))
+    axes.minorticks_off()
+    axes.set_xlabel("stored images (bars: 95 % interval)")
+    what = OVER_MODELS if comparison.main == MEAN else drawable(comparison.main)
+    axes.set_ylabel(f"accuracy (%), {what}", fontsize=11)
+    axes.grid(True)
+    made.legend(loc="outside upper left", ncols=1, fontsize=10)
+    return made

@@ -1,16 +1,51 @@
-"""The cross-architecture table, for Markdown and for a terminal."""
+"""The scores of one evaluation as a table and sentences, for Markdown and for a terminal; and as CSV."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
-from hmdc_hub.schema import BASELINES, Estimate, Scores
+from hmdc_hub.metrics import CONDENSED as CONDENSED
+from hmdc_hub.metrics import MEAN as MEAN
+from hmdc_hub.report.document import Items, Section, Table, Text, to_markdown, to_text
+from hmdc_hub.report.text import count, difference, percent, points
+from hmdc_hub.schema import BASELINES, ModelSpec, Scores
 
-CONDENSED = "condensed"
-MEAN = "mean"
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 EXACT = "exact"
 TOOK_PART = "†"
+OVER_MODELS = "mean over models"
+FROM_PYTHON = "from a Python session; not reproducible by id"
+"""What is said of a model that no id leads to."""
+
+
+class TrainingSet(NamedTuple):
+    """How a training set is called where people read, and what it is."""
+
+    label: str
+    what: str
+
+
+TRAINING_SETS: Mapping[str, TrainingSet] = {
+    CONDENSED: TrainingSet("condensed", "the set that is scored, in 8 bits"),
+    EXACT: TrainingSet("exact floats", "the same before it was rounded to 8 bits"),
+    "random": TrainingSet("random", "real images drawn at random, as many as the condensed set stores"),
+    "random-encoded": TrainingSet(
+        "random, same storage", "real images drawn at random, stored as the condensed ones are: the same bytes"
+    ),
+    "initialisation": TrainingSet("initialisation", "the condensed set before the first image step"),
+    "k-means": TrainingSet("k-means", "real images in the middle of clusters of their class"),
+    "herding": TrainingSet("herding", "real images whose mean is that of their class, as a network sees them"),
+    "full": TrainingSet("full", "every training image of the source"),
+}
+"""By the names that recipes and files have, in the order of tables."""
+
+
+def set_label(training_set: str) -> str:
+    """Give the name of a training set that people read; one that is not ours keeps its own."""
+    return TRAINING_SETS[training_set].label if training_set in TRAINING_SETS else training_set
 
 
 def training_sets(scores: Scores) -> list[str]:
@@ -25,110 +60,79 @@ def model_names(scores: Scores) -> list[str]:
     return [*names, MEAN] if len(names) > 1 and any(MEAN in row for row in scores.table.values()) else names
 
 
+def scored_on(scores: Scores) -> str:
+    """Name the split that was scored on, as in `test images`."""
+    return "test" if scores.protocol.holdout is None else "held-out train"
+
+
+def mark(model: str, condensed_by: Iterable[str]) -> str:
+    """Give the mark of a model that took part in condensing, or nothing."""
+    return f" {TOOK_PART}" if model in condensed_by else ""
+
+
+def marked_names(scores: Scores) -> list[str]:
+    """Name the columns, those of models that took part in condensing with a mark."""
+    return [model + mark(model, scores.condensed_by) for model in model_names(scores)]
+
+
+def from_python(models: Iterable[ModelSpec]) -> list[str]:
+    """Name the models that were objects of a Python session: nobody else can build them by their id."""
+    return [model.name for model in models if str(model.source) == "python"]
+
+
 def table_markdown(scores: Scores) -> str:
-    """Write the table with its caption and the gains as GitHub Markdown, ending in a newline.
-
-    Cells are mean ± standard deviation of the last-epoch accuracy in percent; models that took part in condensing are
-    marked. The caption states n and the protocol.
-    """
-    header, *body = _rows(scores)
-    lines = [_markdown_row(header), "|" + " --- |" + " ---: |" * (len(header) - 1)]
-    for row in body:
-        bold = row[0] == CONDENSED
-        lines.append(_markdown_row([f"**{cell}**" if bold and cell else cell for cell in row]))
-    gains = "".join(f"- {line}\n" for line in gain_lines(scores))
-    return "\n".join(lines) + f"\n\n{caption(scores)}\n" + (f"\n{gains}" if gains else "")
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    # Names of models and training sets are letters, digits, dots, dashes and underscores.
-    return "| " + " | ".join(cell.replace("_", r"\_") for cell in cells) + " |"
+    """Write the table with its caption, which states n and the protocol, and the gains as GitHub Markdown."""
+    return to_markdown("", _summary(scores))
 
 
 def table_text(scores: Scores, width: int = 80) -> str:
-    """Write the table with its caption and the gains as plain text, ending in a newline.
+    """Write the same as plain text; models that do not fit into `width` columns stand in further blocks below."""
+    return to_text(_summary(scores), width)
 
-    Args:
-        scores: What to show.
-        width: Columns of the terminal; models that do not fit stand in further blocks below.
+
+def _summary(scores: Scores) -> list[Section]:
+    gains = gain_lines(scores)
+    return [Section("", [accuracy_table(scores), Text(caption(scores)), *([Items(gains)] if gains else [])])]
+
+
+def accuracy_table(scores: Scores, note: str = "") -> Table:
+    """Make the cross-architecture table: training sets, what they cost, and on every model their last-epoch accuracy.
+
+    Cells are mean ± standard deviation in percent; models that took part in condensing are marked.
     """
-    rows = _rows(scores)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    blocks = []
-    for columns in _blocks(widths, width):
-        for row in rows:
-            cells = [row[0].ljust(widths[0]), *(row[column].rjust(widths[column]) for column in columns)]
-            blocks.append("  ".join(cells).rstrip())
-        blocks.append("")
-    words = _wrap(caption(scores), width)
-    gains = [line for gain in gain_lines(scores) for line in _wrap(gain, width)]
-    return "\n".join([*blocks, *words, *([""] if gains else []), *gains]) + "\n"
-
-
-def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Share out the columns after the first among blocks that fit beside it; at least one column per block."""
-    blocks: list[list[int]] = []
-    used = 0
-    for column in range(1, len(widths)):
-        if not blocks or used + 2 + widths[column] > width:
-            blocks.append([])
-            used = widths[0]
-        blocks[-1].append(column)
-        used += 2 + widths[column]
-    return blocks
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _rows(scores: Scores) -> list[list[str]]:
-    """Make header and body as text."""
-    models = model_names(scores)
-    marked = [f"{name} {TOOK_PART}" if name in scores.condensed_by else name for name in models]
-    rows = [["training set", "stored", "images", *marked]]
+    header = ["training set", "stored", "images", *marked_names(scores)]
+    rows = []
     for name in training_sets(scores):
         budget = scores.budgets.get(name)
-        cells = [_cell(scores.table[name].get(model)) for model in models]
-        rows.append([name, *((f"{budget.stored}", f"{budget.images}") if budget else ("", "")), *cells])
-    return rows
-
-
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    mean = f"{100 * estimate.mean:.1f}"
-    return mean if estimate.sd is None else f"{mean} ± {100 * estimate.sd:.1f}"
+        cells = [percent(scores.table[name].get(model)) for model in model_names(scores)]
+        rows.append([set_label(name), *((str(budget.stored), str(budget.images)) if budget else ("", "")), *cells])
+    return Table(header, rows, note=note, strong=set_label(CONDENSED))
 
 
 def caption(scores: Scores) -> str:
-    """State what a cell is: metric, test images, protocol, n; and what the mark means."""
-    protocol = scores.protocol
-    counts = {name: _trainings(scores, name) for name in training_sets(scores)}
+    """State what a cell is: metric, test images, protocol, n; what the mark means, and whom nobody can build."""
+    protocol, sets = scores.protocol, training_sets(scores)
+    counts = {name: max((e.n for m, e in scores.table[name].items() if m != MEAN), default=0) for name in sets}
     usual = counts.get(CONDENSED, protocol.seeds)
-    others = [f"{n} for {name}" for name, n in counts.items() if n != usual]
-    trainings = f"n = {usual} trainings" if usual != 1 else "n = 1 training"
-    scored_on = "test" if protocol.holdout is None else "held-out train"
-    end = f"at the last of {protocol.length}" + (
-        f" ({protocol.full_epochs} epochs on the full set)" if "full" in scores.table else ""
-    )
+    others = [f"{n} for {set_label(name)}" for name, n in counts.items() if n != usual]
+    full = f" ({protocol.full_epochs} epochs on the full set)" if "full" in scores.table else ""
     parts = [
-        f"Accuracy in percent on all {scores.test_count} {scored_on} images {end}",
-        f"mean ± standard deviation, {trainings} per cell" + (f" ({', '.join(others)})" if others else ""),
+        f"Accuracy in percent on all {scores.test_count} {scored_on(scores)} images at the last of "
+        f"{protocol.length}{full}",
+        f"mean ± standard deviation, n = {count(usual, 'training')} per cell"
+        + (f" ({'; '.join(others)})" if others else ""),
         '"stored" counts the images that are kept, "images" those that are trained on',
     ]
-    if protocol.random_draws > 1 and any(name.startswith("random") for name in scores.table):
+    if protocol.random_draws > 1 and any(name.startswith("random") for name in sets):
         parts.append(
             f"of a random set the {protocol.random_draws} draws of each seed are averaged first, and ± is the spread "
             "of these averages"
         )
     if any(model.name in scores.condensed_by for model in protocol.models):
         parts.append(f"{TOOK_PART} took part in condensing")
+    if objects := from_python(protocol.models):
+        parts.append(f"{', '.join(objects)}: {FROM_PYTHON}")
     return "; ".join(parts) + "."
-
-
-def _trainings(scores: Scores, training_set: str) -> int:
-    return max((e.n for model, e in scores.table[training_set].items() if model != MEAN), default=0)
 
 
 def gain_lines(scores: Scores) -> list[str]:
@@ -139,22 +143,22 @@ def gain_lines(scores: Scores) -> list[str]:
     """
     several = len(scores.protocol.models) > 1
     column = MEAN if several else scores.protocol.models[0].name
-    over = "the mean over models" if several else column
+    over = OVER_MODELS if several else column
     lines = []
     for name in training_sets(scores):
         gain = scores.gain.get(name, {}).get(column)
         if gain is not None:
-            what = "rounding to 8 bits (condensed − exact)" if name == EXACT else f"condensed − {name}"
-            lines.append(f"{what}, {over}: {points(gain)}")
+            what = "rounding to 8 bits, condensed − exact floats" if name == EXACT else f"condensed − {set_label(name)}"
+            lines.append(f"{what} ({over}): {difference(gain)}")
     if CONDENSED in scores.gap:
-        others = [f"{name} {100 * e.mean:+.1f}" for name, e in scores.gap.items() if name not in (CONDENSED, EXACT)]
-        beside = f"; {', '.join(others)}" if others else ""
-        lines.append(f"models that condensed − the others: {points(scores.gap[CONDENSED])}{beside}")
+        gaps = {name: gap for name, gap in scores.gap.items() if name not in (CONDENSED, EXACT)}
+        others = "".join(f"; {set_label(name)} {points(gap.mean)}" for name, gap in gaps.items())
+        lines.append(f"models that condensed − the others: {difference(scores.gap[CONDENSED])}{others}")
     ranking = scores.ranking.get(column)
     if ranking is not None and ranking.recovery is not None and ranking.score is not None:
         lines.append(
-            f"DD-Ranking, {over}: improvement over random {points(ranking.improvement)}, full set − condensed "
-            f"{points(ranking.recovery)}, score {ranking.score.mean:.3f}"
+            f"DD-Ranking ({over}): improvement over random {difference(ranking.improvement)}, full set − condensed "
+            f"{difference(ranking.recovery)}, score {ranking.score.mean:.3f}"
         )
     best = [cell.best for cell in scores.cells if cell.best is not None and cell.training_set == CONDENSED]
     if best:
@@ -165,9 +169,41 @@ def gain_lines(scores: Scores) -> list[str]:
     return lines
 
 
-def points(gain: Estimate) -> str:
-    """Write a difference of accuracies: `+6.5 points (95 % interval +3.8 to +9.2, n = 5)`."""
-    text = f"{100 * gain.mean:+.1f} points"
-    if gain.low is None or gain.high is None:
-        return f"{text} ({'one training' if gain.n == 1 else f'{gain.n} equal differences'}: no interval)"
-    return f"{text} (95 % interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}, n = {gain.n})"
+def cells_frame(scores: Scores) -> DataFrame:
+    """Tabulate every training: the columns of a package's scores parquet, but for its configuration.
+
+    Accuracy and calibration error are shares in [0, 1].
+    """
+    from pandas import DataFrame
+
+    frame = DataFrame([cell.model_dump(exclude={"best"}) for cell in scores.cells])
+    sets = frame.pop("training_set")
+    frame.insert(0, "training_set", sets)
+    frame.insert(1, "stored_images", [scores.budgets[name].stored for name in sets])
+    frame.insert(2, "training_images", [scores.budgets[name].images for name in sets])
+    frame.insert(4, "condensed_by", frame["model"].isin(scores.condensed_by))
+    return frame
+
+
+def means_frame(scores: Scores) -> DataFrame:
+    """Tabulate every mean: accuracy and calibration error of every training set, gain over every baseline.
+
+    Measures are `accuracy`, `ece` and `gain`; the gain of a training set is the condensed set's accuracy minus its
+    own. Means, standard deviations and bounds of the 95 % interval are shares in [0, 1], their differences in [-1, 1];
+    with n = 1 the last three are missing. The model `mean` is the mean over models.
+    """
+    from pandas import DataFrame
+
+    return DataFrame(
+        {"training_set": name, "model": model, "measure": measure, **found.model_dump()}
+        for measure, table in (("accuracy", scores.table), ("ece", scores.ece), ("gain", scores.gain))
+        for name in training_sets(scores)
+        for model, found in table.get(name, {}).items()
+    )
+
+
+def to_csv(frame: DataFrame) -> str:
+    """Write a frame as CSV, `true` and `false` for truth values; reading gives the same floats."""
+    written = frame.astype(object).map(lambda value: str(value).lower() if isinstance(value, bool) else value)
+    text: str = written.to_csv(index=False, lineterminator="\n")
+    return text

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hmdc_hub.report import canvas, plots, tables
-from hmdc_hub.report.page import Section, html_table, page, picture
-from hmdc_hub.report.preview import MAX_ROWS, before_after, preview, preview_of
+from hmdc_hub.report import plots, tables
+from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, to_html, to_markdown, to_text
+from hmdc_hub.report.preview import MAX_ROWS, preview, preview_of
 from hmdc_hub.schema import Scores
 from hmdc_hub.store import parquet, read_scores, write_parquet
 from tests.builders import make_run
@@ -50,18 +50,18 @@ def noise() -> torch.Tensor:
     return torch.randint(0, 256, (3, 4, 3, 16, 16), generator=gen, dtype=torch.uint8)
 
 
-PLOTS: dict[str, Callable[[Scores, canvas.Kind], bytes]] = {
+PLOTS: dict[str, Callable[[Scores, plots.Kind], bytes]] = {
     "scores": plots.plot_scores,
     "classes": plots.plot_classes,
     "confusion": lambda _, kind: plots.plot_confusion(np.eye(3, dtype=np.int64), ["a", "b", "c"], kind),
 }
 PICTURES: dict[str, Callable[[Scores], bytes]] = {
     "preview": lambda _: preview(noise(), ["a", "b", "c"]),
-    "before and after": lambda _: before_after(noise(), noise(), ["a", "b", "c"]),
     **{name: lambda scores, plot=plot: plot(scores, "png") for name, plot in PLOTS.items()},  # type: ignore[misc]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_deterministic_and_readable(name: str, scores: Scores) -> None:
     data = PICTURES[name](scores)
@@ -70,6 +70,7 @@ def test_pictures_are_deterministic_and_readable(name: str, scores: Scores) -> N
     assert width >= 200 and height >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLOTS)
 def test_svgs_are_deterministic_pictures_of_nothing_but_the_scores(name: str, scores: Scores) -> None:
     data = PLOTS[name](scores, "svg")
@@ -87,7 +88,7 @@ def test_confusions_are_shares_of_their_row() -> None:
 
 def test_few_classes_have_numbers_and_many_few_names() -> None:
     def words(classes: int) -> tuple[int, int]:
-        figure = plots._confusion(np.eye(classes, dtype=np.int64), [f"n{label}" for label in range(classes)])
+        figure = plots.confusion_figure(np.eye(classes, dtype=np.int64), [f"n{label}" for label in range(classes)])
         axes = figure.axes[0]
         return len(axes.texts), len(axes.get_yticklabels())
 
@@ -102,26 +103,26 @@ def test_names_in_plots_are_written_as_they_are_or_numbered() -> None:
     assert plots.plot_confusion(counts, [r"$\frac{$", "\u4e2d"]) == plots.plot_confusion(
         counts, [" $\\frac{$\u202e", "class 1"]
     )
-    assert plots._label("a" * 30, 0) == "a" * 17 + "…" and plots._label("", 7) == "class 7"
+    assert plots.plot_confusion(counts, ["a" * 30, ""]) == plots.plot_confusion(counts, ["a" * 17 + "…", "class 1"])
 
 
 def test_of_many_classes_the_best_and_the_worst_are_shown(scores: Scores) -> None:
     names = [rf"$\frac{{{label}$" for label in range(30)]
     rows = {"a": [label / 40 for label in range(30)], "b": [label / 20 for label in range(30)]}
     many = scores.model_copy(update={"class_names": names, "per_class": {"condensed": rows}})
-    axes = plots._classes(many).axes[0]
+    axes = plots.classes_figure(many).axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert shown == [*names[:-11:-1], *names[9::-1]]
-    axes.figure.canvas.draw()  # names that look like formulas are not read as such
+    assert plots.plot_classes(many)  # names that look like formulas are not read as such
     assert [text.get_text() for text in axes.texts] == ["… 10 more …"]
     assert plots.class_means(many, "condensed")[20] == pytest.approx((0.5 + 1) / 2)
 
 
 def test_plots_say_which_images_were_scored_on(scores: Scores) -> None:
     held_out = scores.model_copy(update={"protocol": scores.protocol.model_copy(update={"holdout": 0.2})})
-    for draw in (plots._scores, plots._classes):
+    for draw in (plots.scores_figure, plots.classes_figure):
         assert draw(scores).axes[0].get_xlabel().startswith("test accuracy")
-        assert draw(held_out).axes[0].get_xlabel().startswith("held-out accuracy")
+        assert draw(held_out).axes[0].get_xlabel().startswith("held-out train accuracy")
 
 
 def test_names_that_the_font_lacks_become_numbers() -> None:
@@ -150,25 +151,50 @@ def test_preview_shows_the_pixels() -> None:
     assert (255, 0, 0) in colours and (0, 0, 0) in colours
 
 
+RUDE = "<b>x</b> | *y* \x1b[31m\u202e"
+
+
 def test_every_link_of_a_page_leads_somewhere() -> None:
-    document = page("a", [Section("b", "<p>c</p>"), Section("d & e", "<p>f</p>")])
+    document = to_html("a", [Section("b", [Text("c")]), Section("d & e", [Text("f")])])
     assert re.findall(r'href="#(\w+)"', document) == re.findall(r'id="(\w+)"', document) == ["s1", "s2"]
     assert "d &amp; e" in document
 
 
 def test_tables_align_scroll_and_stand_out() -> None:
-    text = html_table(["a", "b", "c"], [["x", "1", "w"], ["y", "2", "v"]], strong="y", words=[2], caption="d<e")
+    table = Table(["a", "b", "c"], [["x", "1", "w"], ["y", "2", "v"]], strong="y", words=[2], note="d<e")
+    text = to_html("", [Section("", [table])])
     assert '<tr><th scope="row">x</th><td>1</td><td class="words"><div>w</div></td></tr>' in text
     assert '<tr class="strong"><th scope="row">y</th>' in text and "<figcaption>d&lt;e</figcaption>" in text
     assert '<div class="scroll" role="region" tabindex="0"' in text
+    assert to_markdown("", [Section("", [table])]) == (
+        "| a | b | c |\n| --- | ---: | ---: |\n| x | 1 | w |\n| **y** | **2** | **v** |\n\nd&lt;e\n"
+    )
+    assert to_text([Section("", [table])], 6) == "a  b\nx  1\ny  2\n\na  c\nx  w\ny  v\n\nd<e\n"
     with pytest.raises(ValueError, match="2 cells under a header of 3"):
-        html_table(["a", "b", "c"], [["x", "1"]])
+        Table(["a", "b", "c"], [["x", "1"]])
 
 
-def test_pictures_need_words_and_a_known_kind() -> None:
-    assert picture(b"<svg/>", 'a "b"') == '<img src="data:image/svg+xml;base64,PHN2Zy8+" alt="a &quot;b&quot;">'
-    assert picture(PNG, "a").startswith('<img src="data:image/png;base64,')
-    with pytest.raises(ValueError, match="words"):
-        picture(PNG, " ")
+def test_every_block_escapes_what_strangers_wrote() -> None:
+    blocks: list[Block] = [
+        Text(RUDE),
+        Items([RUDE]),
+        Table([RUDE], [[RUDE]], title=RUDE, note=RUDE),
+        Picture(b"<svg/>", RUDE),
+    ]
+    sections = [Section(RUDE, blocks)]
+    page, markdown, text = to_html(RUDE, sections), to_markdown(RUDE, sections), to_text(sections)
+    for shown in (page, markdown, text):
+        assert "\x1b" not in shown and "\u202e" not in shown
+    assert "<b>" not in page and page.count("&lt;b&gt;x&lt;/b&gt; | *y* [31m") == 2 + 2 + 8
+    assert "<b>" not in markdown and markdown.count(r"&lt;b&gt;x&lt;/b&gt; \| \*y\* \[31m") == 2 + 2 + 4
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_pictures_need_a_known_kind() -> None:
+    def shown(data: bytes) -> str:
+        return to_html("", [Section("", [Picture(data, 'a "b"')])])
+
+    assert '<img src="data:image/svg+xml;base64,PHN2Zy8+" alt="a &#34;b&#34;">' in shown(b"<svg/>")
+    assert '<img src="data:image/png;base64,' in shown(PNG)
     with pytest.raises(ValueError, match="neither PNG nor SVG"):
-        picture(b"GIF89a", "a")
+        shown(b"GIF89a")

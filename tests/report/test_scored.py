@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import re
 from collections.abc import Callable
@@ -13,20 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
-from hmdc_hub import measures
-from hmdc_hub.report import canvas
-from hmdc_hub.report.classes import Confusion
-from hmdc_hub.report.csv_tables import cells_csv, table_csv
-from hmdc_hub.report.page import POLICY
-from hmdc_hub.report.scored import answer, report_html, write_report
-from hmdc_hub.report.tables import table_markdown
-from hmdc_hub.schema import Cell, ModelSpec, Scores
+from hmdc_hub import metrics
+from hmdc_hub.report import cells_frame, means_frame, plots, set_label, table_markdown, table_text
+from hmdc_hub.report.scored import Confusion, answer, report_html, write_report
+from hmdc_hub.report.tables import TRAINING_SETS, to_csv
+from hmdc_hub.schema import BASELINES, Cell, ModelSpec, Scores
 from hmdc_hub.store import read_scores
 from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-EVERYTHING = ["exact", "random", "random-encoded", "start", "k-means", "herding", "full"]
+EVERYTHING = list(BASELINES)
 PIXEL = b"\x89PNG\r\n\x1a\nrest"
 Make = Callable[..., Scores]
 
@@ -45,7 +42,7 @@ def make(tmp_path: Path) -> Make:
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are the slow part, and other tests look at them."""
-    monkeypatch.setattr(canvas, "rendered", lambda draw, kind: b"<svg/>" if kind == "svg" else PIXEL)
+    monkeypatch.setattr(plots, "rendered", lambda draw, kind: b"<svg/>" if kind == "svg" else PIXEL)
 
 
 def confusion(scores: Scores) -> Confusion:
@@ -92,12 +89,12 @@ def flat(cells: list[Cell], change: Callable[[Cell], float]) -> list[Cell]:
 
 def summed_up(scores: Scores, cells: list[Cell]) -> Scores:
     models = [model.name for model in scores.protocol.models]
-    summary = measures.summarise(cells, list(scores.table), models, scores.condensed_by)
+    summary = metrics.summarise(cells, list(scores.table), models, scores.condensed_by)
     return scores.model_copy(update={"cells": cells, **summary._asdict()})
 
 
 def test_a_page_stands_alone_and_is_the_same_twice(make: Make) -> None:
-    scores = make(models=[CONVNET], against=["random"])
+    scores = make(models=[CONVNET], baselines=["random"])
     document = report_html(scores, confusion(scores), PIXEL)
     assert document == report_html(scores, confusion(scores), PIXEL)
     reader = Reader(document)
@@ -105,12 +102,12 @@ def test_a_page_stands_alone_and_is_the_same_twice(make: Make) -> None:
     assert all(address.startswith(("data:image/", "#")) for address in reader.addresses)
     assert reader.tags.count("img") == len(reader.alternatives) == 4  # preview, accuracy, classes, confusions
     assert all(reader.alternatives)
-    assert POLICY.startswith("default-src 'none'; ") and f'"Content-Security-Policy" content="{POLICY}"' in document
+    assert """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style""" in document
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_every_number_is_on_the_page(make: Make) -> None:
-    scores = make(against=EVERYTHING, best_every=10, weight_decay=0.00125, batch=77)
+    scores = make(baselines=EVERYTHING, best_every=10, weight_decay=0.00125, batch=77)
     scores = scores.model_copy(
         update={"cells": [cell.model_copy(update={"best": 0.987}) for cell in scores.cells], "device": "a fast one"}
     )
@@ -124,7 +121,7 @@ def test_every_number_is_on_the_page(make: Make) -> None:
     for found in scores.ranking.values():
         assert found.score is not None and f"{found.score.mean:.3f}" in text
     for name, budget in scores.budgets.items():
-        assert re.search(rf"{name} \D+.* {budget.stored} {budget.images} ", text)
+        assert re.search(rf"{set_label(name)} \D+.* {budget.stored} {budget.images} ", text)
     first = [scores.per_class["condensed"][model.name][0] for model in scores.protocol.models]
     assert "cat " in text and all(f"{100 * value:.1f}" in text for value in first)
     assert "98.7" in text and "not comparable with anything else" in text
@@ -136,7 +133,7 @@ def test_every_number_is_on_the_page(make: Make) -> None:
 
 @pytest.mark.usefixtures("no_drawing")
 def test_sections_stand_in_order(make: Make) -> None:
-    scores = make(against=EVERYTHING)
+    scores = make(baselines=EVERYTHING)
     titles = re.findall(r"<h2>(.*?)</h2>", report_html(scores, confusion(scores)))
     assert titles == [
         "What was scored",
@@ -157,20 +154,20 @@ def test_sections_stand_in_order(make: Make) -> None:
 @pytest.mark.usefixtures("no_drawing")
 def test_names_of_strangers_stay_text(make: Make) -> None:
     hostile = ["<script>alert(1)</script>", "\"'><img src=x onerror=y>", "\u202ereversed\u200f", "a\x00\nb", " "]
-    scores = make(hostile, models=[CONVNET], against=["random"])
+    scores = make(hostile, models=[CONVNET], baselines=["random"])
     scores = scores.model_copy(update={"name": "a; rm -rf <b>&'\"", "device": "\u202e</td>\u2066<td>"})
     document = report_html(scores, confusion(scores))
     reader = Reader(document)
     assert "script" not in reader.tags and "b" not in reader.tags and reader.tags.count("img") == 3
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00]", document)
-    assert html.escape(hostile[0]) in document and html.escape(hostile[1]) in document
+    assert escape(hostile[0]) in document and escape(hostile[1]) in document
     assert {"reversed", "a b", "class 4"} <= set(reader.text)
     assert """evaluate 'a; rm -rf <b>&'"'"'"' --protocol""" in "".join(reader.text)
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_paths_of_models_stay_here(make: Make) -> None:
-    scores = make(models=[CONVNET], against=[])
+    scores = make(models=[CONVNET], baselines=[])
     spec = ModelSpec.model_validate(
         {"name": "mine", "source": "timm", "id": "./secret/code", "weights": "/home/me/w.safetensors"}
     )
@@ -180,11 +177,32 @@ def test_paths_of_models_stay_here(make: Make) -> None:
     assert "local:w.safetensors" in document and "The weights or code of mine" in document
 
 
+@pytest.mark.usefixtures("no_drawing")
+def test_a_model_of_a_python_session_is_said_to_be_one(make: Make) -> None:
+    scores = make(models=[CONVNET, MLP], baselines=[])
+    said = "from a Python session; not reproducible by id"
+    assert said not in table_text(scores) and said not in report_html(scores, {})
+    first, second = scores.protocol.models
+    mine = first.model_copy(update={"source": "python", "id": "notebook.Net@1a2b3c4d"})
+    of = scores.model_copy(update={"protocol": scores.protocol.model_copy(update={"models": [mine, second]})})
+    assert f"{mine.name}: {said}" in " ".join(table_text(of).split())
+    assert f"{mine.name.replace('_', chr(92) + '_')}: {said}" in table_markdown(of)
+    text = seen(report_html(of, {}))
+    assert f"python notebook.Net@1a2b3c4d ({said})" in text and f"cannot build {mine.name}" in text
+
+
+def test_training_sets_have_one_label_and_one_explanation() -> None:
+    assert list(TRAINING_SETS) == ["condensed", *BASELINES]
+    assert plots.SET_STYLES.keys() == TRAINING_SETS.keys() and len(set(plots.SET_STYLES.values())) == len(TRAINING_SETS)
+    assert set_label("random-encoded") == "random, same storage" and set_label("exact") == "exact floats"
+    assert set_label("mine") == "mine" and all(name.what for name in TRAINING_SETS.values())
+
+
 @pytest.mark.parametrize(
     ("shift", "words"), [(0.0, "not distinguishable from"), (0.2, "better than"), (-0.2, "worse than")]
 )
 def test_the_answer_is_no_bolder_than_the_interval(make: Make, shift: float, words: str) -> None:
-    scores = make(against=["random", "start"])
+    scores = make(baselines=["random", "initialisation"])
     noise = {0: 0.01, 1: -0.01, 2: 0.0}
     cells = flat(
         scores.cells, lambda c: 0.5 + (shift + noise[c.seed] if c.training_set == "condensed" else -noise[c.seed])
@@ -197,7 +215,7 @@ def test_the_answer_is_no_bolder_than_the_interval(make: Make, shift: float, wor
 
 @pytest.mark.usefixtures("no_drawing")
 def test_one_training_says_nothing_about_chance(make: Make) -> None:
-    scores = make(models=[CONVNET], seeds=1, random_draws=1, against=["random"])
+    scores = make(models=[CONVNET], seeds=1, random_draws=1, baselines=["random"])
     text = seen(report_html(scores, {}))
     assert "one training cannot tell" in text and "how far trainings vary is not known" in text
     assert "better than" not in answer(scores) and "None" not in text and "nan" not in text
@@ -206,7 +224,7 @@ def test_one_training_says_nothing_about_chance(make: Make) -> None:
 
 @pytest.mark.usefixtures("no_drawing")
 def test_without_random_images_the_answer_is_open(make: Make) -> None:
-    scores = make(models=[RESNET], against=["k-means"])
+    scores = make(models=[RESNET], baselines=["k-means"])
     text = seen(report_html(scores, confusion(scores)))
     assert "whether condensing is worth it stays open" in text and "DD-Ranking" not in text
     assert "None of the models here took part" in text
@@ -216,16 +234,16 @@ def test_without_random_images_the_answer_is_open(make: Make) -> None:
 
 @pytest.mark.usefixtures("no_drawing")
 def test_other_splits_and_other_programs_are_named(make: Make) -> None:
-    scores = make(models=[CONVNET], against=["random"], holdout=0.25)
+    scores = make(models=[CONVNET], baselines=["random"], holdout=0.25)
     scores = scores.model_copy(update={"condense_hash": None, "condense_seed": None, "condensed_by": []})
     text = seen(report_html(scores, {}))
-    assert "images held out of the train split" in text and "% of the test images" not in text
+    assert "% of the held-out train images correctly" in text and "% of the test images" not in text
     assert "evaluate TARGET --recipe RECIPE --protocol scores.json" in text and "a set of another program" in text
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_confusions_are_of_the_condensed_set_and_the_worst_come_first(make: Make) -> None:
-    scores = make(against=["random"])
+    scores = make(baselines=["random"])
     counts = np.array([[8, 2, 0], [1, 9, 0], [0, 5, 5]])
     other = np.array([[0, 0, 9], [0, 0, 9], [9, 0, 0]])
     found = {("condensed", m.name): counts for m in scores.protocol.models} | {("random", "mlp_tiny"): other}
@@ -234,8 +252,9 @@ def test_confusions_are_of_the_condensed_set_and_the_worst_come_first(make: Make
     assert "3 evaluation seeds and 3 models" in text and text.count("Each model alone") == 1
 
 
+@pytest.mark.slow
 def test_a_hundred_classes(make: Make) -> None:
-    scores = make([f"kind {n}" for n in range(100)], models=[CONVNET], seeds=2, against=["random"])
+    scores = make([f"kind {n}" for n in range(100)], models=[CONVNET], seeds=2, baselines=["random"])
     document = report_html(scores, confusion(scores))
     assert len(document) < 1_500_000
     assert {f"kind {n}" for n in range(100)} <= set(Reader(document).text)
@@ -243,7 +262,7 @@ def test_a_hundred_classes(make: Make) -> None:
 
 def test_cells_as_csv_read_back_exactly(make: Make) -> None:
     scores = make()
-    text = cells_csv(scores)
+    text = to_csv(cells_frame(scores))
     assert text.endswith("\n") and "\r" not in text
     rows = list(csv.DictReader(io.StringIO(text)))
     assert list(rows[0]) == [
@@ -263,7 +282,10 @@ def test_cells_as_csv_read_back_exactly(make: Make) -> None:
 
 def test_means_as_csv(make: Make) -> None:
     scores = make(seeds=1)
-    rows = {(r["measure"], r["training_set"], r["model"]): r for r in csv.DictReader(io.StringIO(table_csv(scores)))}
+    rows = {
+        (r["measure"], r["training_set"], r["model"]): r
+        for r in csv.DictReader(io.StringIO(to_csv(means_frame(scores))))
+    }
     for measure, table in (("accuracy", scores.table), ("ece", scores.ece), ("gain", scores.gain)):
         for name, row in table.items():
             for model, e in row.items():
@@ -275,14 +297,17 @@ def test_means_as_csv(make: Make) -> None:
 
 def test_spread_as_csv(make: Make) -> None:
     scores = make()
-    rows = {(r["measure"], r["training_set"], r["model"]): r for r in csv.DictReader(io.StringIO(table_csv(scores)))}
+    rows = {
+        (r["measure"], r["training_set"], r["model"]): r
+        for r in csv.DictReader(io.StringIO(to_csv(means_frame(scores))))
+    }
     e, row = scores.gain["random"]["mean"], rows["gain", "random", "mean"]
     assert [float(row[key]) for key in ("sd", "low", "high")] == [e.sd, e.low, e.high]
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_the_report_is_a_folder_of_files(make: Make, tmp_path: Path) -> None:
-    scores = make(models=[CONVNET], against=["random"])
+    scores = make(models=[CONVNET], baselines=["random"])
     folder = tmp_path / "report"
     write_report(folder, scores, confusion(scores), PIXEL)
     assert {path.name for path in folder.iterdir()} == {
@@ -290,8 +315,8 @@ def test_the_report_is_a_folder_of_files(make: Make, tmp_path: Path) -> None:
     }  # fmt: skip
     assert (folder / "report.html").read_text("utf-8") == report_html(scores, confusion(scores), PIXEL)
     assert (folder / "scores.md").read_text("utf-8") == table_markdown(scores)
-    assert (folder / "scores.csv").read_text("utf-8") == table_csv(scores)
-    assert (folder / "cells.csv").read_text("utf-8") == cells_csv(scores)
+    assert (folder / "scores.csv").read_text("utf-8") == to_csv(means_frame(scores))
+    assert (folder / "cells.csv").read_text("utf-8") == to_csv(cells_frame(scores))
     assert (folder / "scores.png").read_bytes() == (folder / "confusion.png").read_bytes() == PIXEL
     assert (folder / "scores.svg").read_bytes() == b"<svg/>"
     write_report(tmp_path / "bare", scores, {}, None)
