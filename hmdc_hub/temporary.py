@@ -55,6 +55,23 @@ class TemporaryFolder:
         self._end()
 
 
+def lock(descriptor: int) -> bool:
+    """Lock an open file or folder without waiting; the kernel frees the lock however this process ends.
+
+    Returns:
+        False if another process has locked it. True also where there are no locks, as on some network file systems:
+        refusing to work there would be worse.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def remove_abandoned() -> None:
     """Remove the folders of this user's processes on this machine that do not run any more.
 
@@ -96,9 +113,7 @@ def _make() -> tuple[Path, int | None]:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.is_dir():
+        if lock(descriptor) and path.is_dir():
             return path, descriptor
         os.close(descriptor)
 

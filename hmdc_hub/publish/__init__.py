@@ -11,34 +11,19 @@ from typing import TYPE_CHECKING, Any
 from hmdc_hub.publish.build import package
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import ConfigFacts, read_config, read_facts
+from hmdc_hub.publish.front_matter import dump
 
 if TYPE_CHECKING:
-    from hmdc_hub.publish.plan import Plan, Wishes
+    from hmdc_hub.publish.plan import PushOptions, PushPlan, Wanted
     from hmdc_hub.publish.push import Published, Push, publish
-    from hmdc_hub.publish.staging import Wanted
 
 __all__ = [
-    "ConfigFacts",
-    "Plan",
-    "Published",
-    "Push",
-    "Wanted",
-    "Wishes",
-    "package",
-    "publish",
-    "read_config",
-    "read_facts",
-    "render",
-]
+    "ConfigFacts", "Published", "Push", "PushOptions", "PushPlan", "Wanted", "dump", "package", "publish",
+    "read_config", "read_facts", "render",
+]  # fmt: skip
 
-_HOMES = {
-    "Plan": "hmdc_hub.publish.plan",
-    "Published": "hmdc_hub.publish.push",
-    "Push": "hmdc_hub.publish.push",
-    "publish": "hmdc_hub.publish.push",
-    "Wanted": "hmdc_hub.publish.staging",
-    "Wishes": "hmdc_hub.publish.plan",
-}
+_HOMES = dict.fromkeys(("PushOptions", "PushPlan", "Wanted"), "hmdc_hub.publish.plan")
+_HOMES |= dict.fromkeys(("Published", "Push", "publish"), "hmdc_hub.publish.push")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,23 +12,22 @@ from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET
-from hmdc_hub.publish.scan import refuse_secrets
-from hmdc_hub.publish.verify import Finding, step_of, verify
+from hmdc_hub.publish.secret_scan import refuse_secrets
+from hmdc_hub.publish.verify import step_of, verify
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview_of
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
-from hmdc_hub.store.files import (
+from hmdc_hub.store import (
+    RunDir,
     json_text,
+    put,
     read_info,
     read_scores,
     sha256_file,
+    workplace,
     write_bytes_atomic,
     write_text_atomic,
 )
-from hmdc_hub.store.rundir import RunDir
-from hmdc_hub.store.workplace import put, workplace
-
-_T = TypeVar("_T")
 
 
 def package(run: RunDir, *, config: str | None = None) -> Path:
@@ -56,9 +54,17 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
             f"{run.path} holds no complete condensed set to package.",
             hint="`hmdc-hub condense` with its recipe and --resume goes on with it.",
         )
-    recipe = _read(run, "recipe", run.recipe, read_recipe_file)
-    info = _read(run, "provenance", run.info, read_info)
-    scores = _read(run, "scores", run.scores, read_scores) if run.scores.is_file() else None
+    check = "recipe"
+    try:  # what is damaged is refused with what mends it
+        recipe = read_recipe_file(run.recipe)
+        check = "provenance"
+        info = read_info(run.info)
+        check = "scores"
+        scores = read_scores(run.scores) if run.scores.is_file() else None
+    except NewerFormatError:
+        raise
+    except FormatError as error:
+        raise FormatError(error.message, hint=error.hint or step_of(run, check)) from error
     _refuse_mismatch(run, info, recipe, scores)
     if config is not None:
         recipe = recipe.model_copy(update={"publish": renamed(recipe.publish, config)})
@@ -66,7 +72,12 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
         with workplace(run.package) as folder:
             building = folder / "new"
             _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
-            _refuse_wrong(run, verify(building))
+            if wrong := [one for one in verify(building) if not one.ok]:
+                listed = "\n".join(f"  {one.check}: {one.detail}" for one in wrong)
+                raise FormatError(
+                    f"{run.path} is not in order, and was not packaged:\n{listed}",
+                    hint="\n".join(dict.fromkeys(step_of(run, one.check) for one in wrong)),
+                )
             refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
             put(building, run.package)
     except OSError as error:
@@ -103,27 +114,6 @@ def files_of(folder: Path) -> list[Path]:
     return found
 
 
-def _read(run: RunDir, check: str, path: Path, read: Callable[[Path], _T]) -> _T:
-    """Read a file of the run; one that is damaged is refused with what mends it."""
-    try:
-        return read(path)
-    except NewerFormatError:
-        raise
-    except FormatError as error:
-        raise FormatError(error.message, hint=error.hint or step_of(run, check)) from error
-
-
-def _refuse_wrong(run: RunDir, findings: Sequence[Finding]) -> None:
-    """Refuse a package of which somebody who verifies it would say that it is not in order."""
-    wrong = [one for one in findings if not one.ok]
-    if wrong:
-        listed = "\n".join(f"  {one.check}: {one.detail}" for one in wrong)
-        raise FormatError(
-            f"{run.path} is not in order, and was not packaged:\n{listed}",
-            hint="\n".join(dict.fromkeys(step_of(run, one.check) for one in wrong)),
-        )
-
-
 def _refuse_mismatch(run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Refuse data that is not what recipe, provenance and scores were written about."""
     if recipe.condense_hash() != info.condense_hash:
@@ -140,8 +130,7 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Sc
             )
     if scores is not None and scores.parquet_sha256 != info.parquet_sha256:
         raise FormatError(
-            f"{run.scores} is about other images than {run.parquet}.",
-            hint="`hmdc-hub evaluate` scores these images.",
+            f"{run.scores} is about other images than {run.parquet}.", hint="`hmdc-hub evaluate` scores these images."
         )
     if scores is not None and scores.protocol.holdout is not None:
         raise UsageError(
@@ -152,6 +141,8 @@ def _refuse_mismatch(run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Sc
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
+    import pyarrow.parquet as pq
+
     from hmdc_hub.store import training_shape  # late: torch
 
     config = recipe.publish.config
@@ -162,7 +153,6 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     shutil.copyfile(run.condensed, data / "condensed.safetensors")
     write_text_atomic(data / "recipe.yaml", stored_recipe_text(recipe))
     write_text_atomic(data / "info.json", json_text(info))
-    _refuse_other_images(parquet, info)
     shape = training_shape(info, data / "condensed.safetensors")
     picture = preview_of(parquet, shape, info.source.class_names)
     write_bytes_atomic(folder / "assets" / config / "preview.png", picture)
@@ -170,30 +160,8 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
         write_bytes_atomic(data / "scores.json", run.public_scores())
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
         write_bytes_atomic(folder / "assets" / config / "scores.png", plot_scores(scores))
-    write_text_atomic(data / "manifest.json", json_text(_manifest(folder, config, parquet, info)))
-    write_text_atomic(folder / "README.md", render(folder))
-
-
-def _refuse_other_images(parquet: Path, info: ArtifactInfo) -> None:
-    """Refuse a parquet whose footer does not agree with info.json."""
-    import pyarrow.parquet as pq
-
-    from hmdc_hub.store.parquet import read_class_names
-
-    names, footer = read_class_names(parquet), pq.read_metadata(parquet)
-    if names != info.source.class_names or footer.num_rows != info.training_images:
-        raise FormatError(
-            f"train.parquet has {footer.num_rows} images of the classes {', '.join(names[:5])}; info.json says "
-            f"{info.training_images} of {', '.join(info.source.class_names[:5])}."
-        )
-
-
-def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> Manifest:
-    """List this configuration's files."""
-    import pyarrow.parquet as pq
-
     footer = pq.read_metadata(parquet)
-    return Manifest(
+    manifest = Manifest(
         config=config,
         rows=footer.num_rows,
         data_bytes=sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)),
@@ -203,6 +171,8 @@ def _manifest(folder: Path, config: str, parquet: Path, info: ArtifactInfo) -> M
             for path in files_of(folder)
         ],
     )
+    write_text_atomic(data / "manifest.json", json_text(manifest))
+    write_text_atomic(folder / "README.md", render(folder))
 
 
 def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
@@ -210,17 +180,19 @@ def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    cells = scores.cells
     columns: dict[str, tuple[Any, list[Any]]] = {
-        "config": (pa.string(), [config for _ in scores.cells]),
-        "training_set": (pa.string(), [cell.training_set for cell in scores.cells]),
-        "stored_images": (pa.int64(), [scores.budgets[cell.training_set].stored for cell in scores.cells]),
-        "training_images": (pa.int64(), [scores.budgets[cell.training_set].images for cell in scores.cells]),
-        "model": (pa.string(), [cell.model for cell in scores.cells]),
-        "condensed_by": (pa.bool_(), [cell.model in scores.condensed_by for cell in scores.cells]),
-        "draw": (pa.int64(), [cell.draw for cell in scores.cells]),
-        "seed": (pa.int64(), [cell.seed for cell in scores.cells]),
-        "accuracy": (pa.float64(), [cell.accuracy for cell in scores.cells]),
-        "ece": (pa.float64(), [cell.ece for cell in scores.cells]),
+        "config": (pa.string(), [config for _ in cells]),
+        "training_set": (pa.string(), [cell.training_set for cell in cells]),
+        # Its name since format 1: a repository's files of several versions are one table.
+        "stored_images": (pa.int64(), [scores.budgets[cell.training_set].stored for cell in cells]),
+        "training_images": (pa.int64(), [scores.budgets[cell.training_set].images for cell in cells]),
+        "model": (pa.string(), [cell.model for cell in cells]),
+        "condensed_by": (pa.bool_(), [cell.model in scores.condensed_by for cell in cells]),
+        "draw": (pa.int64(), [cell.draw for cell in cells]),
+        "seed": (pa.int64(), [cell.seed for cell in cells]),
+        "accuracy": (pa.float64(), [cell.accuracy for cell in cells]),
+        "ece": (pa.float64(), [cell.ece for cell in cells]),
     }
     arrays = [pa.array(values, type=kind) for kind, values in columns.values()]
     path.parent.mkdir(parents=True, exist_ok=True)

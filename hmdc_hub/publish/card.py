@@ -11,13 +11,12 @@ import jinja2
 
 from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.errors import FormatError
-from hmdc_hub.publish.citations import known
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
-from hmdc_hub.publish.front_matter import Quoted, dump, front_matter, is_hub_id, license_of, source_name, source_names
+from hmdc_hub.publish.front_matter import Quoted, dump, front_matter, is_hub_id, known_source, license_of, source_names
 from hmdc_hub.report.tables import table_markdown
 from hmdc_hub.report.text import escape_markdown, one_line
-from hmdc_hub.schema import SourceInfo, sha256_of
-from hmdc_hub.store.configs import split_card
+from hmdc_hub.schema import LOCAL, SourceInfo, sha256_of
+from hmdc_hub.store import split_card
 
 BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
 END = "<!-- End of yours. -->"
@@ -48,21 +47,18 @@ def render(
     top = front_matter(configs, default, block)
     chosen = next(entry.get("config_name") for entry in top["configs"] if entry.get("default"))
     main = next((config for config in configs if config.name == chosen), configs[0])
+    template = _environment().get_template("card.md.jinja")
     try:
-        text = (
-            _environment()
-            .get_template("card.md.jinja")
-            .render(
-                title=source_names(configs, main.name),
-                main=_view(main),
-                configs=[_view(config) for config in configs],
-                sources=_sources(configs),
-                repo_id=repo_id or f"your-name/{main.recipe.publish.name}",
-                version=top["hmdc"]["hmdc_hub_version"],
-                begin=BEGIN,
-                yours=_hand_written(body, ours=isinstance(block.get("hmdc"), dict)),
-                end=END,
-            )
+        text = template.render(
+            title=source_names(configs, main.name),
+            main=_view(main),
+            configs=[_view(config) for config in configs],
+            sources=_sources(configs),
+            repo_id=repo_id or f"your-name/{main.recipe.publish.name}",
+            version=top["hmdc"]["hmdc_hub_version"],
+            begin=BEGIN,
+            yours=_hand_written(body, ours=isinstance(block.get("hmdc"), dict)),
+            end=END,
         )
     except jinja2.UndefinedError as error:
         raise FormatError(f"The card of {package} lacks a fact that it must state: {error}.") from error
@@ -125,31 +121,26 @@ def duration(seconds: float) -> str:
 
 def _view(config: ConfigFacts) -> dict[str, Any]:
     """Gather what the template says about one configuration."""
-    info = config.info
-    recipe = dump_recipe(config.recipe).rstrip()
+    info, recipe = config.info, dump_recipe(config.recipe).rstrip()
+    versions = {"hmdc-hub": info.hmdc_hub_version, **info.versions}
     return {
         "name": config.name,
         "info": info,
         "recipe": config.recipe,
         "scores": config.scores,
         "classes": len(info.source.class_names),
-        "source_name": source_name(config),
         "source_text": _linked(info.source),
-        "stored_per_class": info.ipc,
         "training_per_class": info.training_images // len(info.source.class_names),
         "train_count": sum(info.source.train_counts),
         "mean": [round(value, 4) for value in info.source.mean],
         "std": [round(value, 4) for value in info.source.std],
-        "license": license_of(config),
         "stored_size": _bytes(config, "condensed.safetensors"),
         "parquet_size": _bytes(config, PARQUET),
         "table": table_markdown(config.scores).rstrip() if config.scores else "",
         "recipe_text": recipe,
         # A longer fence than any in the text, so that a description with one stays inside.
         "fence": "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", recipe)), default=0)),
-        "versions": ", ".join(
-            f"{name} {number}" for name, number in {"hmdc-hub": info.hmdc_hub_version, **info.versions}.items()
-        ),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "memory": f"{info.peak_memory_bytes / 2**30:.1f} GiB",
         "blocks": 3 if info.source.size >= 8 else 2,
     }
@@ -160,7 +151,7 @@ def _linked(source: SourceInfo) -> str:
     if source.kind == "hub" and is_hub_id(source.id):
         return f"[{escape_markdown(source.id)}](https://huggingface.co/datasets/{source.id})"
     if source.kind == "local":
-        return f"data on its author's disk ({escape_markdown(source.id.removeprefix('local:'))})"
+        return f"data on its author's disk ({escape_markdown(source.id.removeprefix(LOCAL))})"
     return escape_markdown(source.id)
 
 
@@ -168,19 +159,16 @@ def _sources(configs: Sequence[ConfigFacts]) -> list[dict[str, Any]]:
     """List every source once, with its licence and citation and the configurations made from it."""
     found: dict[tuple[str, str, bool, bool], dict[str, Any]] = {}
     for config in configs:
-        source = config.info.source
-        entry = known(source.id)
+        source, license = config.info.source, license_of(config)
         view = {
             "text": _linked(source),
-            "license": license_of(config),
+            "license": license,
             "gated": source.gated,
             "private": source.private,
-            "kind": source.kind,
-            "bibtex": entry.bibtex if entry else "",
+            "bibtex": known_source(source.id).get("bibtex", ""),
             "configs": [],
         }
-        key = (source.id, license_of(config), source.gated, source.private)
-        found.setdefault(key, view)["configs"].append(config.name)
+        found.setdefault((source.id, license, source.gated, source.private), view)["configs"].append(config.name)
     return list(found.values())
 
 

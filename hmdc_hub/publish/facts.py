@@ -9,17 +9,12 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError
 from hmdc_hub.schema import PARQUET as PARQUET
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, Recipe, Scores
-from hmdc_hub.store.files import read_info, read_record, read_scores
+from hmdc_hub.store import read_info, read_record, read_scores
 
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """One configuration of a package.
-
-    Attributes:
-        name: Its name and folder.
-        scores: None if it was not evaluated.
-    """
+    """One configuration of a package: its name, which is its folder's, and its small files; `scores` may be None."""
 
     name: str
     info: ArtifactInfo
@@ -43,10 +38,9 @@ def read_facts(package: Path) -> list[ConfigFacts]:
         NotFoundError: There is no configuration in it, or a file of one is missing.
         FormatError: A file is damaged or of a newer format version.
     """
-    folders = [path.parent for path in package.glob("*/manifest.json")]
-    if not folders:
+    facts = [read_config(path.parent) for path in package.glob("*/manifest.json")]
+    if not facts:
         raise NotFoundError(f"{package} is no package: no folder in it has a manifest.json.")
-    facts = [read_config(folder) for folder in folders]
     return sorted(facts, key=lambda config: (config.info.ipc, config.name))
 
 

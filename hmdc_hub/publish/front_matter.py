@@ -1,29 +1,35 @@
-"""The YAML block of a card: what the Hub and `datasets` read, our own facts under `hmdc`, and what others put there."""
+"""The YAML block of a card: what the Hub and `datasets` read, our own facts under `hmdc`, and what others put there.
+
+Written with a dumper of our own and not by huggingface_hub's DatasetCardData, which folds lines, leaves out keys that
+are null, writes Python's tags for what `!!omap` gives, and cannot quote: readers of YAML 1.1 and 1.2 disagree about
+which names are numbers.
+"""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any
 
 import yaml
 
 from hmdc_hub.errors import NotFoundError
-from hmdc_hub.publish.citations import known
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts
-from hmdc_hub.publish.licenses import HUB_LICENSES
 from hmdc_hub.report.text import one_line
-from hmdc_hub.schema import FORMAT_VERSION
-from hmdc_hub.store.configs import SCORES_CONFIG
+from hmdc_hub.schema import FORMAT_VERSION, HUB_DATASET
+from hmdc_hub.store import SCORES_CONFIG, configs_of
 
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
 _TAGS = ["dataset-condensation", "dataset-distillation", "hmdc", "hmdc-hub", "arxiv:2409.14538"]
-_JOINED = ("task_categories", "task_ids", "source_datasets", "tags")
-"""Lists of ours that others may add to."""
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+")  # to readers of YAML 1.2
+_JOINED = ("task_categories", "task_ids", "source_datasets", "tags")  # lists of ours that others may add to
 
 
 class Quoted(str):
-    """Text that the block always quotes: readers of YAML 1.1 and 1.2 disagree about what is a number."""
+    """Text that the block always quotes."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -32,7 +38,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_representer(Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if isinstance(text, Quoted) or _NUMBER.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+for _kind in (str, Quoted):
+    _Dumper.add_representer(_kind, _text)
 
 
 def dump(block: Mapping[str, Any]) -> str:
@@ -54,37 +66,60 @@ def front_matter(configs: Sequence[ConfigFacts], default: str | None, previous: 
     Raises:
         NotFoundError: There is no configuration called `default`.
     """
-    foreign = _foreign(previous, "configs", configs)
     names = [config.name for config in configs]
     if default is not None and default not in names:
         raise NotFoundError(f"The package has no configuration {default!r}; it has {', '.join(names)}.")
-    before = next(
-        (str(c.get("config_name", "default")) for c in _entries(previous, "configs") if c.get("default") is True), None
-    )
-    still = {*names, *(str(entry.get("config_name", "default")) for entry in foreign)}
-    default = default or (before if before in still else names[0])
+    entries, default = _data_files(configs, default, previous)
+    rows, name = sum(config.manifest.rows for config in configs), previous.get("pretty_name")
+    if not isinstance(name, str) or not name.strip():  # one that somebody gave it stays
+        name = f"{source_names(configs, default)} condensed with HMDC"
+    hub_ids = dict.fromkeys(config.info.source.id for config in configs if config.info.source.kind == "hub")
+    versions = [config.info.hmdc_hub_version for config in configs]
     block = {
-        "pretty_name": _pretty_name(configs, default, previous),
+        "pretty_name": Quoted(one_line(name)),
         **_license(configs, previous),
         "task_categories": ["image-classification"],
         "task_ids": ["multi-class-image-classification"],
-        "size_categories": [_size(sum(config.manifest.rows for config in configs))],
-        "source_datasets": _hub_sources(configs),
+        "size_categories": [next((name for bound, name in _SIZES if rows < bound), "n>10M")],
+        "source_datasets": [Quoted(one_line(id)) for id in hub_ids],
         "tags": _TAGS,
-        "configs": _data_files(configs, foreign, default),
+        "configs": entries,
         "dataset_info": [*map(_dataset_info, configs), *_foreign(previous, "dataset_info", configs)],
         "hmdc": {
             "format_version": FORMAT_VERSION,
-            "hmdc_hub_version": Quoted(max((c.info.hmdc_hub_version for c in configs), key=_version)),
+            "hmdc_hub_version": Quoted(max(versions, key=lambda text: [int(n) for n in re.findall(r"\d+", text)[:4]])),
             "configs": {config.name: _summary(config) for config in configs},
         },
     }
     for key in _JOINED:
-        block[key] = _joined(block[key], previous.get(key))
+        extra = previous.get(key)
+        extra = extra if isinstance(extra, list) else [extra]
+        block[key] = [*block[key], *(one for one in extra if isinstance(one, str) and one not in block[key])]
         if not block[key]:
             del block[key]
     ours = {*block, "license_name", "license_link"}
     return {key: value for key, value in previous.items() if key not in ours} | block
+
+
+def _data_files(
+    configs: Sequence[ConfigFacts], default: str | None, previous: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], str]:
+    """Say which files make a configuration, and which one is the default."""
+    paths = {config.name: f"{config.name}/{PARQUET}" for config in configs}
+    if any(config.scores for config in configs):
+        paths[SCORES_CONFIG] = f"{SCORES_CONFIG}/*.parquet"
+    entries: list[dict[str, Any]]
+    entries = [{"config_name": name, "data_files": [{"split": "train", "path": path}]} for name, path in paths.items()]
+    entries += _foreign(previous, "configs", configs)
+    before = [
+        entry.get("config_name", "default") for entry in _entries(previous, "configs") if entry.get("default") is True
+    ]
+    there = [entry.get("config_name", "default") for entry in entries]
+    default = default or next((name for name in before[:1] if name in there and name != SCORES_CONFIG), configs[0].name)
+    for entry in entries:
+        entry.pop("default", None)
+    entries[there.index(default)]["default"] = True
+    return entries, default
 
 
 def _entries(block: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -97,39 +132,20 @@ def _entries(block: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _foreign(previous: Mapping[str, Any], key: str, configs: Sequence[ConfigFacts]) -> list[dict[str, Any]]:
     """List the entries of a previous card that are not about configurations of ours."""
-    hmdc = previous.get("hmdc")
-    earlier = hmdc.get("configs") if isinstance(hmdc, Mapping) else None
-    ours = {config.name for config in configs} | set(earlier if isinstance(earlier, Mapping) else {})
-    ours |= {SCORES_CONFIG} if any(config.scores for config in configs) or isinstance(hmdc, Mapping) else set()
+    ours = {config.name for config in configs} | set(configs_of(previous))
+    if any(config.scores for config in configs) or isinstance(previous.get("hmdc"), Mapping):
+        ours.add(SCORES_CONFIG)
     return [entry for entry in _entries(previous, key) if entry.get("config_name", "default") not in ours]
 
 
-def _data_files(
-    configs: Sequence[ConfigFacts], foreign: Sequence[dict[str, Any]], default: str
-) -> list[dict[str, Any]]:
-    """Say which files make a configuration; exactly one is the default."""
-    entries: list[dict[str, Any]] = [
-        {"config_name": config.name, "data_files": [{"split": "train", "path": f"{config.name}/{PARQUET}"}]}
-        for config in configs
-    ]
-    if any(config.scores for config in configs):
-        entries.append(
-            {"config_name": SCORES_CONFIG, "data_files": [{"split": "train", "path": f"{SCORES_CONFIG}/*.parquet"}]}
-        )
-    entries += [{key: value for key, value in entry.items() if key != "default"} for entry in foreign]
-    for entry in entries:
-        if entry.get("config_name", "default") == default:
-            entry["default"] = True
-            break
-    return entries
+@cache
+def _known() -> dict[str, Any]:
+    return tomllib.loads((resources.files("hmdc_hub.publish") / "templates" / "known.toml").read_text("utf-8"))
 
 
-def _pretty_name(configs: Sequence[ConfigFacts], default: str, previous: Mapping[str, Any]) -> str:
-    """Name the dataset; a name that somebody gave it stays."""
-    given = previous.get("pretty_name")
-    if isinstance(given, str) and given.strip():
-        return Quoted(one_line(given))
-    return Quoted(f"{source_names(configs, default)} condensed with HMDC")
+def known_source(source_id: str) -> dict[str, str]:
+    """Look a well-known source up by its id in recipes: its `name` and `bibtex`; empty if it is not one of them."""
+    return next((source for source in _known()["source"] if source_id in source["ids"]), {})
 
 
 def source_names(configs: Sequence[ConfigFacts], default: str) -> str:
@@ -140,8 +156,7 @@ def source_names(configs: Sequence[ConfigFacts], default: str) -> str:
 
 def source_name(config: ConfigFacts) -> str:
     """Name a source as its authors do if it is well known, else by its id."""
-    entry = known(config.info.source.id)
-    return entry.name if entry else one_line(config.info.source.id)
+    return known_source(config.info.source.id).get("name") or one_line(config.info.source.id)
 
 
 def license_of(config: ConfigFacts) -> str:
@@ -154,9 +169,15 @@ def _license(configs: Sequence[ConfigFacts], previous: Mapping[str, Any]) -> dic
 
     One that the Hub has no id for goes under `other` with its own name, and a link to a source that can be looked up.
     """
+    hub_licenses = set(_known()["licenses"].split())
+    given = previous.get("license")
+    before = {one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)}
+    summaries = configs_of(previous).values()
+    from_us = {str(one.get("license", "unknown")) for one in summaries if isinstance(one, Mapping)}
+    foreign = before - from_us - ({"other"} if from_us - hub_licenses else set())
     named = {license_of(config) for config in configs}
-    strange = sorted(named - HUB_LICENSES)
-    ids = sorted((named & HUB_LICENSES) | _foreign_licenses(previous) | ({"other"} if strange else set()))
+    strange = sorted(named - hub_licenses)
+    ids = sorted((named & hub_licenses) | foreign | ({"other"} if strange else set()))
     block: dict[str, Any] = {"license": ids[0] if len(ids) == 1 else ids}
     if strange:
         slug = re.sub(r"[^a-z0-9.+-]+", "-", " ".join(strange).lower()).strip("-")
@@ -169,39 +190,9 @@ def _license(configs: Sequence[ConfigFacts], previous: Mapping[str, Any]) -> dic
     return block
 
 
-def _foreign_licenses(previous: Mapping[str, Any]) -> set[str]:
-    """Find the licences in a previous card that no configuration of ours brought there."""
-    given = previous.get("license")
-    listed = {one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)}
-    hmdc = previous.get("hmdc")
-    earlier = hmdc.get("configs") if isinstance(hmdc, Mapping) else None
-    summaries = earlier.values() if isinstance(earlier, Mapping) else []
-    ours = {str(one.get("license", "unknown")) for one in summaries if isinstance(one, Mapping)}
-    return listed - ours - ({"other"} if ours - HUB_LICENSES else set())
-
-
 def is_hub_id(text: str) -> bool:
     """Tell whether text can stand in an address as the id of a Hub dataset."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text, re.ASCII) is not None
-
-
-def _hub_sources(configs: Sequence[ConfigFacts]) -> list[str]:
-    sources = [config.info.source for config in configs]
-    return [Quoted(one_line(id)) for id in dict.fromkeys(source.id for source in sources if source.kind == "hub")]
-
-
-def _joined(ours: list[str], theirs: Any) -> list[str]:
-    """Add what others put into a list of ours, behind it."""
-    extra = theirs if isinstance(theirs, list) else [theirs]
-    return [*ours, *(one for one in extra if isinstance(one, str) and one not in ours)]
-
-
-def _size(rows: int) -> str:
-    return next((name for bound, name in _SIZES if rows < bound), "n>10M")
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:4])
+    return re.fullmatch(HUB_DATASET, text, re.ASCII) is not None
 
 
 def _dataset_info(config: ConfigFacts) -> dict[str, Any]:
@@ -223,15 +214,10 @@ def _dataset_info(config: ConfigFacts) -> dict[str, Any]:
 
 def _summary(config: ConfigFacts) -> dict[str, Any]:
     info = config.info
-    summary: dict[str, Any] = {
-        "ipc": info.ipc,
-        "factor": info.factor,
-        "stored_images": info.stored_images,
-        "training_images": info.training_images,
-        "license": Quoted(license_of(config)),
-        "source_fingerprint": Quoted(one_line(info.source.fingerprint)),
-        "condense_hash": Quoted(one_line(info.condense_hash)),
-    }
-    if config.scores:
-        summary["protocol_hash"] = Quoted(one_line(config.scores.protocol_hash))
-    return summary
+    texts = {
+        "license": license_of(config),
+        "source_fingerprint": info.source.fingerprint,
+        "condense_hash": info.condense_hash,
+    } | ({"protocol_hash": config.scores.protocol_hash} if config.scores else {})
+    numbers = ("ipc", "factor", "synthetic_images", "training_images")
+    return {key: getattr(info, key) for key in numbers} | {key: Quoted(one_line(text)) for key, text in texts.items()}

@@ -2,23 +2,98 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hmdc_hub
 from hmdc_hub.errors import AccessError, FormatError, RunError
-from hmdc_hub.publish.hub_errors import AGAIN, LOG_IN, ConflictError, MissingError, UnsureError, explained
-from hmdc_hub.publish.remote import Account, Remote, RemoteFile
+from hmdc_hub.store.hub_errors import GO_ON, LOG_IN_TO_WRITE, ConflictError, MissingError, UnsureError, explained
 
 TRIES = 4
 """How often a question is asked that may safely be asked again."""
-
 READS = 3
 """How often a file is downloaded that does not arrive as it was sent: a byte may flip on the way."""
 
-_Answer = TypeVar("_Answer")
+
+@dataclass(frozen=True)
+class Account:
+    """Who is logged in.
+
+    Attributes:
+        name: Namespace of the user.
+        orgs: Role in each organisation; empty where the token hides it.
+        role: What the token may do: `read`, `write` or `fineGrained`.
+    """
+
+    name: str
+    orgs: Mapping[str, str]
+    role: str
+
+    def refuse_unless_writer(self, namespace: str) -> None:
+        """Refuse a namespace that this account cannot create a repository in, with an AccessError."""
+        if self.role == "read":
+            raise AccessError("Your Hub token may only read.", hint=LOG_IN_TO_WRITE)
+        # A fine-grained token may hide organisations and roles. What it may do, the Hub says when asked to create the
+        # repository, which is before any byte is sent.
+        known = namespace == self.name or namespace in self.orgs or self.role == "fineGrained"
+        if not known or self.orgs.get(namespace) == "read":
+            mine = ", ".join([self.name, *(org for org, role in self.orgs.items() if role != "read")])
+            raise AccessError(
+                f"{namespace} is no organisation that {self.name} may publish in.",
+                hint=f"You may publish under {mine}: --repo-id {self.name}/NAME.",
+            )
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository; `sha256` is None for one that git holds itself, whose `oid` is its blob id."""
+
+    size: int
+    oid: str
+    sha256: str | None
+
+    def holds(self, content: bytes | Path) -> bool:
+        """Tell whether it has this content."""
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if size != self.size:
+            return False
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+            if self.sha256 is not None:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+            # The id that git gives a file: SHA-1 over a header and the content.
+            return hashlib.sha1(b"blob %d\0" % size + file.read(), usedforsecurity=False).hexdigest() == self.oid
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A repository as it is at one moment.
+
+    Attributes:
+        head: Commit of `branch`.
+        branch_exists: False: `head` is that of main, which the branch is to begin at.
+        files: By path.
+        tags: Name to commit.
+        pulls: Refs of the pull requests, such as `refs/pr/1`.
+    """
+
+    repo_id: str
+    private: bool
+    branch: str
+    head: str
+    branch_exists: bool = True
+    files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    pulls: frozenset[str] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds nothing but what the Hub puts into a new repository."""
+        return not set(self.files) - {".gitattributes"}
 
 
 class Hub:
@@ -34,12 +109,12 @@ class Hub:
         self.api = HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
         self.pause = pause or time.sleep
 
-    def ask(self, doing: str, repo_id: str, call: Callable[[], _Answer]) -> _Answer:
+    def ask(self, doing: str, repo_id: str, call: Callable[..., Any], *arguments: Any, **keys: Any) -> Any:
         """Ask something that may be asked twice, a few times if the Hub fails; errors as `explained`."""
         for tried in range(1, TRIES + 1):
             try:
                 with explained(doing, repo_id):
-                    return call()
+                    return call(*arguments, **keys)
             except UnsureError as error:
                 if tried == TRIES:
                     raise error.reason from error
@@ -51,84 +126,58 @@ class Hub:
         self.pause(2.0 ** (tried - 1) if error.wait is None else error.wait)
 
     def account(self) -> Account:
-        """Ask who is logged in.
-
-        Raises:
-            AccessError: Nobody, or the token is invalid.
-        """
+        """Ask who is logged in; an AccessError if nobody is."""
         said = self.ask("asking who you are", "", self.api.whoami)
-        return Account(
-            name=said["name"],
-            orgs={org["name"]: str(org.get("roleInOrg", "")) for org in said.get("orgs", [])},
-            role=str(said.get("auth", {}).get("accessToken", {}).get("role", "fineGrained")),
-        )
+        orgs = {org["name"]: str(org.get("roleInOrg", "")) for org in said.get("orgs", [])}
+        role = said.get("auth", {}).get("accessToken", {}).get("role", "fineGrained")
+        return Account(said["name"], orgs, str(role))
 
     def look(self, repo_id: str, branch: str, *, pulls: bool = False) -> Remote | None:
         """See what a repository is now; None if there is none that this account sees."""
-        info = self._info(repo_id, branch)
-        at_branch = info is not None
-        if info is None:
-            info = self._info(repo_id, "main")
+        there = self._info(repo_id, branch)
+        info = there or self._info(repo_id, "main")
         if info is None:
             return None
-        refs = self.ask(
-            f"reading {repo_id}",
-            repo_id,
-            lambda: self.api.list_repo_refs(repo_id, repo_type="dataset", include_pull_requests=pulls),
-        )
+        keys = {"repo_type": "dataset", "include_pull_requests": pulls}
+        refs = self.ask(f"reading {repo_id}", repo_id, self.api.list_repo_refs, repo_id, **keys)
         return Remote(
             repo_id=info.id,
             private=bool(info.private),
             branch=branch,
             head=info.sha,
-            branch_exists=at_branch,
-            files={
-                file.rfilename: RemoteFile(file.size or 0, file.blob_id, file.lfs["sha256"] if file.lfs else None)
-                for file in info.siblings or []
-            },
+            branch_exists=there is not None,
+            files={file.rfilename: _file(file) for file in info.siblings or []},
             tags={tag.name: tag.target_commit for tag in refs.tags},
             pulls=frozenset(pull.ref for pull in refs.pull_requests or []),
         )
 
     def _info(self, repo_id: str, revision: str) -> Any:
-        def call() -> Any:
-            return self.api.dataset_info(repo_id, revision=revision, files_metadata=True)
-
+        keys = {"revision": revision, "files_metadata": True}
         try:
-            return self.ask(f"reading {repo_id}", repo_id, call)
+            return self.ask(f"reading {repo_id}", repo_id, self.api.dataset_info, repo_id, **keys)
         except MissingError:
             return None
 
     def closed_to_strangers(self, repo_id: str) -> str:
         """Say why not everybody may read a dataset: `private`, `gated`, or nothing if everybody may."""
         try:
-            info = self.ask(f"reading {repo_id}", repo_id, lambda: self.api.dataset_info(repo_id, token=False))
+            info = self.ask(f"reading {repo_id}", repo_id, self.api.dataset_info, repo_id, token=False)
         except (MissingError, AccessError):
             return "private"
         return "gated" if info.gated else ""
 
     def check_write(self, repo_id: str) -> None:
-        """Find out whether this token may push to an existing repository, before a byte is sent.
-
-        Raises:
-            AccessError: It may not.
-        """
+        """Refuse, before a byte is sent, a token that may not push to an existing repository."""
         doing = f"asking for write access to {repo_id}"
         try:
-            self.ask(doing, repo_id, lambda: self.api.auth_check(repo_id, repo_type="dataset", write=True))
+            self.ask(doing, repo_id, self.api.auth_check, repo_id, repo_type="dataset", write=True)
         except MissingError as error:
-            raise AccessError(f"You may not write to {repo_id}.", hint=LOG_IN) from error
+            raise AccessError(f"You may not write to {repo_id}.", hint=LOG_IN_TO_WRITE) from error
 
     def fetch(self, remote: Remote, wanted: Iterable[str], cache: Path) -> Path:
         """Download files of a repository at its head into a cache of one's own, and check every one.
 
-        Args:
-            remote: The repository.
-            wanted: Paths, all of them in `remote.files`.
-            cache: An empty or own folder: the Hub's shared cache would serve a damaged file again.
-
-        Returns:
-            A folder with the files at their paths.
+        The Hub's shared cache would serve a damaged file again.
 
         Raises:
             FormatError: A file arrived with other content than the Hub lists.
@@ -137,29 +186,28 @@ class Hub:
         checks = {name: remote.files[name].holds for name in names}
         folder, wrong = self.download(remote.repo_id, remote.head, names, cache, checks)
         if wrong:
-            raise FormatError(
-                f"{wrong[0]} of {remote.repo_id} did not arrive as the Hub lists it.",
-                hint="Run the same command again.",
-            )
+            message = f"{wrong[0]} of {remote.repo_id} did not arrive as the Hub lists it."
+            raise FormatError(message, hint="Run the same command again.")
         return folder
 
     def download(
         self, repo_id: str, revision: str, names: list[str], cache: Path, checks: Mapping[str, Callable[[Path], bool]]
     ) -> tuple[Path, list[str]]:
-        """Download files of one revision, and those again that did not arrive as they must.
-
-        Args:
-            repo_id: The repository.
-            revision: Branch, tag, commit or ref of a pull request.
-            names: Paths, or patterns of them.
-            cache: A folder of one's own.
-            checks: Says by path whether a file is as it must be.
+        """Download files by names or patterns, and those again that did not arrive as they must.
 
         Returns:
-            A folder with the files at their paths, and the paths that are not as they must be after `READS` downloads.
+            A folder with the files at their paths, and the paths that fail their check after `READS` downloads.
+
+        Raises:
+            RunError: The repository or the revision is gone.
         """
+        keys = {"repo_type": "dataset", "revision": revision, "cache_dir": cache, "allow_patterns": names}
         for tried in range(1, READS + 1):
-            folder = self._download(repo_id, revision, names, cache)
+            doing = f"downloading from {repo_id}"
+            try:
+                folder = Path(self.ask(doing, repo_id, self.api.snapshot_download, repo_id, **keys))
+            except MissingError as error:
+                raise RunError(f"{repo_id} is gone, or has no {revision} any more.", hint="Push again.") from error
             wrong = [name for name, good in checks.items() if not ((folder / name).is_file() and good(folder / name))]
             if not wrong or tried == READS:
                 return folder, wrong
@@ -168,44 +216,22 @@ class Hub:
                 path.unlink(missing_ok=True)
         raise AssertionError("unreachable")
 
-    def _download(self, repo_id: str, revision: str, names: list[str], cache: Path) -> Path:
-        def call() -> str:
-            return str(
-                self.api.snapshot_download(
-                    repo_id, repo_type="dataset", revision=revision, cache_dir=cache, allow_patterns=names
-                )
-            )
-
-        try:
-            return Path(self.ask(f"downloading from {repo_id}", repo_id, call))
-        except MissingError as error:
-            raise RunError(f"{repo_id} is gone, or has no {revision} any more.", hint="Push again.") from error
-
     def create(self, repo_id: str, *, private: bool) -> None:
         """Create a repository, unless it has come to be meanwhile."""
-
-        def call() -> None:
-            self.api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-
-        self._refusable(f"creating {repo_id}", repo_id, call)
+        self._make(f"creating {repo_id}", self.api.create_repo, repo_id, private=private)
 
     def create_branch(self, remote: Remote) -> None:
         """Create a remote's branch at its head, unless it has come to be meanwhile."""
+        keys = {"branch": remote.branch, "revision": remote.head}
+        self._make(f"creating the branch {remote.branch}", self.api.create_branch, remote.repo_id, **keys)
 
-        def call() -> None:
-            self.api.create_branch(
-                remote.repo_id, repo_type="dataset", branch=remote.branch, revision=remote.head, exist_ok=True
-            )
-
-        self._refusable(f"creating the branch {remote.branch}", remote.repo_id, call)
-
-    def _refusable(self, doing: str, repo_id: str, call: Callable[[], None]) -> None:
+    def _make(self, doing: str, call: Callable[..., Any], repo_id: str, **keys: Any) -> None:
         try:
-            self.ask(doing, repo_id, call)
+            self.ask(doing, repo_id, call, repo_id, repo_type="dataset", exist_ok=True, **keys)
         except MissingError as error:
-            raise AccessError(f"{error}.", hint=LOG_IN) from error
+            raise AccessError(f"{error}.", hint=LOG_IN_TO_WRITE) from error
         except ConflictError as error:
-            raise RunError(f"{error}.", hint=AGAIN) from error
+            raise RunError(f"{error}.", hint=GO_ON) from error
 
     def commit(
         self,
@@ -247,38 +273,29 @@ class Hub:
                     create_pr=create_pr,
                 )
         except MissingError as error:
-            raise RunError(
-                f"{remote.repo_id} was deleted or renamed meanwhile; nothing was published.",
-                hint="Push again to create it anew.",
-            ) from error
+            message = f"{remote.repo_id} was deleted or renamed meanwhile; nothing was published."
+            raise RunError(message, hint="Push again to create it anew.") from error
 
-    def tag(self, remote_id: str, tag: str, commit: str) -> bool:
+    def tag(self, repo_id: str, tag: str, commit: str) -> bool:
         """Tag a commit; False if there is a tag of that name already, which is left where it is."""
+        keys = {"tag": tag, "revision": commit, "repo_type": "dataset"}
         try:
-            self.ask(
-                f"tagging {remote_id}",
-                remote_id,
-                lambda: self.api.create_tag(remote_id, tag=tag, revision=commit, repo_type="dataset"),
-            )
+            self.ask(f"tagging {repo_id}", repo_id, self.api.create_tag, repo_id, **keys)
         except ConflictError:
             return False
         except MissingError as error:
-            raise RunError(f"{remote_id} is gone: it could not be tagged.", hint="Push again.") from error
+            raise RunError(f"{repo_id} is gone: it could not be tagged.", hint="Push again.") from error
         return True
 
     def file_at(self, repo_id: str, path: str, revision: str) -> RemoteFile | None:
         """Look one file up at a revision; None if it is not there."""
-        from huggingface_hub.hf_api import RepoFile
-
+        keys = {"revision": revision, "repo_type": "dataset"}
         try:
-            found = self.ask(
-                f"reading {repo_id}",
-                repo_id,
-                lambda: self.api.get_paths_info(repo_id, [path], revision=revision, repo_type="dataset"),
-            )
+            found = self.ask(f"reading {repo_id}", repo_id, self.api.get_paths_info, repo_id, [path], **keys)
         except MissingError:
             return None
-        if not found or not isinstance(found[0], RepoFile):
-            return None
-        lfs = found[0].lfs
-        return RemoteFile(found[0].size, found[0].blob_id, lfs["sha256"] if lfs else None)
+        return _file(found[0]) if found and hasattr(found[0], "blob_id") else None
+
+
+def _file(found: Any) -> RemoteFile:
+    return RemoteFile(found.size or 0, found.blob_id, found.lfs["sha256"] if found.lfs else None)

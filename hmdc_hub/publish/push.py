@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from hmdc_hub.errors import FormatError, NetworkError, RunError, UsageError
-from hmdc_hub.events import Listener, Note, Stage, silent
-from hmdc_hub.publish import readback
+from hmdc_hub.errors import FormatError, HmdcError, NetworkError, RunError, UsageError
+from hmdc_hub.events import Callback, Note, Stage, silent
 from hmdc_hub.publish.build import package
 from hmdc_hub.publish.facts import read_facts
 from hmdc_hub.publish.hub import Hub
-from hmdc_hub.publish.hub_errors import AGAIN, ConflictError, UnsureError, scrubbed
-from hmdc_hub.publish.ownership import repository_id
-from hmdc_hub.publish.plan import Plan, Wishes, make_plan
-from hmdc_hub.publish.scan import refuse_secrets
-from hmdc_hub.publish.staging import Staged
-from hmdc_hub.store import RunDir, sha256_file
+from hmdc_hub.publish.permissions import repository_id
+from hmdc_hub.publish.plan import PushOptions, PushPlan, Staged, make_plan
+from hmdc_hub.publish.secret_scan import refuse_secrets
+from hmdc_hub.store import SCORES_CONFIG, RunDir, sha256_file
+from hmdc_hub.store.hub_errors import GO_ON, ConflictError, UnsureError, scrubbed
 from hmdc_hub.temporary import TemporaryFolder
 
 ROUNDS = 6
@@ -52,23 +50,23 @@ class Published:
 
 
 def publish(
-    run: RunDir, wishes: Wishes | None = None, *, hub: Hub | None = None, listener: Listener = silent
+    run: RunDir, options: PushOptions | None = None, *, hub: Hub | None = None, callback: Callback = silent
 ) -> Published:
     """Push a run without asking anybody: plan it and carry the plan out; arguments and errors as those of `Push`.
 
     Example:
-        >>> published = publish(RunDir(Path("runs/digits_ipc1")))
+        >>> published = publish(RunDir(Path("runs/digits_ipc1")), PushOptions("me/digits-hmdc", private=True))
         >>> load_dataset(published.repo_id, revision=published.revision)
     """
-    with Push(run, wishes or Wishes(), hub=hub, listener=listener) as pushing:
-        return pushing.carry_out(pushing.plan())
+    with Push(run, options or PushOptions(), hub=hub, callback=callback) as pushing:
+        return pushing.apply(pushing.plan())
 
 
 @dataclass(frozen=True)
 class _Commit:
     """A commit that holds what was planned; `pull` is the ref of its pull request or empty."""
 
-    plan: Plan
+    plan: PushPlan
     oid: str
     changed: bool
     pull: str = ""
@@ -79,24 +77,25 @@ class Push:
 
     Args:
         run: Complete; it is packaged anew, which gives the same bytes.
-        wishes: How to publish it.
+        options: How to publish it.
         hub: The Hub; None: the one that huggingface_hub is set up for.
-        listener: Told about every stage.
+        callback: Told about every stage.
 
     Example:
-        >>> with Push(RunDir(Path("runs/digits_ipc1")), Wishes()) as push:
+        >>> with Push(RunDir(Path("runs/digits_ipc1")), PushOptions()) as push:
         ...     plan = push.plan()
-        ...     push.carry_out(plan)
+        ...     push.apply(plan)
     """
 
-    def __init__(self, run: RunDir, wishes: Wishes, *, hub: Hub | None = None, listener: Listener = silent) -> None:
-        if wishes.create_pr and wishes.branch != "main":
-            raise UsageError(
-                f"--create-pr proposes a change to main, not to {wishes.branch}.", hint="Leave --revision out."
-            )
-        if wishes.create_pr and wishes.tag is not None:
+    def __init__(
+        self, run: RunDir, options: PushOptions, *, hub: Hub | None = None, callback: Callback = silent
+    ) -> None:
+        if options.create_pr and options.branch != "main":
+            message = f"--create-pr proposes a change to main, not to {options.branch}."
+            raise UsageError(message, hint="Leave --revision out.")
+        if options.create_pr and options.tag is not None:
             raise UsageError("--tag: a pull request is not tagged.", hint="Push with --tag once it is merged.")
-        self.run, self.wishes, self.hub, self.listener = run, wishes, hub or Hub(), listener
+        self.run, self.options, self.hub, self.callback = run, options, hub or Hub(), callback
         self._temporary = TemporaryFolder()
         self._folders = 0
         self._package, self._closed = Path(), ""
@@ -109,7 +108,7 @@ class Push:
     ) -> None:
         self._temporary.cleanup()
 
-    def plan(self) -> Plan:
+    def plan(self) -> PushPlan:
         """Package the run, look at the Hub and say what is to be done; changes nothing there.
 
         Raises:
@@ -118,12 +117,12 @@ class Push:
             FormatError: A file of the run or on the Hub is damaged, or of a newer format version.
             NetworkError: The Hub failed.
         """
-        self.listener(Stage("package", str(self.run.package)))
-        self._package = package(self.run, config=self.wishes.config)
+        self.callback(Stage("package", str(self.run.package)))
+        self._package = package(self.run, config=self.options.config)
         (local,) = read_facts(self._package)
         account = self.hub.account()
-        repo_id = repository_id(self.wishes.repo_id, account.name, local.recipe.publish.name)
-        self.listener(Stage("plan", f"looking at {repo_id}"))
+        repo_id = repository_id(self.options.repo_id, account.name, local.recipe.publish.name)
+        self.callback(Stage("plan", f"looking at {repo_id}"))
         source = local.info.source
         if source.kind == "hub":
             recorded = "private" if source.private else "gated" if source.gated else ""
@@ -135,7 +134,7 @@ class Push:
             self.hub.check_write(repo_id)
         return plan
 
-    def carry_out(self, plan: Plan) -> Published:
+    def apply(self, plan: PushPlan) -> Published:
         """Do what a plan says, planning anew whenever the Hub is no longer as it was.
 
         Raises:
@@ -144,25 +143,24 @@ class Push:
             NetworkError: The Hub failed; running the push again goes on.
         """
         done = self._commit(plan)
-        plan = done.plan
-        if not done.pull:
-            for tag in plan.tags:
-                self._tag(plan, tag, done.oid)
-        self.listener(Stage("read back", f"{plan.repo_id} at {done.oid[:12]}"))
-        loads = readback.check(self.hub, plan, done.pull or done.oid, self._folder())
+        plan, tags = done.plan, () if done.pull else done.plan.tags
+        for tag in tags:
+            self._tag(plan, tag, done.oid)
+        self.callback(Stage("read back", f"{plan.repo_id} at {done.oid[:12]}"))
+        loads = _read_back(self.hub, plan, done.pull or done.oid, self._folder())
         url = f"{scrubbed(self.hub.api.endpoint)}/datasets/{plan.repo_id}"
         return Published(
             repo_id=plan.repo_id,
             commit=done.oid,
             changed=done.changed,
-            tags=() if done.pull else plan.tags,
+            tags=tags,
             url=f"{url}/discussions/{done.pull.rpartition('/')[2]}" if done.pull else url,
-            revision=done.pull or (plan.tags[0] if plan.tags else plan.branch),
+            revision=done.pull or (tags[0] if tags else plan.branch),
             loads=loads,
         )
 
-    def _plan(self, repo_id: str) -> Plan:
-        return make_plan(self.hub, self._package, self._closed, repo_id, self.wishes, self._folder())
+    def _plan(self, repo_id: str) -> PushPlan:
+        return make_plan(self.hub, self._package, self._closed, repo_id, self.options, self._folder())
 
     def _folder(self) -> Path:
         self._folders += 1
@@ -170,31 +168,26 @@ class Push:
         folder.mkdir()
         return folder
 
-    def _commit(self, first: Plan) -> _Commit:
+    def _commit(self, first: PushPlan) -> _Commit:
         """Get a commit that holds what was planned."""
         plan, failure = first, NetworkError("")
         for tried in range(1, ROUNDS + 1):
             plan = self._prepared(plan, first)
             if not plan.changes:
                 return _Commit(plan, plan.existing.head, changed=tried > 1)
-            _refuse_changed(plan.staged)
-            self.listener(Stage("upload", f"{len(plan.staged.uploads)} files to {plan.repo_id}"))
+            staged = plan.staged
+            _refuse_changed(staged)
+            self.callback(Stage("upload", f"{len(staged.uploads)} files to {plan.repo_id}"))
+            change = (plan.existing, staged.uploads, staged.deletes, plan.title, plan.text)
             try:
-                info = self.hub.commit(
-                    plan.existing,
-                    plan.staged.uploads,
-                    plan.staged.deletes,
-                    plan.title,
-                    plan.text,
-                    create_pr=plan.create_pr,
-                )
+                info = self.hub.commit(*change, create_pr=plan.create_pr)
                 return _Commit(plan, str(info.oid), True, str(info.pr_revision or ""))
             except ConflictError:
-                self.listener(Note("somebody else pushed meanwhile: planning again"))
-                failure = NetworkError(f"{plan.repo_id} changes faster than this push can follow.", hint=AGAIN)
+                self.callback(Note("somebody else pushed meanwhile: planning again"))
+                failure = NetworkError(f"{plan.repo_id} changes faster than this push can follow.", hint=GO_ON)
             except UnsureError as error:
-                self.listener(Note(f"{error.reason.message} Looking whether the commit is there."))
-                failure = NetworkError(error.reason.message, hint=AGAIN)
+                self.callback(Note(f"{error.reason.message} Looking whether the commit is there."))
+                failure = NetworkError(error.reason.message, hint=GO_ON)
                 if plan.create_pr and (pull := self._pull_of(plan)):
                     return _Commit(plan, pull[1], True, pull[0])
                 if tried < ROUNDS:
@@ -204,10 +197,10 @@ class Push:
             return _Commit(plan, plan.existing.head, changed=True)
         raise failure
 
-    def _prepared(self, plan: Plan, first: Plan) -> Plan:
+    def _prepared(self, plan: PushPlan, first: PushPlan) -> PushPlan:
         """Create the repository and the branch where they are missing, and plan again on what came to be."""
         if plan.remote is None:
-            self.listener(Stage("create", f"{plan.repo_id}, {'private' if plan.private else 'public'}"))
+            self.callback(Stage("create", f"{plan.repo_id}, {'private' if plan.private else 'public'}"))
             self.hub.create(plan.repo_id, private=plan.private)
             plan = self._again(plan, first)
         if not plan.existing.branch_exists and not plan.create_pr:
@@ -215,29 +208,23 @@ class Push:
             plan = self._again(plan, first)
         return plan
 
-    def _again(self, plan: Plan, first: Plan) -> Plan:
+    def _again(self, plan: PushPlan, first: PushPlan) -> PushPlan:
         """Plan anew on what the Hub holds now; refuse if somebody else changed this very configuration."""
         new = self._plan(plan.repo_id)
+        ours, hint = first.staged.files[f"{first.staged.config}/manifest.json"], ""
         if new.remote is None:
-            raise RunError(
-                f"{plan.repo_id} was deleted or renamed meanwhile; nothing was published.",
-                hint="Push again to create it anew.",
-            )
-        if first.private and not new.private:
-            raise RunError(
-                f"{plan.repo_id} is public now, and this push was to be private; nothing was published.",
-                hint="Look at it on the Hub, then push again.",
-            )
-        ours = first.staged.files[f"{first.staged.config}/manifest.json"]
-        if new.there not in (first.there, ours) and not self.wishes.content.force:
-            raise RunError(
-                f"Somebody else published another {first.staged.config} in {plan.repo_id} meanwhile; yours was not "
-                "published.",
-                hint="Look at it on the Hub; --force puts yours in its place.",
-            )
+            what, hint = f"{plan.repo_id} was deleted or renamed meanwhile", "Push again to create it anew."
+        elif first.private and not new.private:
+            what = f"{plan.repo_id} is public now, and this push was to be private"
+            hint = "Look at it on the Hub, then push again."
+        elif new.there not in (first.there, ours) and not self.options.content.force:
+            what = f"Somebody else published another {first.staged.config} in {plan.repo_id} meanwhile"
+            hint = "Look at it on the Hub; --force puts yours in its place."
+        if hint:
+            raise RunError(f"{what}; nothing of yours was published.", hint=hint)
         return new
 
-    def _pull_of(self, plan: Plan) -> tuple[str, str] | None:
+    def _pull_of(self, plan: PushPlan) -> tuple[str, str] | None:
         """Find the pull request that a lost answer was about: its ref and commit."""
         now = self.hub.look(plan.repo_id, "main", pulls=True)
         manifest = f"{plan.staged.config}/manifest.json"
@@ -247,7 +234,7 @@ class Push:
                 return ref, found.head
         return None
 
-    def _tag(self, plan: Plan, tag: str, commit: str) -> None:
+    def _tag(self, plan: PushPlan, tag: str, commit: str) -> None:
         """Tag a commit, or find the tag at content like this: it never moves."""
         if self.hub.tag(plan.repo_id, tag, commit):
             return
@@ -272,3 +259,60 @@ def _refuse_changed(staged: Staged) -> None:
         ):
             raise FormatError(f"{content} was changed while it was being published.", hint="Push again.")
     refuse_secrets(staged.uploads)
+
+
+def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str, int]:
+    """Download what was published as a stranger would, into a cache of its own, compare every hash and load it.
+
+    Returns:
+        Rows of each configuration that was loaded.
+
+    Raises:
+        RunError: The Hub serves other bytes, or they do not load; the commit is there all the same.
+        NetworkError: The Hub failed.
+    """
+    staged = plan.staged
+    names = [*staged.files, *(["scores/*.parquet"] if staged.facts.scores else [])]
+    checks = {name: lambda path, due=due: sha256_file(path) == due for name, due in staged.files.items()}
+    try:
+        folder, wrong = hub.download(plan.repo_id, revision, names, work / "hub", checks)
+    except HmdcError as error:
+        raise type(error)(f"Published, but not read back: {error.message}", hint=GO_ON) from error
+    if wrong:
+        raise RunError(
+            f"Published, but what the Hub serves is not what was sent: {', '.join(wrong[:3])} of {plan.repo_id}.",
+            hint="Run the same command again; if it stays so, tell the Hub's support before anybody trains on it.",
+        )
+    # `datasets` looks for the files of every configuration and reads those of the one that it is asked for: empty ones
+    # stand in for the others.
+    for path in plan.existing.files:
+        place = folder / path
+        if ".." not in Path(path).parts and not Path(path).is_absolute() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+    return _load(plan, folder, work)
+
+
+def _load(plan: PushPlan, folder: Path, work: Path) -> dict[str, int]:
+    """Load every configuration that the push touched with the library that readers use."""
+    import datasets
+
+    rows, facts = dict[str, int](), plan.staged.facts
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # thousands of small images load at once
+    try:
+        for config in [plan.staged.config, *([SCORES_CONFIG] if facts.scores else [])]:
+            loaded = datasets.load_dataset(str(folder), config, split="train", cache_dir=str(work / "datasets"))
+            rows[config] = loaded.num_rows
+    except Exception as error:  # whatever a loader raises means the same here: others cannot load it either
+        raise RunError(
+            f'Published, but load_dataset("{plan.repo_id}", "{config}") fails: {type(error).__name__}: {error}',
+            hint="Look at the card's front matter on the Hub, and report this with what `hmdc-hub env` prints.",
+        ) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    found, due = rows[plan.staged.config], facts.manifest.rows
+    if found != due:
+        raise RunError(f"Published, but {plan.staged.config} loads {found} rows instead of {due}.")
+    return rows

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from hmdc_hub import metrics
 from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
-from hmdc_hub.measures import class_accuracy
 from hmdc_hub.publish.card import text_checksum
-from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config
+from hmdc_hub.publish.facts import PARQUET, read_config
 from hmdc_hub.publish.front_matter import front_matter
-from hmdc_hub.publish.verify_scores import check_means, check_parquet_of_scores, check_scores, equal
-from hmdc_hub.schema import LOCAL, ArtifactInfo, Manifest, Recipe, Scores, is_intact
-from hmdc_hub.store import RunDir
-from hmdc_hub.store.configs import read_card_text, split_card
-from hmdc_hub.store.files import read_info, read_record, read_scores, sha256_file
-from hmdc_hub.store.links import refuse_links
+from hmdc_hub.schema import (
+    CHOSEN,
+    FORMAT_VERSION,
+    FORMER_BASELINES,
+    LOCAL,
+    NEEDED,
+    ArtifactInfo,
+    Budget,
+    Estimate,
+    Manifest,
+    Recipe,
+    Scores,
+    is_intact,
+)
+from hmdc_hub.store import (
+    SCORES_CONFIG,
+    RunDir,
+    configs_of,
+    read_card_text,
+    read_confusion,
+    read_info,
+    read_record,
+    read_scores,
+    refuse_links,
+    sha256_file,
+    split_card,
+)
 
 PICTURES = ("preview.png", "scores.png")
+ROW = 4096
+"""Most bytes of a training in scores/*.parquet: three names and some numbers."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +59,8 @@ class Finding:
     Attributes:
         config: What it was about: a configuration of a package, `evaluations/<name>` of a run; empty: the card, or the
             run itself.
-        check: files, provenance, recipe, tensors, images, scores, pictures or card; of a run start and trainings, too.
+        check: files, provenance, recipe, tensors, images, scores, pictures or card; of a run initialisation and
+            trainings, too.
         ok: Whether all is as it must be.
         detail: What was looked at, or what is wrong.
         step: What mends it; empty if that is not known.
@@ -49,12 +74,7 @@ class Finding:
 
 
 class Packaged:
-    """The files of one configuration of a package, called as those of a run.
-
-    Args:
-        folder: The package.
-        name: The configuration.
-    """
+    """The files of a configuration, by its name, in a package's folder, called as those of a run."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name, own = folder, name, folder / name
@@ -86,9 +106,8 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
         return [Finding("", "files", False, error.message.replace(f"{folder}/", ""))]
     findings = [Finding("", "card", False, f"{folder} has no configuration")] if not names else []
     for name in names:
-        at = Packaged(folder, name)
-        findings += [_looked(name, check, partial(look, at), folder) for check, look in _OF_PACKAGES.items()]
-    findings.append(_looked("", "card", lambda: _card(folder, names), folder))
+        findings += _looked(name, _OF_PACKAGES, Packaged(folder, name), folder)
+    findings += _looked("", {"card": partial(_card, names=names)}, folder, folder)
     # What messages advise is for the author, who has the run.
     return [replace(one, step="") for one in findings]
 
@@ -105,14 +124,12 @@ def verify_run(run: RunDir) -> list[Finding]:
     Raises:
         NewerFormatError: A file is of a newer format version.
     """
-    found = [_looked("", check, partial(look, run), run.path) for check, look in _OF_RUNS.items()]
+    found = _looked("", _OF_RUNS, run, run.path)
     found = [one if one.ok else replace(one, step=one.step or step_of(run, one.check)) for one in found]
     for folder in sorted(path for path in run.evaluations.glob("*") if path.is_dir()):
-        at, name = RunDir(folder), f"{run.evaluations.name}/{folder.name}"
         again = f"`rm -r {shlex.quote(str(folder))}`, and evaluate by that protocol again."
-        for check, look in (("scores", _other_scores), ("trainings", _trainings)):
-            one = _looked(name, check, partial(look, at), run.path)
-            found.append(one if one.ok else replace(one, step=again))
+        other = _looked(f"{run.evaluations.name}/{folder.name}", _OF_EVALUATIONS, RunDir(folder), run.path)
+        found += [one if one.ok else replace(one, step=again) for one in other]
     if run.package.is_dir():
         again = f"`hmdc-hub package {shlex.quote(str(run.path))}` builds it again."
         found += [one if one.ok else replace(one, step=again) for one in verify(run.package)]
@@ -128,28 +145,45 @@ def step_of(run: RunDir, check: str) -> str:
         except FormatError:  # the evaluator finds that out, too, and puts them together from the trainings
             return f"`hmdc-hub evaluate {path}` makes them again."
         return f"`hmdc-hub evaluate {path} --fresh` trains and scores again."
-    if check in ("start", "trainings"):
-        name = run.start.name if check == "start" else "cells*.jsonl"
+    if check in ("initialisation", "trainings"):
+        name = run.initialisation.name if check == "initialisation" else "cells*.jsonl"
         return f"`rm {path}/{name}`: the next evaluation makes again what it needs of it."
-    return (
-        "`hmdc-hub condense` with its recipe and --resume makes it again."
-        if check != "recipe" and not run.finished
-        else "`hmdc-hub condense` with its recipe and --force makes it again."
-    )
+    flag = "--resume" if check != "recipe" and not run.finished else "--force"
+    return f"`hmdc-hub condense` with its recipe and {flag} makes it again."
 
 
-def _looked(config: str, check: str, look: Callable[[], str], folder: Path) -> Finding:
-    try:
-        return Finding(config, check, True, look())
-    except NewerFormatError:
-        raise
-    except HmdcError as error:
-        return Finding(config, check, False, error.message.replace(f"{folder}/", ""), error.hint)
+def _looked(config: str, checks: Mapping[str, Callable[[Any], str]], at: Any, folder: Path) -> list[Finding]:
+    """Do checks: each says what it looked at, or raises what is wrong."""
+    found = []
+    for check, look in checks.items():
+        try:
+            found.append(Finding(config, check, True, look(at)))
+        except NewerFormatError:
+            raise
+        except HmdcError as error:
+            found.append(Finding(config, check, False, error.message.replace(f"{folder}/", ""), error.hint))
+    return found
 
 
-def _files(folder: Path, name: str) -> str:
+def equal(what: str, found: Any, wanted: Any) -> None:
+    """Raise FormatError if two facts differ, with both."""
+    if found != wanted:
+        shown, due = (text if len(text) <= 80 else text[:77] + "..." for text in (str(found), str(wanted)))
+        raise FormatError(f"{what} is {shown}, not {due}")
+
+
+def _equal_all(pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    for what, (found, wanted) in pairs.items():
+        equal(what, found, wanted)
+
+
+# Files, provenance, recipe
+
+
+def _files(at: Packaged) -> str:
     """Every file that the manifest lists, and no other in the folders of this configuration."""
-    manifest = read_record(folder / name / "manifest.json", Manifest)
+    folder, name = at.folder, at.name
+    manifest = read_record(at.manifest, Manifest)
     equal("the configuration in manifest.json", manifest.config, name)
     listed = {file.path: file for file in manifest.files}
     for path, file in listed.items():
@@ -160,10 +194,9 @@ def _files(folder: Path, name: str) -> str:
         equal(f"the SHA-256 of {path}", sha256_file(place), file.sha256)
     own = [*folder.glob(f"{name}/**/*"), *folder.glob(f"assets/{name}/**/*"), *folder.glob(f"scores/{name}.parquet")]
     there = {path.relative_to(folder).as_posix() for path in own if not path.is_dir()}
-    strangers = sorted(there - set(listed) - {f"{name}/manifest.json"})
-    if strangers:
+    if strangers := sorted(there - set(listed) - {f"{name}/manifest.json"}):
         raise FormatError(f"{', '.join(strangers[:3])} is not in the manifest")
-    for needed in (PARQUET, "condensed.safetensors", "recipe.yaml", "info.json"):
+    for needed in NEEDED:
         if f"{name}/{needed}" not in listed:
             raise FormatError(f"{name}/{needed} is not in the manifest")
     return f"{len(listed)} files, every SHA-256"
@@ -172,80 +205,77 @@ def _files(folder: Path, name: str) -> str:
 def _provenance(at: SetFiles) -> str:
     """info.json names these very files, and its counts follow from one another."""
     info = read_info(at.info)
-    equal("condensed.safetensors", sha256_file(at.condensed), info.tensors_sha256)
-    equal(at.parquet.name, sha256_file(at.parquet), info.parquet_sha256)
-    classes = len(info.source.class_names)
-    equal("the number of stored images", info.stored_images, classes * info.ipc)
-    equal("the number of training images", info.training_images, classes * info.ipc * info.factor**2)
-    equal("the number of class counts", len(info.source.train_counts), classes)
-    equal("the number of distinct class names", len(set(info.source.class_names)), classes)
-    return f"{info.ipc} stored per class = {info.ipc * info.factor**2} training images, {classes} classes"
+    classes, training = len(info.source.class_names), info.ipc * info.factor**2
+    _equal_all(
+        {
+            "condensed.safetensors": (sha256_file(at.condensed), info.tensors_sha256),
+            at.parquet.name: (sha256_file(at.parquet), info.parquet_sha256),
+            "the number of synthetic images": (info.synthetic_images, classes * info.ipc),
+            "the number of training images": (info.training_images, classes * training),
+            "the number of class counts": (len(info.source.train_counts), classes),
+            "the number of distinct class names": (len(set(info.source.class_names)), classes),
+        }
+    )
+    return f"{info.ipc} synthetic = {training} training images per class, {classes} classes"
 
 
-def _agree(recipe: Recipe, info: ArtifactInfo) -> None:
-    """The recipe is the one that the set was made by, as far as the two say the same things."""
-    equal("ipc and factor", (recipe.condense.ipc, recipe.condense.factor), (info.ipc, info.factor))
-    equal("the seed", recipe.seed, info.seed)
-    equal("the name", recipe.name, info.recipe_name)
-    equal("the models", [model.name for model in recipe.pool], [model.name for model in info.models])
-    equal("the protocol hash", recipe.protocol_hash(), info.protocol_hash)
-
-
-def _hashes(info: ArtifactInfo) -> str:
-    return f"condense hash {info.condense_hash[:12]}, protocol hash {info.protocol_hash[:12]}"
-
-
-def _published_recipe(at: Packaged) -> str:
-    """The recipe is plain data, and the one that the hashes are of."""
-    recipe, info = read_published_recipe(at.recipe), read_info(at.info)
-    equal("publish.config", recipe.publish.config, at.name)
-    equal("source.id", recipe.source.id, info.source.id)
-    _agree(recipe, info)
-    if recipe.source.id.startswith(LOCAL):
+def _recipe(at: SetFiles) -> str:
+    """The recipe is the one that the hashes are of; a published one is plain data."""
+    info = read_info(at.info)
+    packaged = isinstance(at, Packaged)
+    recipe = read_published_recipe(at.recipe) if packaged else read_recipe_file(at.recipe)
+    if isinstance(at, Packaged):
+        equal("publish.config", recipe.publish.config, at.name)
+        equal("source.id", recipe.source.id, info.source.id)
+    _equal_all(
+        {
+            "ipc and factor": ((recipe.condense.ipc, recipe.condense.factor), (info.ipc, info.factor)),
+            "the seed": (recipe.seed, info.seed),
+            "the name": (recipe.name, info.recipe_name),
+            "the models": ([model.name for model in recipe.pool], [model.name for model in info.models]),
+            "the protocol hash": (recipe.protocol_hash(), info.protocol_hash),
+        }
+    )
+    if packaged and recipe.source.id.startswith(LOCAL):
         equal("the source's fingerprint", recipe.source.id.rpartition("@")[2], info.source.fingerprint[:16])
         return "plain data; its source was local, so the condense hash cannot be computed again"
     equal("the condense hash", recipe.condense_hash(), info.condense_hash)
-    return _hashes(info)
+    return f"condense hash {info.condense_hash[:12]}, protocol hash {info.protocol_hash[:12]}"
 
 
-def _own_recipe(run: RunDir) -> str:
-    """The recipe of a run is the one that the hashes are of."""
-    recipe, info = read_recipe_file(run.recipe), read_info(run.info)
-    _agree(recipe, info)
-    equal("the condense hash", recipe.condense_hash(), info.condense_hash)
-    return _hashes(info)
+# Images
 
 
 def _tensors(at: SetFiles) -> str:
     """The exact floats can be read, and their header says what info.json says."""
-    from hmdc_hub.store.condensed import read_classes, read_header, training_shape  # late: torch
+    from hmdc_hub.store import read_classes, read_header, training_shape  # late: torch
 
     info = read_info(at.info)
     training_shape(info, at.condensed)
-    header, _ = read_header(at.condensed)
-    source = info.source
-    pairs = {
-        "class names": (header.class_names, source.class_names),
-        "ipc and factor": ((header.ipc, header.factor), (info.ipc, info.factor)),
-        "mean and std": ((header.mean, header.std), (source.mean, source.std)),
-        "condense hash": (header.condense_hash, info.condense_hash),
-    }
-    for what, (found, wanted) in pairs.items():
-        equal(f"{what} of condensed.safetensors", found, wanted)
+    header, source = read_header(at.condensed)[0], info.source
+    _equal_all(
+        {
+            "class names of condensed.safetensors": (header.class_names, source.class_names),
+            "ipc and factor of condensed.safetensors": ((header.ipc, header.factor), (info.ipc, info.factor)),
+            "mean and std of condensed.safetensors": ((header.mean, header.std), (source.mean, source.std)),
+            "condense hash of condensed.safetensors": (header.condense_hash, info.condense_hash),
+        }
+    )
     shape = (info.ipc, source.channels, source.size, source.size)
     for images in read_classes(at.condensed):
         equal("shape of a class in condensed.safetensors", tuple(images.shape), shape)
-    return f"{info.stored_images} x {' x '.join(map(str, shape[1:]))}, in [0, 1]"
+    return f"{info.synthetic_images} x {' x '.join(map(str, shape[1:]))}, in [0, 1]"
 
 
 def _images(at: SetFiles) -> str:
-    """The parquet is the decoded floats rounded to 8 bits, with the class names of the provenance."""
+    """The parquet is the decoded floats rounded to 8 bits, and its footer is what info.json and manifest.json say."""
     import numpy as np
+    import pyarrow.parquet as pq
     import torch
 
-    from hmdc_hub import pack
-    from hmdc_hub.store.condensed import read_classes, training_shape
-    from hmdc_hub.store.parquet import iter_parquet, read_class_names, to_uint8
+    from hmdc_hub import multi_formation
+    from hmdc_hub.store import read_classes, to_uint8, training_shape
+    from hmdc_hub.store.parquet import iter_parquet, read_class_names
 
     info = read_info(at.info)
     rows = iter_parquet(at.parquet, training_shape(info, at.condensed))
@@ -253,90 +283,209 @@ def _images(at: SetFiles) -> str:
     equal(f"the class names of {at.parquet.name}", read_class_names(at.parquet), info.source.class_names)
     rows = chain([] if first is None else [first], rows)
     for label, stored in enumerate(read_classes(at.condensed)):
-        decoded = to_uint8(pack.decode(stored, info.factor))
+        decoded = to_uint8(multi_formation.decode(stored, info.factor))
         shown, labels = zip(*islice(rows, len(decoded)), strict=True)
         if set(labels) != {label}:
-            raise FormatError("the labels are not those of the stored images")
+            raise FormatError("the labels are not those of the synthetic images")
         # One step of 255 apart is what another processor's rounding can do.
         apart = decoded.short() - torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
         if int(apart.abs().max()) > 1:
             raise FormatError(f"the pixels are not the decoded tensors: {int(apart.abs().max())} of 255 apart")
+    if isinstance(at, Packaged):
+        manifest, footer = read_record(at.manifest, Manifest), pq.read_metadata(at.parquet)
+        size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+        equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
+        equal("the class names of manifest.json", manifest.class_names, info.source.class_names)
     return f"{info.training_images} images, the decoded tensors in 8 bits"
 
 
-def _published_images(at: Packaged) -> str:
-    """The parquet is the decoded tensors, and manifest.json says of it what its footer says."""
-    import pyarrow.parquet as pq
+def _initialisation(run: RunDir) -> str:
+    """The images before the first step are as they were written."""
+    from hmdc_hub.store import read_classes, read_header
 
-    looked = _images(at)
-    manifest, footer = read_record(at.manifest, Manifest), pq.read_metadata(at.parquet)
-    size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-    equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
-    equal("the class names of manifest.json", manifest.class_names, read_info(at.info).source.class_names)
-    return looked
-
-
-def _published_scores(at: Packaged) -> str:
-    """The scores belong to these images, and their means follow from the single trainings."""
-    if not at.scores.is_file():
+    if not run.initialisation.is_file():
         return "none"
-    scores = check_scores(at.scores, read_info(at.info), read_published_recipe(at.recipe))
-    if scores.protocol.holdout is not None:
-        raise FormatError("the scores are of held-out images of the train split, which are not for publishing")
-    check_parquet_of_scores(at.folder / "scores" / f"{at.name}.parquet", scores, at.name)
-    return _SCORED.format(len(scores.cells))
-
-
-_SCORED = "{} trainings, every mean and interval computed again"
-
-
-def _own_scores(run: RunDir) -> str:
-    """The scores of a run belong to its images, and accuracies of classes are those of the confusion matrices."""
-    if not run.scores.is_file():
-        return "none"
-    scores = check_scores(run.scores, read_info(run.info), read_recipe_file(run.recipe))
-    _confusion(run, scores)
-    return _SCORED.format(len(scores.cells))
-
-
-def _other_scores(where: RunDir) -> str:
-    """Scores by another protocol follow from their trainings."""
-    if not where.scores.is_file():
-        return "none"
-    scores = read_scores(where.scores)
-    check_means(scores)
-    _confusion(where, scores)
-    return _SCORED.format(len(scores.cells))
-
-
-def _confusion(where: RunDir, scores: Scores) -> None:
-    from hmdc_hub.store.confusion import read_confusion
-
-    if not where.confusion.is_file():
-        return  # the next evaluation makes it
-    counted, classes = read_confusion(where.confusion), len(scores.class_names)
-    wanted = {(name, model): values for name, row in scores.per_class.items() for model, values in row.items()}
-    equal("the matrices of confusion.safetensors", sorted(counted), sorted(wanted))
-    for (name, model), values in wanted.items():
-        equal(f"the shape of {name}/{model} in confusion.safetensors", counted[name, model].shape, (classes, classes))
-        equal(f"the classes of {name}/{model} in confusion.safetensors", class_accuracy(counted[name, model]), values)
-
-
-def _start(run: RunDir) -> str:
-    """The starting images are as they were written."""
-    from hmdc_hub.store.condensed import read_classes, read_header
-
-    if not run.start.is_file():
-        return "none"
-    header, checked = read_header(run.start)
-    equal("the condense hash of start.safetensors", header.condense_hash, read_info(run.info).condense_hash)
-    count = sum(len(images) for images in read_classes(run.start))
+    header, checked = read_header(run.initialisation)
+    equal(f"the condense hash of {run.initialisation.name}", header.condense_hash, read_info(run.info).condense_hash)
+    count = sum(len(images) for images in read_classes(run.initialisation))
     return f"{count} images{'' if checked else ', without a checksum: an older program wrote them'}"
 
 
-def _trainings(where: RunDir) -> str:
+def _pictures(at: Packaged) -> str:
+    from PIL import Image
+
+    folder = at.folder / "assets" / at.name
+    shown = [path for path in (folder / picture for picture in PICTURES) if path.is_file()]
+    for path in shown:
+        try:
+            with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as picture:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture.verify()  # reads it, and decodes nothing
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise FormatError(f"assets/{at.name}/{path.name} is no PNG picture") from error
+    if not shown:
+        raise FormatError(f"assets/{at.name}/preview.png is missing")
+    return ", ".join(path.name for path in shown)
+
+
+# Scores
+
+
+def _scores(at: SetFiles) -> str:
+    """The scores belong to these images, and their means follow from the single trainings."""
+    if not at.scores.is_file():
+        return "none"
+    packaged = isinstance(at, Packaged)
+    recipe = read_published_recipe(at.recipe) if packaged else read_recipe_file(at.recipe)
+    scores = check_scores(at.scores, read_info(at.info), recipe)
+    if isinstance(at, RunDir):
+        _confusion(at, scores)
+    else:
+        if scores.protocol.holdout is not None:
+            raise FormatError("the scores are of held-out images of the train split, which are not for publishing")
+        _scores_parquet(at.folder / "scores" / f"{at.name}.parquet", scores, at.name)
+    return f"{len(scores.cells)} trainings, every mean and interval computed again"
+
+
+def _other_scores(at: RunDir) -> str:
+    """Scores by another protocol follow from their trainings."""
+    if not at.scores.is_file():
+        return "none"
+    scores = read_scores(at.scores)
+    check_means(scores)
+    _confusion(at, scores)
+    return f"{len(scores.cells)} trainings, every mean and interval computed again"
+
+
+def check_scores(path: Path, info: ArtifactInfo, recipe: Recipe) -> Scores:
+    """Check that a scores.json belongs to a set, and that its means follow from the single trainings.
+
+    The recipe is that of the run, or as it was published; what does not follow is a FormatError.
+    """
+    scores, source = read_scores(path), info.source
+    _equal_all(
+        {
+            "the images that were scored": (scores.parquet_sha256, info.parquet_sha256),
+            "the condense hash of scores.json": (scores.condense_hash, info.condense_hash),
+            "the protocol hash of scores.json": (scores.protocol_hash, recipe.protocol_hash()),
+            "the protocol of scores.json": (scores.protocol, recipe.evaluate.settled()),
+            "the source of scores.json": (scores.fingerprint, source.fingerprint),
+            "the class names of scores.json": (scores.class_names, source.class_names),
+            "the models that condensed": (scores.condensed_by, [model.name for model in info.models]),
+            "the name of scores.json": (scores.name, recipe.name),
+            "the seed of scores.json": (scores.condense_seed, recipe.seed),
+        }
+    )
+    # The published recipe says of a local source what it holds, not where it was. Older programs, whose files have no
+    # checksum, hashed the path.
+    if source.kind != "local" or b'"checksum"' in path.read_bytes():
+        equal("the family hash of scores.json", scores.family_hash, recipe.without_paths(source).family_hash())
+    if scores.protocol.holdout is None:  # otherwise they are of other images, and no package takes them
+        equal("the number of test images", scores.test_count, source.test_count)
+        _budgets(scores, info)
+    check_means(scores)
+    return scores
+
+
+def check_means(scores: Scores) -> None:
+    """Check that scores have every training of their protocol, and that their means follow from them."""
+    _complete(scores)
+    classes, models = len(scores.class_names), [model.name for model in scores.protocol.models]
+    shape = {name: {model: classes for model in row if model != metrics.MEAN} for name, row in scores.table.items()}
+    found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
+    equal("the accuracies of single classes", found, shape)
+    for name, row in scores.per_class.items():
+        for model, values in row.items():
+            mean = scores.table[name][model].mean
+            if not 0 <= min(values) <= mean + 1e-9 or not mean - 1e-9 <= max(values) <= 1:
+                raise FormatError(f"the accuracies of single classes of {model} on {name} do not have the mean {mean}")
+    sets = list(scores.table)
+    equal("the training sets", sorted({cell.training_set for cell in scores.cells}), sorted(sets))
+    for what, summary in metrics.summarise(scores.cells, sets, models, scores.condensed_by)._asdict().items():
+        _follows(what, getattr(scores, what), summary)
+
+
+def _complete(scores: Scores) -> None:
+    """Every training of the protocol is there once, none is left out, and each number is one that can be."""
+    protocol = scores.protocol
+    draws = {name: protocol.draws(name) for name in protocol.baselines}
+    # Counted first: a protocol may claim any number of seeds, its file holds only so many trainings.
+    count = (1 + sum(draws.values())) * len(protocol.models) * protocol.seeds
+    equal("the trainings' number", len(scores.cells), count)
+    due = [
+        (name, model.name, draw, seed)
+        for name, count in [(metrics.CONDENSED, 1), *draws.items()]
+        for model in protocol.models
+        for draw in range(count)
+        for seed in range(protocol.seeds)
+    ]
+    there = [(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells]
+    equal("the trainings", sorted(there), sorted(due))
+    for cell in scores.cells:
+        right = cell.accuracy * scores.test_count
+        if abs(right - round(right)) > 1e-6 * scores.test_count:
+            raise FormatError(f"an accuracy of {cell.accuracy} is no share of {scores.test_count} images")
+        if (cell.best is not None) != (protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
+            raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
+
+
+def _budgets(scores: Scores, info: ArtifactInfo) -> None:
+    """Budgets follow from what is in the package: images as many as it has, or as the source has."""
+    pixels, counts = info.source.channels * info.source.size**2, info.source.train_counts
+    chosen = sum(min(info.ipc, count) for count in counts)
+    decoded = Budget(stored=info.synthetic_images, images=info.training_images, bytes=info.synthetic_images * pixels)
+    real = Budget(stored=chosen, images=chosen, bytes=chosen * pixels)
+    whole = Budget(stored=sum(counts), images=sum(counts), bytes=sum(counts) * pixels)
+    kinds: dict[str, Budget] = {**dict.fromkeys(CHOSEN, real), "full": whole}
+    kinds["exact"] = decoded.model_copy(update={"bytes": 4 * decoded.bytes})
+    due = {name: kinds.get(name, decoded) for name in (metrics.CONDENSED, *scores.protocol.baselines)}
+    equal("the budgets", scores.budgets, due)
+
+
+def _follows(what: str, found: Any, wanted: Any) -> None:
+    """Check every estimate in nested mappings."""
+    if found is None or wanted is None:
+        equal(what, found, wanted)
+    elif isinstance(wanted, Estimate):
+        for key, value in wanted.model_dump().items():
+            other = getattr(found, key)
+            same = other is value if None in (other, value) else math.isclose(other, value, abs_tol=1e-9)
+            if not same:
+                raise FormatError(f"{what}: {key} is {other}, its trainings give {value}")
+    else:
+        found, wanted = dict(found), dict(wanted)  # mappings, or models with fields
+        equal(f"the keys of {what}", sorted(found), sorted(wanted))
+        for key, value in wanted.items():
+            _follows(f"{what}.{key}", found[key], value)
+
+
+def _scores_parquet(path: Path, scores: Scores, name: str) -> None:
+    """The trainings that the Hub's viewer shows are those of scores.json."""
+    from hmdc_hub.store.parquet import iter_rows  # late: torch
+
+    keys = ["training_set", "model", "draw", "seed", "accuracy"]
+    for row, cell in zip(iter_rows(path, ["config", *keys], len(scores.cells), ROW), scores.cells, strict=True):
+        there = row | {"training_set": FORMER_BASELINES.get(row["training_set"], row["training_set"])}
+        if there != {"config": name} | {key: getattr(cell, key) for key in keys}:
+            raise FormatError(f"scores/{name}.parquet does not have the trainings of scores.json")
+
+
+def _confusion(at: RunDir, scores: Scores) -> None:
+    """Accuracies of single classes are those of the confusion matrices, where there are any."""
+    if not at.confusion.is_file():
+        return  # the next evaluation makes it
+    counted, classes = read_confusion(at.confusion), len(scores.class_names)
+    wanted = {(name, model): values for name, row in scores.per_class.items() for model, values in row.items()}
+    equal("the matrices of confusion.safetensors", sorted(counted), sorted(wanted))
+    for (name, model), values in wanted.items():
+        matrix = counted[name, model]
+        equal(f"the shape of {name}/{model} in confusion.safetensors", matrix.shape, (classes, classes))
+        equal(f"the classes of {name}/{model} in confusion.safetensors", metrics.class_accuracy(matrix), values)
+
+
+def _trainings(at: RunDir) -> str:
     """Every line of finished trainings is as it was written."""
-    lines = [line for path in sorted(where.path.glob("cells*.jsonl")) for line in path.read_bytes().splitlines()]
+    lines = [line for path in sorted(at.path.glob("cells*.jsonl")) for line in path.read_bytes().splitlines()]
     old, broken = 0, 0
     for line in lines:
         try:
@@ -350,42 +499,28 @@ def _trainings(where: RunDir) -> str:
     return f"{len(lines)} lines{f', {old} without a checksum, which no evaluation uses' if old else ''}"
 
 
-def _pictures(at: Packaged) -> str:
-    from PIL import Image
-
-    name, folder = at.name, at.folder / "assets" / at.name
-    shown = [path for path in (folder / picture for picture in PICTURES) if path.is_file()]
-    for path in shown:
-        try:
-            with warnings.catch_warnings(), Image.open(path, formats=["PNG"]) as picture:
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                picture.verify()  # reads it, and decodes nothing
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise FormatError(f"assets/{name}/{path.name} is no PNG picture") from error
-    if not shown:
-        raise FormatError(f"assets/{name}/preview.png is missing")
-    return ", ".join(path.name for path in shown)
-
-
 _OF_PACKAGES: Mapping[str, Callable[[Packaged], str]] = {
-    "files": lambda at: _files(at.folder, at.name),
+    "files": _files,
     "provenance": _provenance,
-    "recipe": _published_recipe,
-    "tensors": _tensors,
-    "images": _published_images,
-    "scores": _published_scores,
-    "pictures": _pictures,
-}
-
-_OF_RUNS: Mapping[str, Callable[[RunDir], str]] = {
-    "provenance": _provenance,
-    "recipe": _own_recipe,
+    "recipe": _recipe,
     "tensors": _tensors,
     "images": _images,
-    "scores": _own_scores,
-    "start": _start,
+    "scores": _scores,
+    "pictures": _pictures,
+}
+_OF_RUNS: Mapping[str, Callable[[RunDir], str]] = {
+    "provenance": _provenance,
+    "recipe": _recipe,
+    "tensors": _tensors,
+    "images": _images,
+    "scores": _scores,
+    "initialisation": _initialisation,
     "trainings": _trainings,
 }
+_OF_EVALUATIONS: Mapping[str, Callable[[RunDir], str]] = {"scores": _other_scores, "trainings": _trainings}
+
+
+# The card
 
 
 def _card(folder: Path, names: list[str]) -> str:
@@ -403,19 +538,21 @@ def _card(folder: Path, names: list[str]) -> str:
         raise FormatError(f"the card names {len(defaults)} default configurations, not one")
     facts = [read_config(folder / name) for name in names]
     wanted = front_matter(facts, None, block)
-    for key, by in (("configs", "config_name"), ("dataset_info", "config_name")):
-        there, due = _by_name(block.get(key), by), _by_name(wanted[key], by)
-        for name in _due(facts, key):
-            equal(f"{key} of {name} in the card", _bare(there.get(name)), _bare(due.get(name)))
-    hmdc = block.get("hmdc")
-    shown = hmdc.get("configs") if isinstance(hmdc, dict) else None
+    due = {"dataset_info": names, "configs": [*names, *([SCORES_CONFIG] if any(c.scores for c in facts) else [])]}
+    for key, configs in due.items():
+        there, by_name = _by_name(block.get(key)), _by_name(wanted[key])
+        for name in configs:
+            equal(f"{key} of {name} in the card", there.get(name), by_name.get(name))
+    hmdc = block["hmdc"] = dict(block["hmdc"]) if isinstance(block.get("hmdc"), dict) else {}
+    hmdc["configs"] = shown = {name: _renamed(one) for name, one in configs_of(block).items()}
     for name in names:
-        found = shown.get(name) if isinstance(shown, dict) else None
-        equal(f"hmdc.configs.{name} in the card", found, wanted["hmdc"]["configs"][name])
-    checksum = hmdc.pop("text_sha256", None) if isinstance(hmdc, dict) else None
+        equal(f"hmdc.configs.{name} in the card", shown.get(name), wanted["hmdc"]["configs"][name])
+    checksum, version = hmdc.pop("text_sha256", None), hmdc.get("format_version")
     if checksum is not None:  # a card of an older program has none
         equal("the SHA-256 of the card's text but for what is yours", text_checksum(body), checksum)
-    if isinstance(shown, dict) and set(shown) == set(names):
+    if isinstance(version, int) and max((c.info.format_version for c in facts), default=1) <= version:
+        hmdc["format_version"] = max(version, FORMAT_VERSION)  # what an older program wrote is in order
+    if set(shown) == set(names):
         # Of some configurations alone nobody can tell what the rest of the card is to say. The first two were compared
         # above, the third is whatever somebody calls the set.
         for key in sorted(set(wanted) - {"configs", "dataset_info", "pretty_name"}):
@@ -423,22 +560,17 @@ def _card(folder: Path, names: list[str]) -> str:
     return f"{len(entries)} configurations, default {defaults[0]}"
 
 
-def _due(facts: list[ConfigFacts], key: str) -> Iterator[str]:
-    yield from (config.name for config in facts)
-    if key == "configs" and any(config.scores for config in facts):
-        yield "scores"
+def _renamed(summary: Any) -> Any:
+    """Give the keys of a summary that an older program wrote today's names."""
+    return {ArtifactInfo.renamed.get(key, key): value for key, value in summary.items()} if summary else summary
 
 
-def _by_name(entries: Any, key: str) -> dict[str, Any]:
-    found = entries if isinstance(entries, list) else []
-    return {str(entry.get(key)): entry for entry in found if isinstance(entry, dict)}
+def _by_name(entries: Any) -> dict[str, Any]:
+    found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return {str(one.get("config_name")): {k: v for k, v in one.items() if k != "default"} for one in found}
 
 
 def _in_any_order(value: Any) -> Any:
     """Sort lists of texts: people reorder them. A single text is a list of one, as the Hub reads it."""
     texts = [value] if isinstance(value, str) else value
     return sorted(texts) if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
-
-
-def _bare(entry: Any) -> Any:
-    return {key: value for key, value in entry.items() if key != "default"} if isinstance(entry, dict) else entry

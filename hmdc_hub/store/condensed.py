@@ -1,10 +1,20 @@
-"""condensed.safetensors: the exact floats of a condensed set, in stored form (before decoding)."""
+"""condensed.safetensors: the exact floats of a condensed set, in stored form (before decoding).
+
+Safetensors files are written a part at a time, so that what they hold need never be in memory as a whole: the library
+writes tensors that are all there. Its format is a length, a table in JSON and the numbers
+(https://huggingface.co/docs/safetensors, "Format"); it reads what is written here, and writes the same bytes where no
+two types of numbers are equally wide.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +24,20 @@ from torch import Tensor
 
 from hmdc_hub.errors import FormatError, HmdcError, NotFoundError
 from hmdc_hub.schema import ArtifactInfo, SetHeader, canonical_json, sha256_of
-from hmdc_hub.store.files import parse_record
-from hmdc_hub.store.tensors import MAX_HEADER, METADATA_KEY, Parts, check_header, content_digest, write_tensors
+from hmdc_hub.store.files import atomic, parse_record
+
+MAX_HEADER = 16 * 1024 * 1024
+"""Most bytes of the table of a file; class names are in it, and the library reads up to a hundred million."""
+
+METADATA_KEY = "hmdc"
+"""The one metadata key of our files: the library writes several in random order."""
+
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 
 MOST_DECODED, MOST_TIMES = 64 * 1024 * 1024, 16
 """Most bytes of the training images, in 8 bits, that a set decodes to, for any set and as a multiple of its file: with
@@ -23,25 +45,14 @@ factor f they are f * f / 4 times as many, and f is 2 or 3 in every published se
 
 
 def write_condensed(path: Path, images: Tensor, labels: Tensor, header: SetHeader) -> None:
-    """Write a condensed set; the same arguments give the same bytes in every process.
-
-    Args:
-        path: The file, usually `condensed.safetensors`; replaced in one step.
-        images: float32 N x ch x H x W in [0, 1], stored form, class-major.
-        labels: int64 N, `header.ipc` of each class in order.
-        header: What a reader needs to decode and normalise.
-
-    Raises:
-        FormatError: The arguments do not fit together; nothing was written.
-        RunError: The file system failed.
-    """
+    """Write a condensed set, images N x ch x H x W and int64 labels N, as `write_classes` does."""
     _check_table(str(path), images.dtype, images.shape, header)
     _check_labels(str(path), labels.cpu(), header)
     write_classes(path, [images], images.shape[1:], header)
 
 
 def write_classes(path: Path, classes: Iterable[Tensor], shape: Sequence[int], header: SetHeader) -> None:
-    """Write a condensed set as `write_condensed` does, without having all of it at a time.
+    """Write a condensed set without having all of it at a time; the same arguments give the same bytes.
 
     Args:
         path: The file, usually `condensed.safetensors`; replaced in one step.
@@ -75,18 +86,11 @@ def write_classes(path: Path, classes: Iterable[Tensor], shape: Sequence[int], h
 
 
 def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, int]:
-    """Say what the training images of a set must be, from its info.json, before any of them is read.
+    """Say what the training images of a set must be, M, ch, H, W, from its info.json, before any of them is read.
 
     A stranger's numbers may be anything; those that memory is allocated by must follow from one another, and the exact
-    floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file
-    its table is read.
-
-    Args:
-        info: Of the set.
-        tensors: Its condensed.safetensors.
-
-    Returns:
-        M, ch, H, W.
+    floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file,
+    its condensed.safetensors, the table is read.
 
     Raises:
         NotFoundError: There is no such file.
@@ -97,10 +101,10 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
         raise NotFoundError(f"There is no file {tensors}.")
     source, stored = info.source, len(info.source.class_names) * info.ipc
     training, pixels = stored * info.factor**2, source.channels * source.size**2
-    if (info.stored_images, info.training_images) != (stored, training):
+    if (info.synthetic_images, info.training_images) != (stored, training):
         raise FormatError(
-            f"info.json is damaged: {info.stored_images:,} stored and {info.training_images:,} training images for "
-            f"{len(source.class_names)} classes of {info.ipc:,}, factor {info.factor:,}."
+            f"info.json is damaged: {info.synthetic_images:,} synthetic and {info.training_images:,} training images "
+            f"for {len(source.class_names)} classes of {info.ipc:,}, factor {info.factor:,}."
         )
     size = tensors.stat().st_size
     floats = stored * (4 * pixels + 8)
@@ -118,8 +122,9 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
         found = (len(header.class_names), header.ipc, header.factor, *file.get_slice("images").get_shape())
     due = (len(source.class_names), info.ipc, info.factor, stored, source.channels, source.size, source.size)
     if found != due:
+        text, said = (f"{n[0]}, {n[1]}, {n[2]}, {' x '.join(map(str, n[3:]))}" for n in (found, due))
         raise FormatError(
-            f"{tensors} holds {_text(found)}, and info.json says {_text(due)} (classes, images of each, factor, shape)."
+            f"{tensors} holds {text}, and info.json says {said} (classes, images of each, factor, shape)."
         )
     return training, source.channels, source.size, source.size
 
@@ -177,21 +182,9 @@ def _checksum(header: Mapping[str, Any], digest: str) -> str:
     return sha256_of({"header": {key: header[key] for key in header if key != "sha256"}, "content": digest})
 
 
-def _compare_checksum(path: Path, header: Mapping[str, Any]) -> None:
-    """Refuse a file whose header, as it stands there, has another checksum; one of an older program has none."""
-    if "sha256" not in header:
-        return
-    try:
-        found = _checksum(header, content_digest(path))
-    except ValueError as error:
-        raise _damaged(str(path), str(error)) from error
-    if header["sha256"] != found:
-        raise FormatError(f"{path} was changed or damaged since it was written: its checksum is another.")
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
-    """Open a condensed set and compare its checksum; gives the open file and its header."""
+    """Open a condensed set and compare its checksum, which one of an older program has not."""
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.")
     try:
@@ -203,7 +196,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, SetHeader]]:
             # The header first: a newer version may hold other tensors.
             stored = parse_record(metadata[METADATA_KEY], _StoredHeader, f"The header of {path}")
             header = SetHeader.model_validate(stored.model_dump(exclude={"sha256"}))
-            _compare_checksum(path, json.loads(metadata[METADATA_KEY]))
+            plain = json.loads(metadata[METADATA_KEY])
+            if "sha256" in plain and plain["sha256"] != _checksum(plain, content_digest(path)):
+                raise FormatError(f"{path} was changed or damaged since it was written: its checksum is another.")
             missing = {"images", "labels"} - set(file.keys())
             if missing:
                 raise FormatError(f"{path} is damaged: no tensor named {' or '.join(sorted(missing))}.")
@@ -234,17 +229,15 @@ def _labels(header: SetHeader) -> Tensor:
 
 def _check_table(where: str, dtype: torch.dtype | str, shape: Sequence[int], header: SetHeader) -> None:
     """Refuse what a reader could not decode, naming the first rule it breaks."""
-    shape = tuple(shape)
-    count = len(header.class_names) * header.ipc
+    shape, count = tuple(shape), len(header.class_names) * header.ipc
     if dtype != torch.float32 or len(shape) != 4 or shape[1] not in (1, 3):
         raise _damaged(where, f"images are {dtype} {shape}, not float32 N x (1 or 3) x H x W")
     if shape[0] != count or count == 0:
         raise _damaged(where, f"{shape[0]} images for {len(header.class_names)} classes of {header.ipc}")
     channels, height, width = shape[1:]
     if height != width or header.factor < 1 or height % header.factor:
-        raise _damaged(
-            where, f"images of {height} x {width} pixels are not squares divisible by factor {header.factor}"
-        )
+        what = f"images of {height} x {width} pixels are not squares divisible by factor {header.factor}"
+        raise _damaged(where, what)
     if len(header.mean) != channels or len(header.std) != channels or min(header.std) <= 0:
         raise _damaged(where, f"mean and std are not {channels} numbers each, std above 0")
 
@@ -265,9 +258,101 @@ def _check_pixels(where: str, images: Tensor) -> None:
         raise _damaged(where, f"pixels from {low.item():g} to {high.item():g} are not in [0, 1]")
 
 
-def _text(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:3])) + ", " + " x ".join(map(str, numbers[3:]))
-
-
 def _damaged(where: str, what: str) -> FormatError:
     return FormatError(f"{where} is damaged: {what}.")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tensor that comes in parts, which are rows of it, one after another, on any device; gone through once."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: Iterable[Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Parts:
+        """Take a tensor in one part."""
+        return cls(tensor.dtype, tuple(tensor.shape), [tensor])
+
+
+def in_order(tensors: Mapping[str, Parts]) -> list[str]:
+    """Return the names in the order of the file: wide numbers first, so that all are aligned; then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Parts], header: Callable[[str], str]) -> None:
+    """Write a safetensors file in one step; the same arguments give the same bytes in every process.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        header: Makes the text under `METADATA_KEY` from the file's `content_digest`, one as long as another.
+
+    Raises:
+        RunError: The file system failed.
+    """
+    names = in_order(tensors)
+    table, end = dict[str, Any](), 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += prod(tensor.shape) * tensor.dtype.itemsize
+        table[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        # The digest is known at the end and stands at the beginning.
+        head = _head(table, header("0" * 64))
+        file.write(head)
+        digest = hashlib.sha256(_compact(table))
+        for name in names:
+            before = file.tell()
+            for part in tensors[name].parts:
+                assert part.dtype == tensors[name].dtype, f"{name}: {part.dtype}, not {tensors[name].dtype}"
+                data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                digest.update(data)
+                file.write(data)
+            begin, end = table[name]["data_offsets"]
+            assert file.tell() - before == end - begin, f"{name}: {file.tell() - before} bytes, not {end - begin}"
+        final = _head(table, header(digest.hexdigest()))
+        assert len(final) == len(head)
+        file.seek(0)
+        file.write(final)
+
+
+def check_header(path: Path) -> None:
+    """Refuse a safetensors file whose table is larger than any honest one, before a library reads it.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"its table has {length:,} bytes; at most {MAX_HEADER:,} are read")
+
+
+def content_digest(path: Path) -> str:
+    """Compute the SHA-256 (hex) of a file's table and numbers, a little at a time; its metadata are left out.
+
+    Raises:
+        OSError, ValueError: It cannot be read, or is no safetensors file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("its table is longer than the file")
+        table = json.loads(file.read(length))
+        if not isinstance(table, dict):
+            raise ValueError("its table is no JSON object")
+        found = hashlib.sha256(_compact({name: entry for name, entry in table.items() if name != "__metadata__"}))
+        return hashlib.file_digest(file, lambda: found).hexdigest()
+
+
+def _head(table: Mapping[str, Any], header: str) -> bytes:
+    text = _compact({"__metadata__": {METADATA_KEY: header}} | dict(table))
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()

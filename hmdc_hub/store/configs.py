@@ -1,10 +1,14 @@
-"""Which configuration of a package is meant."""
+"""What a package or a published set says of its configurations in its card, and which of them is meant.
+
+A card, and the folder, may be a stranger's: what is read of them is bounded, and no link leads out.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +31,7 @@ SCORES_CONFIG = "scores"
 
 
 def check_name(config: str) -> None:
-    """Refuse what cannot be a configuration's name, such as a path.
-
-    Raises:
-        UsageError: It is not.
-    """
+    """Refuse what cannot be a configuration's name, such as a path, with a UsageError."""
     if not is_name(config):
         raise UsageError(f"{config!r} is not the name of a configuration, such as ipc10.")
 
@@ -42,11 +42,7 @@ def is_name(config: str) -> bool:
 
 
 def read_card_text(path: Path) -> str:
-    """Read a card as it is, line ends included, since what others wrote is kept; bytes that are no text are marked.
-
-    Raises:
-        FormatError: It is larger than any card.
-    """
+    """Read a card as it is, line ends included, since what others wrote is kept; bytes that are no text are marked."""
     with path.open("rb") as file:
         data = file.read(MAX_CARD + 1)
     if len(data) > MAX_CARD:
@@ -55,13 +51,9 @@ def read_card_text(path: Path) -> str:
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
-    """Split a card into its YAML block and its body.
+    """Split a card, which may be anybody's, into its YAML block and what follows it.
 
-    Args:
-        text: The whole README.md, which may be anybody's.
-
-    Returns:
-        The block, and what follows it; `{}` and the whole text if there is none or it cannot be read.
+    The block is `{}`, and the rest the whole text, if there is none or it cannot be read.
     """
     match = re.match(r"---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, flags=re.DOTALL)
     try:
@@ -86,31 +78,30 @@ def _written_out(value: Any, known: dict[int, float]) -> float:
     return known[id(value)]
 
 
+def configs_of(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a card's block says of the configurations that hmdc-hub published; empty if it says nothing."""
+    hmdc = block.get("hmdc")
+    found = hmdc.get("configs") if isinstance(hmdc, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def read_card(text: str) -> tuple[list[str], str | None]:
-    """Read the image configurations and the default one from a card's YAML block.
+    """Read the image configurations, in the card's order, and the default one or None from a card's YAML block.
 
-    Args:
-        text: The whole README.md, which may be anybody's: what cannot be read counts as absent.
-
-    Returns:
-        Names in the card's order, and the default one or None.
+    What cannot be read of a card, which may be anybody's, counts as absent.
     """
     configs = split_card(text)[0].get("configs")
     entries = configs if isinstance(configs, list) else []
-    named = [c for c in entries if isinstance(c, dict) and isinstance(c.get("config_name"), str)]
-    images = [c for c in named if is_name(c["config_name"])]
-    default = next((str(c["config_name"]) for c in images if c.get("default") is True), None)
-    return [str(c["config_name"]) for c in images], default
+    images = {
+        entry["config_name"]: entry.get("default") is True
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("config_name"), str) and is_name(entry["config_name"])
+    }
+    return list(images), next((name for name, default in images.items() if default), None)
 
 
 def choose(found: Sequence[str], default: str | None, config: str | None, where: str) -> str:
-    """Pick a configuration.
-
-    Args:
-        found: The names there are, at least one.
-        default: What the card calls the default.
-        config: What the caller asked for.
-        where: Package or Hub id, for messages.
+    """Pick a configuration: the one asked for, else the only one, else the default of those found in `where`.
 
     Raises:
         NotFoundError: The one asked for is not there.
@@ -127,3 +118,33 @@ def choose(found: Sequence[str], default: str | None, config: str | None, where:
     raise UsageError(
         f"{where} has several configurations: {', '.join(found)}.", hint=f'Name one, such as config="{found[0]}".'
     )
+
+
+def refuse_links(package: Path, configs: Iterable[str]) -> None:
+    """Refuse a package in which a link leads out of it, with a FormatError.
+
+    Links within it are harmless. So are those of a snapshot in a cache of the Hub's client, whose files are links to
+    the cache's own. The package may itself be a link; what belongs to none of its configurations is not looked at.
+    """
+    root = os.path.realpath(package)
+    above, name = os.path.split(os.path.dirname(root))
+    inside = [root, os.path.join(above, "blobs")] if name == "snapshots" else [root]
+    for path in _parts(package, configs):
+        if path.is_symlink():
+            target = os.path.realpath(path)
+            if not any(target.startswith(place + os.sep) for place in inside):
+                raise FormatError(
+                    f"{path} is a link that leads out of {package}, to {os.readlink(path)}; it was not followed.",
+                    hint="Do not trust the package; if it is yours, put a copy in the place of the link.",
+                )
+
+
+def _parts(package: Path, configs: Iterable[str]) -> Iterator[Path]:
+    """List what is read of a package, folders before what is in them; folders that are links are not entered."""
+    yield from (package / name for name in ("README.md", "assets", "scores"))
+    for config in configs:
+        yield package / "scores" / f"{config}.parquet"
+        for top in (package / config, package / "assets" / config):
+            yield top
+            for folder, folders, files in os.walk(top):
+                yield from (Path(folder, name) for name in (*folders, *files))

@@ -11,10 +11,10 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub import errors as hub
 
 import hmdc_hub
-from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError
-from hmdc_hub.schema import FORMAT_VERSION, NEEDED, Manifest
-from hmdc_hub.store.configs import check_name, choose, is_name, read_card, read_card_text, split_card
-from hmdc_hub.store.files import MAX_RECORD, UPGRADE, parse_record, sha256_file
+from hmdc_hub.errors import FormatError, NotFoundError
+from hmdc_hub.schema import NEEDED, Manifest
+from hmdc_hub.store.configs import check_name, choose, configs_of, is_name, read_card, read_card_text, split_card
+from hmdc_hub.store.files import MAX_RECORD, parse_record, refuse_newer, sha256_file
 from hmdc_hub.store.hub_errors import reading
 
 
@@ -38,27 +38,11 @@ class Downloaded:
 def download(repo_id: str, config: str | None, revision: str | None) -> Path:
     """Download info.json and condensed.safetensors of one configuration into the Hub cache.
 
-    Args:
-        repo_id: The dataset.
-        config: The configuration; None: the only or the default one of its card.
-        revision: Branch, tag or commit; None: main.
-
     Returns:
-        The folder with both files, all of one commit.
-
-    Raises:
-        NotFoundError: No such dataset, revision or configuration, or this account does not see it.
-        AccessError: The token is invalid, has expired, or may not read it.
-        UsageError: Several configurations and no default one.
-        FormatError: A file on the Hub is not the one that the manifest lists.
-        NetworkError: The Hub cannot be reached, or the cache does not hold the files while offline.
+        The folder with both files, all of one commit; arguments and errors as those of `download_package`.
     """
-    if config is not None:
-        check_name(config)
     with reading(repo_id, revision):
-        at, card = _card(repo_id, revision, None)
-        names, default = _ours(card, repo_id)
-        chosen = choose(names, default, config, repo_id)
+        at, (chosen,), _ = _open(repo_id, config, revision, None)
         listed = at.manifest(chosen)
         at.checked(f"{chosen}/info.json", listed)
         return at.checked(f"{chosen}/condensed.safetensors", listed).parent
@@ -93,25 +77,29 @@ def download_package(
         NewerFormatError: The set is of a newer format version than this program reads.
         NetworkError: The Hub cannot be reached, or the cache does not hold the files while offline.
     """
-    if config is not None:
-        check_name(config)
     with reading(repo_id, revision):
-        at, card = _card(repo_id, revision, cache)
-        names, default = _ours(card, repo_id)
-        everything = everything and config is None
-        chosen = names if everything else [choose(names, default, config, repo_id)]
-        listed = {name: at.manifest(name) for name in chosen} if check else {}
+        at, chosen, default = _open(repo_id, config, revision, cache, everything=everything)
+        wanted, listed = ["README.md", *(f"{name}/manifest.json" for name in chosen)], dict[str, str]()
         if check:
-            wanted = [path for hashes in listed.values() for path in hashes]
+            for name in chosen:
+                listed |= at.manifest(name)
+            wanted += listed
         else:
-            wanted = [pattern for name in chosen for pattern in (f"{name}/*", f"assets/{name}/*")]
+            wanted += [pattern for name in chosen for pattern in (f"{name}/*", f"assets/{name}/*")]
             # What nobody listed may be there all the same, and `scores/*.parquet` is what viewers show.
-            wanted += ["*/manifest.json", "scores/*"] if everything else [f"scores/{name}.parquet" for name in chosen]
-        folder = at.snapshot(["README.md", *(f"{name}/manifest.json" for name in chosen), *wanted])
-        for hashes in listed.values():
-            for path in hashes:
-                at.checked(path, hashes)
+            all_of_it = everything and config is None
+            wanted += ["*/manifest.json", "scores/*"] if all_of_it else [f"scores/{name}.parquet" for name in chosen]
+        folder = Path(
+            snapshot_download(
+                repo_id, repo_type="dataset", revision=at.revision, cache_dir=cache, allow_patterns=wanted, **_LIBRARY
+            )
+        )
+        for path in listed:
+            at.checked(path, listed)
     return Downloaded(folder, folder.name, tuple(chosen), default if default in chosen else None)
+
+
+_LIBRARY: dict[str, Any] = {"library_name": "hmdc-hub", "library_version": hmdc_hub.__version__}
 
 
 @dataclass(frozen=True)
@@ -123,43 +111,24 @@ class _Dataset:
     cache: Path | None
 
     def fetch(self, name: str, *, force: bool = False) -> Path:
-        """Download one file.
-
-        Raises:
-            FormatError: There is none of that name.
-        """
+        """Download one file."""
+        keys: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache, "force_download": force}
         try:
-            path = hf_hub_download(
-                self.repo_id,
-                name,
-                repo_type="dataset",
-                revision=self.revision,
-                force_download=force,
-                cache_dir=self.cache,
-                **_LIBRARY,
-            )
+            return Path(str(hf_hub_download(self.repo_id, name, repo_type="dataset", **keys, **_LIBRARY)))
         except hub.LocalEntryNotFoundError:
             raise  # the cache has none; whether the Hub has is not known
         except hub.EntryNotFoundError as error:
             raise FormatError(
                 f"{name} of {self.repo_id} is missing.", hint=f"`hmdc-hub verify {self.repo_id}` says what else is."
             ) from error
-        return Path(path)
 
     def whole(self, name: str) -> Path:
         """Download a file that no manifest lists; the cache's copy is replaced if it is not what the Hub named it."""
         path = self.fetch(name)
-        if constants.HF_HUB_OFFLINE or _is_blob(path):
-            return path
-        return self.fetch(name, force=True)
+        return path if constants.HF_HUB_OFFLINE or _is_blob(path) else self.fetch(name, force=True)
 
     def manifest(self, config: str) -> dict[str, str]:
-        """Read which files a configuration has: path to SHA-256.
-
-        Raises:
-            FormatError: The manifest is damaged, or is not that of a whole configuration.
-            NewerFormatError: It is of a newer format version.
-        """
+        """Read which files a configuration has: path to SHA-256."""
         where = f"{config}/manifest.json of {self.repo_id}"
         with self.whole(f"{config}/manifest.json").open("rb") as file:
             found = parse_record(file.read(MAX_RECORD + 1), Manifest, where)
@@ -181,21 +150,6 @@ class _Dataset:
             hint=f"`hmdc-hub verify {self.repo_id}` says what else is wrong; tell its author.",
         )
 
-    def snapshot(self, names: list[str]) -> Path:
-        """Download files by names or patterns; those that are not there are left out."""
-        folder = snapshot_download(
-            self.repo_id,
-            repo_type="dataset",
-            revision=self.revision,
-            cache_dir=self.cache,
-            allow_patterns=names,
-            **_LIBRARY,
-        )
-        return Path(folder)
-
-
-_LIBRARY: dict[str, Any] = {"library_name": "hmdc-hub", "library_version": hmdc_hub.__version__}
-
 
 def _is_blob(path: Path) -> bool:
     """Tell whether a file of the cache is what its name there says: SHA-256, or git's id of a small file.
@@ -206,52 +160,42 @@ def _is_blob(path: Path) -> bool:
     if len(blob.name) == 64:
         return sha256_file(blob) == blob.name
     data = blob.read_bytes()
-    return len(blob.name) != 40 or hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == (
-        blob.name
-    )
+    git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return len(blob.name) != 40 or git == blob.name
 
 
-def _card(repo_id: str, revision: str | None, cache: Path | None) -> tuple[_Dataset, str]:
-    """Download the card; gives the commit it is of, and its text.
+def _open(
+    repo_id: str, config: str | None, revision: str | None, cache: Path | None, *, everything: bool = False
+) -> tuple[_Dataset, list[str], str | None]:
+    """Download the card, and choose among the configurations that hmdc-hub published.
 
-    Files of a Hub cache live under snapshots/<commit>/: what is asked for by that commit belongs to this card, even if
-    somebody pushes in between.
+    Returns:
+        The dataset at the commit that the card is of, the chosen configurations in the card's order, and the card's
+        default one. Files of a Hub cache live under snapshots/<commit>/: what is asked for by that commit belongs to
+        this card, even if somebody pushes in between.
     """
+    if config is not None:
+        check_name(config)
     try:
         path = _Dataset(repo_id, revision, cache).fetch("README.md")
     except FormatError as error:
         raise _foreign(repo_id, "it has no card") from error
     at = _Dataset(repo_id, path.parent.name, cache)
-    return at, read_card_text(at.whole("README.md"))
-
-
-def _ours(card: str, repo_id: str) -> tuple[list[str], str | None]:
-    """Name the configurations that hmdc-hub published, in the card's order, and the card's default one.
-
-    Raises:
-        NotFoundError: There are none.
-        FormatError: A name of one is a path or the like.
-        NewerFormatError: A newer program published them.
-    """
-    block = split_card(card)[0].get("hmdc")
-    version = block.get("format_version") if isinstance(block, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{repo_id} has format version {version}; this hmdc-hub reads versions up to {FORMAT_VERSION}.",
-            hint=UPGRADE,
-        )
-    configs = block.get("configs") if isinstance(block, dict) else None
-    names = list(configs) if isinstance(configs, dict) else []
-    if not names:
+    card = read_card_text(at.whole("README.md"))
+    block = split_card(card)[0]
+    refuse_newer(block.get("hmdc"), repo_id)
+    ours = list(configs_of(block))
+    if not ours:
         raise _foreign(repo_id, "its card lists no configurations of one")
-    for name in names:
+    for name in ours:
         if not isinstance(name, str) or not is_name(name):
             raise FormatError(
                 f"The card of {repo_id} is damaged: {str(name)[:80]!r} is not the name of a configuration.",
                 hint="Tell its author, who can push again.",
             )
     shown, default = read_card(card)
-    return [*[name for name in shown if name in names], *[name for name in names if name not in shown]], default
+    names = [*[name for name in shown if name in ours], *[name for name in ours if name not in shown]]
+    return at, names if everything and config is None else [choose(names, default, config, repo_id)], default
 
 
 def _foreign(repo_id: str, why: str) -> NotFoundError:

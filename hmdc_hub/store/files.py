@@ -1,23 +1,39 @@
-"""Atomic writes, hashes and the JSON files of a run."""
+"""Atomic writes of files and folders, hashes, and the small files of a run: JSON, and confusion.safetensors."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
-from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Scores, is_intact, sealed, unsealed
-from hmdc_hub.schema.base import CHECKSUM
+from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, RunExistsError
+from hmdc_hub.schema import (
+    CHECKSUM,
+    FORMAT_VERSION,
+    FORMER_BASELINES,
+    ArtifactInfo,
+    Scores,
+    is_intact,
+    sealed,
+    unsealed,
+)
+from hmdc_hub.temporary import lock
 
-UPGRADE = "Run `pip install -U hmdc-hub`, then try again."
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[np.integer[Any]]
+
 TEMPORARY = ".hmdc-tmp"
 """Suffix of files that are being written; one left behind by a killed process is worth nothing."""
 
@@ -38,10 +54,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder to write to, and put it in the place of `path` when the block ends.
 
     Other processes see the old file or the whole new one, never a part. If the block raises, the temporary file goes
-    away and `path` is untouched.
-
-    Args:
-        path: The file to write; its folder is made if missing.
+    away and `path` is untouched. Its folder is made if missing.
 
     Raises:
         RunError: The disk is full, the folder cannot be written, or another failure of the file system.
@@ -55,7 +68,13 @@ def atomic(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
             _flush(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"No space is left to write {path}; what was there before is unchanged.",
+                hint="Free some space, then run the same command again.",
+            ) from error
+        text = f"Cannot write {path}: {error.strerror or error}; what was there before is unchanged."
+        raise RunError(text) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -67,15 +86,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_error(path: Path, error: OSError) -> RunError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
-            f"No space is left to write {path}; what was there before is unchanged.",
-            hint="Free some space, then run the same command again.",
-        )
-    return RunError(f"Cannot write {path}: {error.strerror or error}; what was there before is unchanged.")
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -92,10 +102,8 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write readable JSON (two spaces, keys in their own order, final newline) in one step; see `atomic`.
 
-    Args:
-        path: The file to write.
-        value: Plain data, or a pydantic model such as `ArtifactInfo` or `Scores`, which gets a checksum that
-            `read_record` compares. NaN and infinity are refused.
+    A pydantic model such as `ArtifactInfo` or `Scores` gets a checksum that `read_record` compares. NaN and infinity
+    are refused.
     """
     write_text_atomic(path, json_text(value))
 
@@ -107,15 +115,16 @@ def json_text(value: Any) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hash a file's bytes; hex digits.
+    """Hash a file's bytes; hex digits. A NotFoundError if there is none, a FormatError if it cannot be read."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It cannot be read.
-    """
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            yield file
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file {path}.") from error
     except OSError as error:
@@ -140,25 +149,25 @@ def read_record(path: Path, kind: type[_Record]) -> _Record:
         FormatError: It is damaged or cannot be read.
         NewerFormatError: It is of a newer format version than this program reads.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_RECORD + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"There is no file {path}.") from error
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror or error}.") from error
+    with _opened(path) as file:
+        text = file.read(MAX_RECORD + 1)
     return parse_record(text, kind, str(path))
+
+
+def refuse_newer(plain: Any, where: str) -> None:
+    """Refuse data of a newer format version than this program reads, with a NewerFormatError."""
+    version = plain.get("format_version") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{where} has format version {version}; this hmdc-hub reads versions up to {FORMAT_VERSION}.",
+            hint="Run `pip install -U hmdc-hub`, then try again.",
+        )
 
 
 def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
     """Parse JSON of ours into its pydantic model, the version first: a newer file may have keys unknown here.
 
-    A checksum is compared; an older program's file has none.
-
-    Args:
-        text: The JSON.
-        kind: The model.
-        where: What the text is, for messages.
+    A checksum is compared; an older program's file has none. Messages call the text `where`.
 
     Raises:
         FormatError: It is damaged.
@@ -172,18 +181,15 @@ def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
         )
     try:
         plain = json.loads(text)
-    except ValueError as error:
-        raise FormatError(f"{where} is damaged: not JSON ({error}).") from error
-    except RecursionError as error:
-        raise FormatError(f"{where} is damaged: nested too deeply.") from error
-    version = plain.get("format_version") if isinstance(plain, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{where} has format version {version}; this hmdc-hub reads versions up to {FORMAT_VERSION}.", hint=UPGRADE
-        )
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else f"not JSON ({error})"
+        raise FormatError(f"{where} is damaged: {what}.") from error
+    refuse_newer(plain, where)
     # Here and not by pydantic, which keeps a copy of the whole file for each key that is missing.
+    former = getattr(kind, "renamed", {})
+    present = {former.get(key, key) for key in plain} if isinstance(plain, dict) else set()
     for name, field in kind.model_fields.items():
-        if isinstance(plain, dict) and field.is_required() and name not in plain:
+        if isinstance(plain, dict) and field.is_required() and name not in present:
             raise FormatError(f"{where} is damaged: {name}: Field required.")
     checked = isinstance(plain, dict) and CHECKSUM in plain
     try:
@@ -200,3 +206,95 @@ def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
     if not intact:
         raise FormatError(f"{where} was changed or damaged since it was written: its checksum is another.")
     return record
+
+
+def write_confusion(path: Path, matrices: Mapping[tuple[str, str], Matrix]) -> None:
+    """Write confusion matrices, C x C whole numbers by training set and model: row true, column predicted class."""
+    from safetensors.numpy import save
+
+    tensors = {f"{name}/{model}": matrix.astype("int64") for (name, model), matrix in matrices.items()}
+    write_bytes_atomic(path, save(tensors))
+
+
+def read_confusion(path: Path) -> dict[tuple[str, str], Matrix]:
+    """Read confusion matrices: int64 C x C by training set and model.
+
+    Raises:
+        NotFoundError: There is no such file.
+        FormatError: It is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise NotFoundError(f"There is no file {path}.")
+    try:
+        tensors = load_file(path)
+        keys = {key: key.partition("/") for key in tensors}
+        return {(FORMER_BASELINES.get(name, name), model): tensors[key] for key, (name, _, model) in keys.items()}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise FormatError(f"{path} is damaged: {error}.", hint="`hmdc-hub evaluate` writes it again.") from error
+
+
+@contextmanager
+def workplace(place: Path) -> Iterator[Path]:
+    """Give an empty folder beside `place`, on the same disk, in which to build what will be moved there.
+
+    It is locked, and the kernel frees the lock however the process ends: what is in it without a lock belongs to a
+    process that was killed. `put` moves an earlier `place` aside into it; a kill in that moment is mended here. The
+    parent of `place` is made if missing.
+
+    Raises:
+        RunExistsError: Another process is building it.
+        OSError: The file system failed.
+    """
+    folder = place.absolute().with_name(f".{place.name}{TEMPORARY}")
+    descriptor = _locked(folder, place)
+    try:
+        if (folder / "old").exists() and not place.exists():
+            (folder / "old").rename(place)
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        yield folder
+    finally:
+        # With the lock still held: whoever has opened the folder meanwhile finds that it is gone. What cannot be
+        # removed is the next one's to clear.
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def put(new: Path, place: Path) -> None:
+    """Move a folder that was built in the workplace of `place` there, and what is there before it out of the way.
+
+    Raises:
+        OSError: The file system failed; what was there is there.
+    """
+    old = new.with_name("old")
+    if place.exists():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+
+
+def _locked(folder: Path, place: Path) -> int | None:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.name == "nt":  # there, two processes that build one folder are not told apart
+            return None
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # whoever had it has just finished
+        if not lock(descriptor):
+            os.close(descriptor)
+            raise RunExistsError(
+                f"Another process is writing {place}.", hint="Wait until it ends, or write another folder."
+            )
+        if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+        os.close(descriptor)  # it was removed between the two lines, and another may be there

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hmdc_hub.events import ImageStep, Listener, Note
+from hmdc_hub.events import Callback, ImageStep, Note
 from hmdc_hub.store.files import write_bytes_atomic
 
 RECENT = 50
@@ -18,21 +18,15 @@ RECENT = 50
 
 
 class Journal:
-    """The log of a run.
+    """The log of a run, log.jsonl; the callback is told about every step. A rank that only works writes none."""
 
-    Args:
-        path: Of log.jsonl.
-        listener: Told about every step.
-        writes: False for a rank that only works.
-    """
-
-    def __init__(self, path: Path, listener: Listener, *, writes: bool = True) -> None:
-        self.path, self.listener, self.writes = path, listener, writes
+    def __init__(self, path: Path, callback: Callback, *, writes: bool = True) -> None:
+        self.path, self.callback, self.writes = path, callback, writes
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._lines: list[str] = []
 
     def add(self, step: ImageStep, seconds: float) -> None:
-        """Note an image step that took so long, and tell the listener."""
+        """Note an image step that took so long, and tell the callback."""
         self._recent.append(seconds)
         event = replace(
             step,
@@ -40,7 +34,7 @@ class Journal:
             seconds_left=(step.total - step.done) * sum(self._recent) / len(self._recent),
         )
         self._lines.append(json.dumps(_plain(event)) + "\n")
-        self.listener(event)
+        self.callback(event)
 
     def flush(self) -> None:
         """Write what was noted since the last time."""
@@ -60,12 +54,12 @@ class Journal:
         except OSError as error:
             aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
             self.path.rename(aside)
-            self.listener(Note(f"log.jsonl cannot be read ({error.strerror or error}): it is now {aside.name}"))
+            self.callback(Note(f"log.jsonl cannot be read ({error.strerror or error}): it is now {aside.name}"))
             return
         steps = [_step(line) for line in lines]
         kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= done]
         if damaged := steps.count(None):
-            self.listener(Note(f"{damaged} damaged line{'s' * (damaged > 1)} of log.jsonl dropped"))
+            self.callback(Note(f"{damaged} damaged line{'s' * (damaged > 1)} of log.jsonl dropped"))
         if kept != lines:
             write_bytes_atomic(self.path, b"".join(kept))
 
@@ -85,8 +79,5 @@ def _plain(event: ImageStep) -> dict[str, Any]:
     fields = {name: value for name, value in vars(event).items() if name != "images"}
     for key in ("losses", "shares", "accuracies"):
         fields[key] = {name: float(f"{value:.6g}") for name, value in fields[key].items()}
-    return fields | {
-        "clamped": float(f"{event.clamped:.6g}"),
-        "images_per_second": round(event.images_per_second, 1),
-        "seconds_left": round(event.seconds_left, 1),
-    }
+    tenths = {key: round(fields[key], 1) for key in ("images_per_second", "seconds_left")}
+    return fields | {"clamped": float(f"{event.clamped:.6g}")} | tenths

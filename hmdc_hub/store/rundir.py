@@ -1,4 +1,4 @@
-"""Run directories: where everything of one run is, how far it came, and who works in it."""
+"""Run directories: where everything of one run is, how far it came, who works in it; listing and removing them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from hmdc_hub.catalog import read_recipe_file
-from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, RunExistsError
+from hmdc_hub.errors import (
+    FormatError,
+    HmdcError,
+    NewerFormatError,
+    NotFoundError,
+    RunError,
+    RunExistsError,
+    UsageError,
+)
 from hmdc_hub.schema import ArtifactInfo, Scores
 from hmdc_hub.store.files import TEMPORARY, json_text, read_info, read_scores, sha256_file
+from hmdc_hub.temporary import lock
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: there, nothing keeps two processes out of one directory
-    fcntl = None  # type: ignore[assignment]
-
-_Record = TypeVar("_Record", ArtifactInfo, Scores)
+_Of = TypeVar("_Of")
+_Read = TypeVar("_Read")
 
 RunState = Literal["empty", "unfinished", "condensed", "scored", "finished"]
 
@@ -29,112 +35,77 @@ RunState = Literal["empty", "unfinished", "condensed", "scored", "finished"]
 _held: dict[Path, tuple[int, int]] = {}
 
 
+class _Named:
+    """A path below a run directory, as an attribute of `RunDir`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunDir, owner: type[RunDir]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The directory of one run; the attributes are the paths in it, whether or not they exist yet.
 
     Attributes:
         path: The directory, such as `runs/cifar10_ipc10`.
+        recipe: The resolved recipe.
+        condensed: The condensed set, exact floats in stored form.
+        parquet: The decoded images in 8 bits: what evaluation trains on and the Hub serves.
+        info: Provenance; written last, so its presence says that condensing is complete.
+        checkpoints: Folder of checkpoints.
+        log: The log, one JSON object per line.
+        scores: The scores.
+        cells: Finished trainings of an evaluation, one JSON object per line.
+        confusion: Confusion matrices of an evaluation, int64 C x C by `<training set>/<model>`: row true, column
+            predicted.
+        report: Folder with the evaluation's report: a page, pictures, tables.
+        evaluations: Folder of evaluations by other protocols than the recipe's, each a directory with its own scores.
+        trackers: Folder of what trackers keep here (`hmdc_hub.trackers`).
+        preview: Contact sheet of the condensed images.
+        package: Folder with exactly what the Hub repository will hold.
+        lock_file: The file that `lock` locks.
     """
 
     path: Path
+    recipe: ClassVar = _Named("recipe.yaml")
+    condensed: ClassVar = _Named("condensed.safetensors")
+    parquet: ClassVar = _Named("train.parquet")
+    info: ClassVar = _Named("info.json")
+    checkpoints: ClassVar = _Named("checkpoints")
+    log: ClassVar = _Named("log.jsonl")
+    scores: ClassVar = _Named("scores.json")
+    cells: ClassVar = _Named("cells.jsonl")
+    confusion: ClassVar = _Named("confusion.safetensors")
+    report: ClassVar = _Named("report")
+    evaluations: ClassVar = _Named("evaluations")
+    trackers: ClassVar = _Named("trackers")
+    preview: ClassVar = _Named("preview.png")
+    package: ClassVar = _Named("package")
+    lock_file: ClassVar = _Named(".lock")
 
     @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.path / "recipe.yaml"
-
-    @property
-    def condensed(self) -> Path:
-        """The condensed set, exact floats in stored form."""
-        return self.path / "condensed.safetensors"
-
-    @property
-    def start(self) -> Path:
-        """The stored images before the first image step, in the format of `condensed`."""
-        return self.path / "start.safetensors"
-
-    @property
-    def parquet(self) -> Path:
-        """The decoded images in 8 bits: what evaluation trains on and the Hub serves."""
-        return self.path / "train.parquet"
-
-    @property
-    def info(self) -> Path:
-        """Provenance; written last, so its presence says that condensing is complete."""
-        return self.path / "info.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def log(self) -> Path:
-        """The log, one JSON object per line."""
-        return self.path / "log.jsonl"
-
-    @property
-    def scores(self) -> Path:
-        """The scores."""
-        return self.path / "scores.json"
-
-    @property
-    def cells(self) -> Path:
-        """Finished trainings of an evaluation, one JSON object per line."""
-        return self.path / "cells.jsonl"
-
-    @property
-    def confusion(self) -> Path:
-        """Confusion matrices of an evaluation, int64 C x C by `<training set>/<model>`: row true, column predicted."""
-        return self.path / "confusion.safetensors"
-
-    @property
-    def report(self) -> Path:
-        """Folder with the evaluation's report: a page, pictures, tables."""
-        return self.path / "report"
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder of evaluations by other protocols than the recipe's, each a directory with scores of its own."""
-        return self.path / "evaluations"
-
-    @property
-    def preview(self) -> Path:
-        """Contact sheet of the condensed images."""
-        return self.path / "preview.png"
-
-    @property
-    def package(self) -> Path:
-        """Folder with exactly what the Hub repository will hold."""
-        return self.path / "package"
-
-    @property
-    def lock_file(self) -> Path:
-        """The file that `lock` locks."""
-        return self.path / ".lock"
+    def initialisation(self) -> Path:
+        """The synthetic images before the first image step, in the format of `condensed`."""
+        former = self.path / "start.safetensors"  # as the first program called it
+        return former if former.is_file() else self.path / "initialisation.safetensors"
 
     @property
     def finished(self) -> bool:
         """Whether condensing is complete: info.json is there and both data files have the hashes it names.
 
-        Raises:
-            NewerFormatError: info.json is of a newer format version: a newer program's run is not to be taken for an
-                unfinished one.
+        A newer program's run is not to be taken for an unfinished one: it is a NewerFormatError.
         """
         return self._condensed_info(verify=True) is not None
 
     def state(self, *, verify: bool = True) -> RunState:
-        """Say how far the run came.
+        """Say how far the run came; a file of a newer format version is a NewerFormatError.
 
         `empty`: no recipe in it; `unfinished`: condensing is not complete; `condensed`: no scores of these images;
-        `scored`: no package of these images and scores; `finished`: all there.
-
-        Args:
-            verify: Hash the data files; False trusts that they are what info.json was written for.
-
-        Raises:
-            NewerFormatError: A file is of a newer format version.
+        `scored`: no package of these images and scores; `finished`: all there. `verify=False` hashes no data files and
+        trusts that they are what info.json was written for.
         """
         if not self.recipe.is_file():
             return "empty"
@@ -144,34 +115,20 @@ class RunDir:
         scores = _readable(self.scores, read_scores)
         if scores is None or scores.parquet_sha256 != info.parquet_sha256:
             return "condensed"
-        return "finished" if self._packaged() else "scored"
+        # The scores name the parquet's hash, so a package that holds them holds the images too.
+        wanted = _readable(self, RunDir.public_scores)
+        packaged = any(found.read_bytes() == wanted for found in self.package.glob("*/scores.json"))
+        return "finished" if packaged else "scored"
 
     def _condensed_info(self, *, verify: bool) -> ArtifactInfo | None:
         info = _readable(self.info, read_info)
         if info is None or not self.condensed.is_file() or not self.parquet.is_file():
             return None
-        if verify and (
-            sha256_file(self.condensed) != info.tensors_sha256 or sha256_file(self.parquet) != info.parquet_sha256
-        ):
-            return None
-        return info
-
-    def _packaged(self) -> bool:
-        """Whether the package holds the present scores (they name the parquet's hash, so the images too)."""
-        try:
-            wanted = self.public_scores()
-        except NewerFormatError:
-            raise
-        except (NotFoundError, FormatError):
-            return False
-        return any(found.read_bytes() == wanted for found in self.package.glob("*/scores.json"))
+        due = (info.tensors_sha256, info.parquet_sha256)
+        return info if not verify or (sha256_file(self.condensed), sha256_file(self.parquet)) == due else None
 
     def public_scores(self) -> bytes:
-        """Return scores.json as a package has it: the same bytes unless it names paths of this machine.
-
-        Raises:
-            FormatError: A file is damaged.
-        """
+        """Return scores.json as a package has it: the same bytes unless it names paths of this machine."""
         scores, source = read_scores(self.scores), read_info(self.info).source
         changes: dict[str, object] = {"protocol": scores.protocol.without_paths()}
         if source.kind == "local":
@@ -218,19 +175,15 @@ class RunDir:
                 f"Cannot use {self.path} as a run directory: {error.strerror or error}.",
                 hint="Once that is mended, run the same command again; --run-dir takes another directory.",
             ) from error
-        if fcntl is None:
+        if os.name == "nt":  # there are no such locks: nothing keeps two processes out of one directory
             return descriptor
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock(descriptor):
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise RunExistsError(
                 f"Another process (id {owner}) works in {self.path}.",
                 hint="Wait until it ends, or stop it; what it has done so far is kept.",
-            ) from error
-        except OSError:
-            return descriptor  # some network file systems have no locks; refusing to run there would be worse
+            )
         with suppress(OSError):  # a full disk: the lock holds without saying whose it is
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -240,18 +193,88 @@ class RunDir:
 def _remove_leftovers(folder: Path) -> None:
     """Delete what killed processes were writing."""
     for leftover in folder.glob(f".*{TEMPORARY}"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                leftover.unlink()
+        shutil.rmtree(leftover, ignore_errors=True)
+        with suppress(OSError):
+            leftover.unlink(missing_ok=True)
 
 
-def _readable(path: Path, read: Callable[[Path], _Record]) -> _Record | None:
-    """Read a file of ours; None if it is missing or damaged, while a newer version still raises."""
+def _readable(of: _Of, read: Callable[[_Of], _Read]) -> _Read | None:
+    """Read something of ours; None if it is missing or damaged, while a newer version still raises."""
     try:
-        return read(path)
+        return read(of)
     except NewerFormatError:
         raise
     except (NotFoundError, FormatError):
         return None
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One line of `runs ls`.
+
+    Attributes:
+        run: The run directory.
+        state: How far it came; `unfinished` if that cannot be read.
+        info: Provenance; None before condensing is complete.
+        scores: None before evaluation.
+        problem: Why the run cannot be read; empty if it can.
+    """
+
+    run: RunDir
+    state: RunState
+    info: ArtifactInfo | None
+    scores: Scores | None
+    problem: str = ""
+
+
+def list_runs(root: Path) -> list[RunEntry]:
+    """List the run directories directly below a folder such as `runs`, by name; data files are not hashed."""
+    return [_entry(RunDir(path)) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []
+
+
+def _entry(run: RunDir) -> RunEntry:
+    try:
+        state = run.state(verify=False)
+        info = read_info(run.info) if state not in ("empty", "unfinished") else None
+        scores = read_scores(run.scores) if state in ("scored", "finished") else None
+        return RunEntry(run, state, info, scores)
+    except HmdcError as error:
+        return RunEntry(run, "unfinished", None, None, error.message)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a directory that a run was started in: a recipe, and a lock file or results beside it."""
+    results = (".lock", "info.json", "checkpoints", "log.jsonl")
+    return (path / "recipe.yaml").is_file() and any((path / name).exists() for name in results)
+
+
+def _is_ours(name: str) -> bool:
+    own = {entry.name for entry in vars(RunDir).values() if isinstance(entry, _Named)}
+    more = ("initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", f".*{TEMPORARY}")
+    return name in own or any(fnmatch(name, pattern) for pattern in more)
+
+
+def remove(run: RunDir) -> None:
+    """Delete a run directory with everything in it.
+
+    Raises:
+        NotFoundError: There is no such directory.
+        UsageError: It is not a run directory, or holds files that are not ours; nothing was deleted.
+        RunExistsError: A process works in it.
+        RunError: The file system refused.
+    """
+    if run.path.is_symlink() or not run.path.is_dir():
+        raise NotFoundError(f"There is no run directory {run.path}.", hint="`hmdc-hub runs ls` lists the runs.")
+    if not is_run(run.path):
+        raise UsageError(f"{run.path} is not a run directory; nothing was deleted.")
+    strangers = sorted(entry.name for entry in run.path.iterdir() if not _is_ours(entry.name))
+    if strangers:
+        raise UsageError(
+            f"{run.path} holds files that hmdc-hub did not write: {', '.join(strangers[:5])}; nothing was deleted.",
+            hint="Move them elsewhere, then try again.",
+        )
+    with run.lock():
+        try:
+            shutil.rmtree(run.path)
+        except OSError as error:
+            raise RunError(f"Cannot delete {run.path}: {error.strerror or error}.") from error

@@ -77,6 +77,7 @@ class Routes:
             ("POST|DELETE", rf"{api}/tag/(?P<name>[^/]+)", self.tag),
             ("POST|DELETE", rf"{api}/branch/(?P<name>[^/]+)", self.branch),
             ("GET", rf"{api}(?:/revision/(?P<revision>[^/]+))?", self.info),
+            ("GET", r"/api/(?P<type>models|datasets)/(?P<id>[^/]+)", self.info),  # a name without an owner
             ("POST", rf"{page}\.git/info/lfs/objects/batch", self.lfs_batch),
             ("GET|HEAD", rf"{page}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", self.resolve),
             ("PUT|POST|GET|HEAD", r"/lfs-files/(?P<sha>[0-9a-f]{64})", self.large),

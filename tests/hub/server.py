@@ -119,7 +119,15 @@ class LocalHub:
         with self.lock:
             repos = {key: replace(repo, commits=dict(repo.commits), branches=dict(repo.branches), tags=dict(repo.tags),
                                   pulls=dict(repo.pulls)) for key, repo in self.state.repos.items()}  # fmt: skip
-            return replace(self.state, repos=repos, large=dict(self.state.large))
+            state, orgs = self.state, {name: dict(roles) for name, roles in self.state.orgs.items()}
+            return replace(
+                state,
+                users=set(state.users),
+                orgs=orgs,
+                tokens=dict(state.tokens),
+                repos=repos,
+                large=dict(state.large),
+            )
 
     def restore(self, state: State) -> None:
         """Go back to a snapshot, which can be used again."""

@@ -174,6 +174,7 @@ print([row["x"] for row in d])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["second"], ["first", "stream"]])
 def test_load_dataset_in_a_fresh_process(
     hub: LocalHub, tmp_path: Path, child_environment: dict[str, str], arguments: list[str]

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hmdc_hub.publish.hub import Hub
-from hmdc_hub.publish.plan import Plan, Wishes
+from hmdc_hub.publish.plan import PushOptions, PushPlan, Wanted
 from hmdc_hub.publish.push import Published, Push, publish
-from hmdc_hub.publish.staging import Wanted
 from hmdc_hub.store import RunDir
 from tests.builders import make_recipe, make_run
 from tests.hub import LocalHub
@@ -35,18 +34,18 @@ def no_wait(seconds: float) -> None:
     """Stand in for `time.sleep`."""
 
 
-def wishes(**keys: Any) -> Wishes:
-    """Make wishes; `default`, `scores_only` and `force` are those about the content."""
+def options(**keys: Any) -> PushOptions:
+    """Make options; `default`, `scores_only` and `force` are those about the content."""
     content = {name: keys.pop(name) for name in ("default", "scores_only", "force") if name in keys}
-    return Wishes(**keys, content=Wanted(**content))
+    return PushOptions(**keys, content=Wanted(**content))
 
 
-def plan(run: RunDir, **keys: Any) -> Plan:
-    """Plan a push without doing it."""
-    with Push(run, wishes(**keys), hub=Hub(no_wait)) as pushing:
+def plan(run: RunDir, **keys: Any) -> PushPlan:
+    """PushPlan a push without doing it."""
+    with Push(run, options(**keys), hub=Hub(no_wait)) as pushing:
         return pushing.plan()
 
 
 def push(run: RunDir, **keys: Any) -> Published:
     """Push a run."""
-    return publish(run, wishes(**keys), hub=Hub(no_wait))
+    return publish(run, options(**keys), hub=Hub(no_wait))

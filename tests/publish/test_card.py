@@ -22,8 +22,8 @@ from hmdc_hub.publish.card import BEGIN, END
 from hmdc_hub.publish.facts import ConfigFacts
 from hmdc_hub.publish.front_matter import front_matter
 from hmdc_hub.schema import FORMAT_VERSION, Recipe, sealed
-from hmdc_hub.store.configs import split_card
-from tests.builders import edit_json, make_recipe, make_run, make_source_info
+from hmdc_hub.store import split_card
+from tests.builders import CONVNET, edit_json, make_recipe, make_run, make_source_info
 
 
 def block(card: str) -> dict[str, Any]:
@@ -83,6 +83,19 @@ def test_numbers_in_dataset_info_are_those_of_the_footer(one: Path) -> None:
     assert info["dataset_size"] == sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yes", "1e3", "null", "0o17", "12"])
+def test_names_stay_text_to_every_reader_of_yaml(tmp_path: Path, name: str) -> None:
+    ruamel = pytest.importorskip("ruamel.yaml")
+    card = render(packed(tmp_path, make_recipe(config=name), class_names=["on", "1e3", "~"]))
+    text = card.split("---\n")[1]
+    for top in (block(card), vars(DatasetCard(card).data), ruamel.YAML(typ="safe", pure=True).load(text)):
+        assert top["configs"][0]["config_name"] == name and list(top["hmdc"]["configs"]) == [name]
+        label = top["dataset_info"][0]["features"][1]
+        assert label["dtype"]["class_label"]["names"] == {"0": "on", "1": "1e3", "2": "~"}
+
+
+@pytest.mark.slow
 def test_the_libraries_read_the_block(several: Path, tmp_path: Path) -> None:
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -96,6 +109,7 @@ def test_the_libraries_read_the_block(several: Path, tmp_path: Path) -> None:
     assert infos["ipc2"].features["label"].names == ["cat", "dog", "ship"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "recipe", "shown"),
     [
@@ -121,12 +135,14 @@ def test_a_licence_is_carried_over_never_invented(
     assert {key: value for key, value in top.items() if key.startswith("license")} == shown
 
 
+@pytest.mark.slow
 def test_several_licences_are_all_named(several: Path) -> None:
     assert block(render(several))["license"] == ["cc-by-4.0", "mit"]
     text = render(several)
     assert "(`ipc2`, `ipc5`) is under cc-by-4.0" in text and "(`grey`) is under mit" in text
 
 
+@pytest.mark.slow
 def test_gating_is_said(tmp_path: Path) -> None:
     text = render(packed(tmp_path, make_recipe(), gated=True))
     assert "asks for consent" in text
@@ -159,7 +175,7 @@ def test_the_default_is_the_one_asked_for(several: Path) -> None:
 def test_the_first_lines_say_what_it_is(one: Path) -> None:
     body = split_card(render(one))[1].strip().splitlines()
     assert body[0].startswith("# ") and "HMDC" in body[0]
-    assert "2 stored = 8 training images per class" in body[2]
+    assert "2 synthetic = 8 training images per class" in body[2]
     assert any(line.startswith("![") and "assets/ipc2/preview.png" in line for line in body[:8])
 
 
@@ -167,7 +183,7 @@ def test_nothing_true_of_one_configuration_is_said_of_all(several: Path) -> None
     body = split_card(render(several))[1]
     intro = body[: body.index("| configuration")]
     assert "someone/tiny" in intro and "uoft-cs/cifar10" in intro
-    assert "`grey`, the default configuration: 1 stored = 4 training images per class" in intro
+    assert "`grey`, the default configuration: 1 synthetic = 4 training images per class" in intro
     for name, count in (("ipc2", "24"), ("ipc5", "60"), ("grey", "12")):
         (row,) = [line for line in body.splitlines() if line.startswith(f"| `{name}`")]
         assert f"| {count} |" in row
@@ -178,6 +194,21 @@ def test_the_loop_is_short_and_python(several: Path) -> None:
     loop = next(code for code in re.findall(r"```python\n(.*?)```", render(several), re.DOTALL) if "optimizer" in code)
     ast.parse(loop)
     assert len([line for line in loop.splitlines() if line.strip()]) == 15 and max(map(len, loop.splitlines())) <= 120
+
+
+@pytest.mark.slow
+def test_what_nobody_else_has_is_named(tmp_path: Path) -> None:
+    mine = {"name": "mine", "source": "python", "id": "lab.nets.Mine@1a2b3c4d"}
+    evaluate = {"models": [CONVNET, mine], "seeds": 2, "random_draws": 1, "epochs": 3}
+    recipe = make_recipe(source_id="/data/cats", pool=[CONVNET, mine], evaluate=evaluate)
+    text = render(packed(tmp_path, recipe, kind="local"))
+    (model,) = [line for line in text.splitlines() if line.startswith("- Model: `mine`")]
+    assert model.endswith("from a Python session, not reproducible by id")
+    assert "From a Python session, and not reproducible by id: `mine`." in text
+    assert "data on its author's disk (cats" in text and "Only its author has the data" in text
+    assert "Only its author has every network of the pool" in text
+    plain = render(packed(tmp_path / "plain", make_recipe()))
+    assert "Python session" not in plain and "Only its author" not in plain
 
 
 def test_every_picture_is_in_the_package(several: Path) -> None:
@@ -289,6 +320,7 @@ def test_a_configuration_of_ours_that_is_gone_leaves_the_card(one: Path, several
     assert [entry["config_name"] for entry in top["dataset_info"]] == ["ipc2"] and top["license"] == "cc-by-4.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "previous",
     ["", "no front matter", "---\n[1, 2]\n---\n", "---\na: [\n---\ntext",
@@ -311,6 +343,7 @@ OURS = {"pretty_name", "license", "license_name", "license_link", "task_categori
         "source_datasets", "tags", "configs", "dataset_info", "hmdc"}  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text(min_size=1, max_size=8).filter(lambda key: key not in OURS), _values, max_size=4))
 def test_foreign_keys_survive_whatever_they_are(previous: dict[str, Any]) -> None:
@@ -349,6 +382,7 @@ NASTY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", NASTY)
 def test_text_of_strangers_is_shown_not_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     recipe = make_recipe(source_id=f"x{text}", license=f"L{text}").model_copy(update={"description": f"D{text}"})

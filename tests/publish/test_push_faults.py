@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import AccessError, HmdcError, NetworkError, RunError
 from hmdc_hub.store import RunDir
 from tests.hub import Fault, LocalHub, Request
@@ -35,15 +36,22 @@ def content(hub: LocalHub) -> Files:
     return {name: data for name, data in hub.files(REPO).items() if name != ".gitattributes"}
 
 
+STATES: dict[tuple[str, ...], list[Files]] = {}
+"""The same runs give the same bytes, in whatever folder they are: pushed once in a process."""
+
+
 def expected(hub: LocalHub, runs: list[RunDir]) -> list[Files]:
     """Push runs one after the other; gives the states in between, the empty one first, and leaves the Hub empty."""
-    states: list[Files] = [{}]
-    for run in runs:
-        push(run)
-        states.append(content(hub))
-    hub.delete_repo(REPO)
-    hub.requests.clear()
-    return states
+    names = tuple(read_recipe_file(run.recipe).name for run in runs)
+    if names not in STATES:
+        states: list[Files] = [{}]
+        for run in runs:
+            push(run)
+            states.append(content(hub))
+        hub.delete_repo(REPO)
+        hub.requests.clear()
+        STATES[names] = states
+    return STATES[names]
 
 
 QUESTIONS = ["whoami", "repo-info", "refs", "create-repo", "validate-yaml", "preupload", "lfs-batch", "lfs-upload",
@@ -51,6 +59,7 @@ QUESTIONS = ["whoami", "repo-info", "refs", "create-repo", "validate-yaml", "pre
 ACTIONS: list[Any] = ["503", "429", "500", "drop-before", "drop-after"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("label", QUESTIONS)
 def test_one_failure_anywhere_is_survived_or_said(
@@ -70,6 +79,7 @@ def test_one_failure_anywhere_is_survived_or_said(
     assert len(hub.commits(REPO)) == 2, "one commit of ours on the Hub's own first one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["lfs-upload", "commit", "preupload"])
 def test_a_connection_lost_in_mid_upload(hub: LocalHub, account: str, tmp_path: Path, label: str) -> None:
     run = made_run(tmp_path / "run")
@@ -85,6 +95,7 @@ def test_a_connection_lost_in_mid_upload(hub: LocalHub, account: str, tmp_path: 
     assert content(hub) == new and len(hub.commits(REPO)) == 2
 
 
+@pytest.mark.slow
 def test_an_answer_lost_after_the_commit_took_place_is_found_out(hub: LocalHub, account: str, tmp_path: Path) -> None:
     hub.faults.append(Fault(label="commit", action="drop-after", times=1))
     done = push(made_run(tmp_path / "run"))
@@ -92,6 +103,7 @@ def test_an_answer_lost_after_the_commit_took_place_is_found_out(hub: LocalHub, 
     assert sum(request.label == "commit" for request in hub.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_pull_request_whose_answer_was_lost_is_found(hub: LocalHub, account: str, tmp_path: Path) -> None:
     push(made_run(tmp_path / "run"))
     hub.faults.append(Fault(label="commit", action="drop-after", times=1))
@@ -99,6 +111,7 @@ def test_a_pull_request_whose_answer_was_lost_is_found(hub: LocalHub, account: s
     assert list(hub.pull_requests(REPO)) == [done.revision] or len(hub.pull_requests(REPO)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["whoami", "repo-info", "create-repo", "commit", "tag"])
 def test_a_hub_that_stays_down_is_one_clear_sentence(hub: LocalHub, account: str, tmp_path: Path, label: str) -> None:
     run = made_run(tmp_path / "run")
@@ -113,6 +126,7 @@ def test_a_hub_that_stays_down_is_one_clear_sentence(hub: LocalHub, account: str
     assert content(hub) == new and len(hub.commits(REPO)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["repo-info", "auth-check", "preupload", "commit", "tag"])
 @pytest.mark.parametrize("action", ["401", "403"])
 def test_access_lost_in_between(hub: LocalHub, account: str, tmp_path: Path, label: str, action: Any) -> None:
@@ -129,6 +143,7 @@ def test_access_lost_in_between(hub: LocalHub, account: str, tmp_path: Path, lab
     assert content(hub) == states[2]
 
 
+@pytest.mark.slow
 def test_a_byte_flipped_on_the_way_back_is_found(hub: LocalHub, account: str, tmp_path: Path) -> None:
     run = made_run(tmp_path / "run")
     hub.faults.append(Fault(label="lfs-download", action="flip", times=1000))
@@ -139,6 +154,7 @@ def test_a_byte_flipped_on_the_way_back_is_found(hub: LocalHub, account: str, tm
     assert not done.changed and len(hub.commits(REPO)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "path"), [("lfs-download", ""), ("resolve", "info.json"), ("resolve", "README.md")])
 def test_a_byte_flipped_once_on_the_way_back_is_read_again(
     hub: LocalHub, account: str, tmp_path: Path, label: str, path: str
@@ -151,6 +167,7 @@ def test_a_byte_flipped_once_on_the_way_back_is_read_again(
     assert asked.count("recipe.yaml") <= 2, "one HEAD, one GET"
 
 
+@pytest.mark.slow
 def test_a_byte_flipped_once_in_what_the_card_is_made_of_is_read_again(
     hub: LocalHub, account: str, tmp_path: Path
 ) -> None:
@@ -159,6 +176,7 @@ def test_a_byte_flipped_once_in_what_the_card_is_made_of_is_read_again(
     assert push(made_run(tmp_path / "five", 5)).changed and hub.faults[0].times == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["info.json", "recipe.yaml", "scores.json", "manifest.json", "README.md"])
 def test_a_byte_flipped_in_what_the_card_is_made_of_is_found(
     hub: LocalHub, account: str, tmp_path: Path, path: str
@@ -171,6 +189,7 @@ def test_a_byte_flipped_in_what_the_card_is_made_of_is_found(
     assert hub.head(REPO) == head
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_packaging(hub: LocalHub, account: str, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     run = made_run(tmp_path / "run")
@@ -200,7 +219,7 @@ def forks() -> Any:
     """Children with everything imported: a push in one is as quick as in this process, and can be killed."""
     multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that evaluations started
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.publish.pushing", "hmdc_hub.publish.readback", "datasets", "torch",
+    context.set_forkserver_preload(["tests.publish.pushing", "hmdc_hub.publish.push", "datasets", "torch",
                                     "hmdc_hub.report.plots", "matplotlib.backends.backend_agg"])  # fmt: skip
     return context
 

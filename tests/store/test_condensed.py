@@ -30,7 +30,7 @@ from hmdc_hub.store import (
     write_condensed,
     write_json_atomic,
 )
-from hmdc_hub.store.tensors import MAX_HEADER
+from hmdc_hub.store.condensed import MAX_HEADER
 from tests import bombs
 from tests.builders import make_run
 
@@ -63,6 +63,7 @@ def test_what_is_written_is_read(classes: int, ipc: int, channels: int, side: in
     )
 
 
+@pytest.mark.slow
 def test_every_process_writes_the_same_bytes(tmp_path: Path) -> None:
     write_condensed(tmp_path / "a.safetensors", *tensors(), header())
     code = (
@@ -217,9 +218,9 @@ def test_a_set_of_an_older_program_has_no_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"ipc": 10**9}, "6 stored and 24 training images for 3 classes of 1,000,000,000"),
+        ({"ipc": 10**9}, "6 synthetic and 24 training images for 3 classes of 1,000,000,000"),
         (
-            {"ipc": 10**9, "stored_images": 3 * 10**9, "training_images": 12 * 10**9},
+            {"ipc": 10**9, "synthetic_images": 3 * 10**9, "training_images": 12 * 10**9},
             "3,000,000,000 images of 8 x 8 x 3",
         ),
         ({"factor": 8, "training_images": 384}, "3, 2, 2, 6 x 3 x 8 x 8.* 3, 2, 8, 6"),

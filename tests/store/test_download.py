@@ -13,12 +13,11 @@ import torch
 import hmdc_hub
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.publish import package
-from hmdc_hub.schema import sealed
-from hmdc_hub.store import RunDir, read_condensed
-from hmdc_hub.store.download import download_package
+from hmdc_hub.schema import FORMAT_VERSION, sealed
+from hmdc_hub.store import RunDir, download_package, read_condensed
 from tests.builders import make_recipe, make_run
 from tests.hub import Fault, LocalHub, Request
-from tests.publish.pushing import made_run, prepare, push
+from tests.publish.pushing import made_run, push
 
 REPO = "ann/tiny-hmdc"
 
@@ -28,29 +27,20 @@ def run(tmp_path: Path) -> RunDir:
     return made_run(tmp_path / "run")
 
 
-@pytest.fixture
-def published(hub: LocalHub, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
-    """Two configurations in one repository; nobody is logged in any more."""
-    monkeypatch.setenv("HF_TOKEN", prepare(hub))
-    push(run)
-    push(made_run(tmp_path / "five", 5))
-    monkeypatch.delenv("HF_TOKEN")
-    hub.requests.clear()
-    return hub
-
-
 def get(tmp_path: Path, name: str = "cache", **keys: object) -> object:
     return download_package(REPO, cache=tmp_path / name, **keys)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_set_is_loaded_as_it_was_made(published: LocalHub, run: RunDir) -> None:
-    images, labels, header = read_condensed(run.condensed)
+    images, _, header = read_condensed(run.condensed)
     loaded = hmdc_hub.load(REPO)
-    assert torch.equal(loaded.images, images) and torch.equal(loaded.labels, labels) and loaded.header == header
+    assert torch.equal(loaded.synthetic_images, images) and loaded.header == header
     assert hmdc_hub.load(REPO, "ipc5").header.ipc == 5
     assert not [request for request in published.requests if request.path.endswith(".parquet")]
 
 
+@pytest.mark.slow
 def test_an_old_state_is_loaded_by_its_tag(
     published: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +52,7 @@ def test_an_old_state_is_loaded_by_its_tag(
     assert torch.equal(hmdc_hub.load(REPO, "ipc2", revision=tag).images, before)
 
 
+@pytest.mark.slow
 def test_what_is_loaded_comes_from_one_commit(published: LocalHub, tmp_path: Path, run: RunDir) -> None:
     other = package(made_run(tmp_path / "other", seed=7))
     files = {p.relative_to(other).as_posix(): p.read_bytes() for p in other.rglob("*") if p.is_file()}
@@ -73,7 +64,7 @@ def test_what_is_loaded_comes_from_one_commit(published: LocalHub, tmp_path: Pat
             published.commit(REPO, files)
 
     published.before = push_in_between
-    assert torch.equal(hmdc_hub.load(REPO, "ipc2").images, read_condensed(run.condensed)[0])
+    assert torch.equal(hmdc_hub.load(REPO, "ipc2").synthetic_images, read_condensed(run.condensed)[0])
     assert published.before is None
 
 
@@ -88,7 +79,7 @@ def test_whole_configurations_come_from_one_commit(published: LocalHub, tmp_path
     published.before = push_in_between
     found = download_package(REPO, cache=tmp_path / "a")
     assert published.before is None and published.head(REPO) != before == found.commit
-    assert (found.folder / "ipc2" / "recipe.yaml").read_bytes() == (run.package / "ipc2" / "recipe.yaml").read_bytes()
+    assert (found.folder / "ipc2" / "recipe.yaml").read_bytes() == (package(run) / "ipc2" / "recipe.yaml").read_bytes()
 
 
 def test_whole_configurations_are_downloaded(published: LocalHub, tmp_path: Path) -> None:
@@ -121,10 +112,7 @@ def test_a_damaged_cache_does_not_stay(published: LocalHub, tmp_path: Path, run:
 
 
 def test_missing_things_are_named(published: LocalHub) -> None:
-    for keys, words in (
-        ({"config": "ipc7"}, "ipc2, ipc5"),
-        ({"revision": "v9"}, "v9"),
-    ):
+    for keys, words in (({"config": "ipc7"}, "ipc2, ipc5"), ({"revision": "v9"}, "v9")):
         with pytest.raises(NotFoundError, match=words):
             hmdc_hub.load(REPO, **keys)
     with pytest.raises(NotFoundError, match="hf auth login"):
@@ -160,6 +148,7 @@ def test_an_expired_token_is_hinted_at_and_not_repeated(published: LocalHub, mon
     assert token not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["503", "drop-before"])
 def test_a_hub_that_is_down(published: LocalHub, tmp_path: Path, action: str) -> None:
     published.faults.append(Fault(label="resolve", action=action, times=1000))  # type: ignore[arg-type]
@@ -168,7 +157,8 @@ def test_a_hub_that_is_down(published: LocalHub, tmp_path: Path, action: str) ->
 
 
 def test_a_newer_format_names_the_way_out(published: LocalHub, tmp_path: Path) -> None:
-    card = published.files(REPO)["README.md"].replace(b"format_version: 2", b"format_version: 3")
+    card = published.files(REPO)["README.md"]
+    card = card.replace(b"format_version: %d" % FORMAT_VERSION, b"format_version: %d" % (FORMAT_VERSION + 1))
     published.commit(REPO, {"README.md": card})
     with pytest.raises(NewerFormatError, match="pip install -U"):
         get(tmp_path)
@@ -184,6 +174,7 @@ def test_a_manifest_that_reaches_outside_is_refused(published: LocalHub, tmp_pat
         get(tmp_path)
 
 
+@pytest.mark.slow
 def test_offline(published: LocalHub, tmp_path: Path, child_environment: dict[str, str]) -> None:
     code = f"import hmdc_hub; print(hmdc_hub.load({REPO!r}, 'ipc5').header.ipc)"
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmdc_hub.errors import FormatError, NotFoundError
-from hmdc_hub.store.footer import BYTES_OF_VALUE, FOOTER, measure
+from hmdc_hub.store.parquet import BYTES_OF_VALUE, FOOTER, measure
 from tests import bombs
 
 ANY = 2**40

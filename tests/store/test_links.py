@@ -10,10 +10,8 @@ import pytest
 
 from hmdc_hub import load
 from hmdc_hub.errors import FormatError
-from hmdc_hub.publish import package
 from hmdc_hub.publish.verify import verify
-from hmdc_hub.store.links import refuse_links
-from tests.builders import make_run
+from hmdc_hub.store import refuse_links
 
 PLACES = [
     "README.md",
@@ -30,14 +28,9 @@ PLACES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return package(make_run(tmp_path_factory.mktemp("sound") / "run"))
-
-
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "package"))
+def folder(sound_package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound_package, tmp_path / "package"))
 
 
 def lead_out(folder: Path, place: str) -> None:

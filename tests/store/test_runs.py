@@ -1,4 +1,4 @@
-"""Run directories: how far they came, who works there, what may be removed; and loading from them."""
+"""Run directories: how far they came, who works there, what may be removed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
-from hmdc_hub import pack
-from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunExistsError, UsageError
+from hmdc_hub.errors import NewerFormatError, NotFoundError, RunExistsError, UsageError
 from hmdc_hub.publish import package
 from hmdc_hub.schema import FORMAT_VERSION
-from hmdc_hub.store import RunDir, list_runs, load, read_condensed, read_parquet, remove, to_uint8, write_condensed
+from hmdc_hub.store import RunDir, list_runs, remove
 from tests.builders import edit_json, make_recipe, make_run
 
 
@@ -68,6 +66,7 @@ def _try_lock(path: str, answers: multiprocessing.Queue) -> None:  # type: ignor
         answers.put(str(error))
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(run: RunDir) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
@@ -120,56 +119,3 @@ def test_only_runs_are_removed(tmp_path: Path, run: RunDir) -> None:
     with pytest.raises(NotFoundError):
         remove(RunDir(tmp_path / "link"))
     assert kept.info.is_file()
-
-
-def test_loading_gives_stored_decoded_and_normalised_images(run: RunDir) -> None:
-    images, labels, header = read_condensed(run.condensed)
-    loaded = load(run.path)
-    assert torch.equal(loaded.images, images) and torch.equal(loaded.labels, labels)
-    decoded = loaded.decoded()
-    pixels, pixel_labels = read_parquet(run.parquet)
-    assert torch.equal(to_uint8(decoded.images), pixels) and torch.equal(decoded.labels, pixel_labels)
-    stored = images.reshape(len(header.class_names), header.ipc, *images.shape[1:])
-    assert torch.equal(decoded.images, pack.decode(stored, header.factor).flatten(0, 1))
-    mean, std = torch.tensor(header.mean)[:, None, None], torch.tensor(header.std)[:, None, None]
-    normalised = loaded.normalised()
-    torch.testing.assert_close(normalised.images * std + mean, decoded.images)
-    image, label = normalised[5]
-    assert torch.equal(image, normalised.images[5]) and label == int(decoded.labels[5])
-    assert loaded.class_names == header.class_names
-
-
-def test_loading_from_a_package_needs_a_name_only_if_there_are_several(tmp_path: Path) -> None:
-    folder = tmp_path / "both"
-    for ipc in (1, 2):
-        made = make_run(tmp_path / f"run{ipc}", recipe=make_recipe(ipc=ipc))
-        shutil.copytree(package(made), folder, dirs_exist_ok=True)
-        if ipc == 1:
-            assert load(folder).header.ipc == 1
-    assert load(folder).header.ipc == 2 and load(folder, "ipc1").header.ipc == 1  # the last card names the default
-    (folder / "README.md").unlink()
-    with pytest.raises(UsageError, match="ipc1, ipc2"):
-        load(folder)
-    assert load(folder / "ipc1").header.ipc == 1
-    for config in ("ipc7", "../ipc1"):
-        with pytest.raises((NotFoundError, UsageError)):
-            load(folder, config)
-    with pytest.raises(UsageError, match="revision"):
-        load(folder, "ipc1", revision="main")
-
-
-def test_damaged_sets_are_not_loaded(run: RunDir, tmp_path: Path) -> None:
-    good = run.condensed.read_bytes()
-    images, labels, header = read_condensed(run.condensed)
-    write_condensed(run.condensed, images.flip(3), labels, header)  # intact, and not what info.json was written for
-    with pytest.raises(FormatError, match="SHA-256"):
-        load(run.path)
-    data = bytearray(good)
-    data[-1] ^= 1
-    run.condensed.write_bytes(data)
-    with pytest.raises(FormatError, match="its checksum is another"):
-        load(run.path)
-    with pytest.raises(NotFoundError, match="no condensed set"):
-        load(tmp_path)
-    with pytest.raises(NotFoundError, match="someone/cifar10-hmdc"):
-        load("no such folder")

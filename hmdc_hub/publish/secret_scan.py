@@ -27,15 +27,12 @@ _SHORTEST = 12
 
 
 def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
-    """Refuse files that hold a secret or a path of this machine.
-
-    Args:
-        files: Name in the package to content, or to the file that has it.
+    """Refuse files, name in the package to content or path, that hold a secret or a path of this machine.
 
     Raises:
         UsageError: One does; the message names the file and the kind, never the value.
     """
-    known = dict(_secrets()) | dict(_places())
+    known = _known()
     for name, content in files.items():
         with _bytes(content) as data:
             what = next((kind for value, kind in known.items() if data.find(value) >= 0), None)
@@ -58,21 +55,19 @@ def _bytes(content: bytes | Path) -> Iterator[bytes | mmap.mmap]:
         yield mapped
 
 
-def _secrets() -> Iterator[tuple[bytes, str]]:
-    """Give the secrets that this process knows."""
+def _known() -> dict[bytes, str]:
+    """Give the secrets that this process knows, and the folders whose names tell who works here."""
     from huggingface_hub import get_token
 
-    for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not Path(value).exists():
-            yield value.encode(), f"the value of the environment variable {name}"
-    token = get_token()
-    if token:  # last: the name that is more use if HF_TOKEN holds it
-        yield token.encode(), "your Hugging Face token"
-
-
-def _places() -> Iterator[tuple[bytes, str]]:
-    """Give the folders whose names tell who works here."""
+    found = {
+        value.encode(): f"the value of the environment variable {name}"
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not Path(value).exists()
+    }
+    if token := get_token():  # last: the name that is more use if HF_TOKEN holds it
+        found[token.encode()] = "your Hugging Face token"
     home = Path(os.path.expanduser("~"))
     for folder, what in ((home, "a path in your home folder"), (Path.cwd(), "a path in the current folder")):
         if len(folder.parts) > 1:  # "/" begins every path, and "~" stands for a home that nobody knows
-            yield f"{folder}{os.sep}".encode(), what
+            found.setdefault(f"{folder}{os.sep}".encode(), what)
+    return found

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from hmdc_hub.errors import FormatError, NewerFormatError, UsageError
-from hmdc_hub.publish.remote import Remote
-from hmdc_hub.schema import FORMAT_VERSION, SourceInfo
-from hmdc_hub.store.configs import split_card
-from hmdc_hub.store.files import UPGRADE
+from hmdc_hub.errors import UsageError
+from hmdc_hub.publish.hub import Remote
+from hmdc_hub.schema import SourceInfo
+from hmdc_hub.store import configs_of, read_card, refuse_newer, split_card
 
 _ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}$")
 
 
 def repository_id(wanted: str | None, account: str, name: str) -> str:
-    """Say where a push goes.
-
-    Args:
-        wanted: `owner/name` or `name` from the command line.
-        account: Namespace for what names none.
-        name: The recipe's `publish.name`.
+    """Say where a push goes: `owner/name` or `name` as wanted, else the recipe's name, below the account.
 
     Raises:
         UsageError: It cannot be a repository.
@@ -36,12 +29,7 @@ def repository_id(wanted: str | None, account: str, name: str) -> str:
 
 
 def refuse_foreign(remote: Remote, card: str, *, force: bool) -> dict[str, Any]:
-    """Refuse a repository that is not ours, and one that a newer program wrote.
-
-    Args:
-        remote: The repository.
-        card: Its README.md; empty if it has none.
-        force: Take a foreign one over.
+    """Refuse a repository that is not ours by its card, unless forced, and one that a newer program wrote.
 
     Returns:
         The card's `hmdc` block; empty for a new or foreign repository.
@@ -51,13 +39,9 @@ def refuse_foreign(remote: Remote, card: str, *, force: bool) -> dict[str, Any]:
         NewerFormatError: Its format version is newer; never forced.
     """
     block = split_card(card)[0].get("hmdc")
-    if isinstance(block, Mapping):
-        version = block.get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise NewerFormatError(
-                f"{remote.repo_id} has format version {version}; this hmdc-hub writes {FORMAT_VERSION}.", hint=UPGRADE
-            )
-        return dict(block)
+    if isinstance(block, dict):
+        refuse_newer(block, remote.repo_id)
+        return block
     if not remote.empty and not force:
         shown = ", ".join(sorted(set(remote.files) - {".gitattributes"})[:4])
         raise UsageError(
@@ -68,18 +52,8 @@ def refuse_foreign(remote: Remote, card: str, *, force: bool) -> dict[str, Any]:
 
 
 def refuse_name(config: str, card: str, *, force: bool) -> None:
-    """Refuse a configuration's name that the card gives to something that is not ours.
-
-    Raises:
-        UsageError: It does.
-    """
-    block = split_card(card)[0]
-    hmdc, listed = block.get("hmdc"), block.get("configs")
-    ours = hmdc.get("configs") if isinstance(hmdc, Mapping) else None
-    names = (
-        {one.get("config_name") for one in listed if isinstance(one, Mapping)} if isinstance(listed, list) else set()
-    )
-    if config in names and config not in (ours if isinstance(ours, Mapping) else {}) and not force:
+    """Refuse a configuration's name that the card gives to something that is not ours, with a UsageError."""
+    if not force and config in read_card(card)[0] and config not in configs_of(split_card(card)[0]):
         raise UsageError(
             f"The card there has a configuration {config} that hmdc-hub did not publish.",
             hint="--config publishes under another name; --force puts yours in its place.",
@@ -105,9 +79,10 @@ def visibility(
         UsageError: What was wanted is against the rule.
     """
     if remote is not None and wanted is not None and wanted != remote.private:
+        now, said = ("private", "public") if remote.private else ("public", "private")
         raise UsageError(
-            f"{remote.repo_id} is {_word(remote.private)}, and a push does not change that.",
-            hint=f"Leave --{_word(wanted)} out, or change it first in the settings of the dataset on the Hub.",
+            f"{remote.repo_id} is {now}, and a push does not change that.",
+            hint=f"Leave --{said} out, or change it first in the settings of the dataset on the Hub.",
         )
     private = remote.private if remote is not None else wanted
     if closed and private is False and not force:
@@ -125,16 +100,8 @@ def visibility(
     return False, ""
 
 
-def _word(private: bool) -> str:
-    return "private" if private else "public"
-
-
 def check_branch(branch: str, remote: Remote | None) -> None:
-    """Refuse what is no branch: a tag and a commit never change.
-
-    Raises:
-        UsageError: It is none, or cannot be one.
-    """
+    """Refuse, with a UsageError, what is no branch: a tag and a commit never change."""
     example = "For example --revision next; a branch that does not exist is made from main."
     if not re.fullmatch(r"[A-Za-z0-9][\w./-]{0,99}", branch) or ".." in branch or branch.endswith(("/", ".", ".lock")):
         raise UsageError(f"--revision {branch}: that cannot be the name of a branch.", hint=example)
@@ -143,11 +110,7 @@ def check_branch(branch: str, remote: Remote | None) -> None:
 
 
 def check_tag(tag: str, remote: Remote | None, *, changes: bool) -> None:
-    """Refuse a further tag that exists at another commit.
-
-    Raises:
-        UsageError: It does, or cannot be a tag.
-    """
+    """Refuse, with a UsageError, a further tag that exists at another commit, or cannot be one."""
     if not re.match(r"^[A-Za-z0-9][\w.-]{0,99}$", tag) or ".." in tag or tag.endswith((".lock", ".")):
         raise UsageError(f"--tag {tag}: letters, digits, dots, dashes and underscores.", hint="For example --tag v1.")
     there = remote.tags.get(tag) if remote is not None else None
@@ -156,12 +119,3 @@ def check_tag(tag: str, remote: Remote | None, *, changes: bool) -> None:
             f"--tag {tag}: {remote.repo_id} has that tag at {there[:12]}, and a tag never moves.",
             hint="Choose another name.",
         )
-
-
-def damaged(repo_id: str, config: str, error: Exception) -> FormatError:
-    """Say that a published configuration cannot be read."""
-    return FormatError(
-        f"{config} in {repo_id} cannot be read: {error}",
-        hint=f"Push the run it came from with --force, or delete its folder on the Hub; `hmdc-hub verify {repo_id}` "
-        "says more.",
-    )
