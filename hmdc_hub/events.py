@@ -1,7 +1,7 @@
 """What long work tells its caller while it runs, and how the caller asks it to stop.
 
-The libraries below the command line never print: they call a `Listener` with one of these, and the command line decides
-what a person sees. No torch here, every field is plain data.
+The libraries never print: they call a `Callback` with one of these, and `pipeline.progress` decides what a person sees.
+No torch here, every field is plain data.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ImageStep:
     Attributes:
         outer: Outer iteration, from 0; `inner` likewise.
         done: Image steps done in the whole run, of `total`.
-        losses: Mean over classes of each target, by name (`match/convnet3`, `distill/convnet3+vit`).
-        shares: Each target's share of the image gradient (mean absolute weighted gradient, normalised to sum 1), by
+        losses: Mean over classes of each objective, by name (`match/convnet3`, `distill/convnet3+vit`).
+        shares: Each objective's share of the image gradient (mean absolute weighted gradient, normalised to sum 1), by
             name, at steps where the balance is updated; empty otherwise.
         accuracies: Running training accuracy of each network on its real minibatches, in [0, 1], by name.
         clamped: Share of pixels at a bound, in [0, 1].
@@ -69,8 +69,21 @@ class Note:
     text: str
 
 
-Event = Stage | ImageStep | Training | Note
-Listener = Callable[[Event], None]
+@dataclass(frozen=True)
+class ImageGrid:
+    """The synthetic images as they are, at a network reset.
+
+    Attributes:
+        png: A contact sheet, one row per class, as a PNG file's bytes.
+        caption: What it shows, such as `after 500 of 10000 image steps`.
+    """
+
+    png: bytes
+    caption: str
+
+
+Event = Stage | ImageStep | Training | Note | ImageGrid
+Callback = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:

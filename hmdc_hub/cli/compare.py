@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.choose import ROOT, require_hub_id
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import ROOT
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.comparison import Comparison, ScoredSet
     from hmdc_hub.publish import ConfigFacts
+    from hmdc_hub.report import Comparison, ScoredSet
     from hmdc_hub.schema import Scores
 
 EPILOG = """\b
@@ -50,10 +49,10 @@ def compare(
     """
     if as_json and markdown:
         raise UsageError("--json and --markdown print the same in two ways.", hint="Give one of them.")
-    from hmdc_hub.comparison import compare as put_side_by_side
-    from hmdc_hub.report.compared import comparison_document, comparison_markdown, comparison_text
+    from hmdc_hub.report import compare as put_side_by_side
+    from hmdc_hub.report import comparison_document, comparison_markdown, comparison_text
 
-    found = put_side_by_side(_found(names, root, config))
+    found = put_side_by_side(_find(names, root, config))
     if report is not None:
         _write(report, found)
     if as_json:
@@ -66,31 +65,32 @@ def compare(
         output.hint("--report DIR writes a page with pictures")
 
 
-def _found(names: tuple[str, ...], root: Path, config: str | None) -> list[ScoredSet]:
+def _find(names: tuple[str, ...], root: Path, config: str | None) -> list[ScoredSet]:
     """Find what is here first: nothing is downloaded for a command that has a mistake in it."""
-    here = [_here(name, root, config) for name in names]
+    from hmdc_hub.pipeline.adopt import require_hub_id
+    from hmdc_hub.publish import read_config
+    from hmdc_hub.store import download_package
+
+    here = [_local(name, root, config) for name in names]
     for name, one in zip(names, here, strict=True):
         if one is None:
             require_hub_id(name, root)
-    found = [
-        one or _Found(_published(name, config), configured=":" not in name)
-        for name, one in zip(names, here, strict=True)
-    ]
-    if config is not None and not any(one.configured for one in found):
+    found, configured = [], False  # whether --config had a say
+    for name, one in zip(names, here, strict=True):
+        if one is None:
+            repo_id, _, own = name.partition(":")
+            got = download_package(repo_id, config=own or config)
+            facts = read_config(got.folder / got.configs[0])
+            one = _of_config(got.folder, facts, repo_id.rpartition("/")[2], repo_id), not own
+        found.append(one[0])
+        configured |= one[1]
+    if config is not None and not configured:
         raise UsageError("--config is about packages and datasets on the Hub.", hint="Leave it out.")
-    return [one.scored for one in found]
+    return found
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A set, and whether `--config` had a say in which."""
-
-    scored: ScoredSet
-    configured: bool = False
-
-
-def _here(name: str, root: Path, config: str | None) -> _Found | None:
-    """Find scores on this machine; None: nothing of that name is here.
+def _local(name: str, root: Path, config: str | None) -> tuple[ScoredSet, bool] | None:
+    """Find scores on this machine, and say whether `--config` had a say in which; None: nothing of that name is here.
 
     Raises:
         NotFoundError: Something is, without scores.
@@ -101,26 +101,26 @@ def _here(name: str, root: Path, config: str | None) -> _Found | None:
     for path in places:
         file = path / "scores.json" if path.is_dir() else path
         if file.is_file():
-            return _Found(_scored(file))
+            return _of_file(file), False
         if any(path.glob("*/manifest.json")):
-            return _Found(_packaged(path, config), configured=True)
+            return _of_package(path, config), True
     if own and any(Path(base).glob("*/manifest.json")):
-        return _Found(_packaged(Path(base), own))
-    if places:
-        path = places[0]
-        others = sorted(str(file.parent) for file in path.glob("evaluations/*/scores.json"))
-        if others:
-            hint = f"Name what was scored by other protocols: {', '.join(others)}."
-        else:
-            run = (path / "info.json").is_file()
-            hint = _evaluate(_quoted(path)) if run else f"`hmdc-hub runs ls --root {root}` lists the runs."
-        raise NotFoundError(f"there are no scores in {path}.", hint=hint)
-    return None
+        return _of_package(Path(base), own), True
+    if not places:
+        return None
+    path = places[0]
+    if others := sorted(str(file.parent) for file in path.glob("evaluations/*/scores.json")):
+        hint = f"Name what was scored by other protocols: {', '.join(others)}."
+    elif (path / "info.json").is_file():
+        hint = _evaluate(_quoted(path))
+    else:
+        hint = f"`hmdc-hub runs ls --root {root}` lists the runs."
+    raise NotFoundError(f"there are no scores in {path}.", hint=hint)
 
 
-def _scored(file: Path) -> ScoredSet:
+def _of_file(file: Path) -> ScoredSet:
     """Read a scores.json; what was scored is called by its directory."""
-    from hmdc_hub.comparison import ScoredSet
+    from hmdc_hub.report import ScoredSet
     from hmdc_hub.store import read_scores
 
     try:
@@ -142,28 +142,14 @@ def _scored(file: Path) -> ScoredSet:
     return ScoredSet(label, scores, target, _quoted(file))
 
 
-def _packaged(package: Path, config: str | None) -> ScoredSet:
-    from hmdc_hub.cli.adopt import chosen_config
+def _of_package(package: Path, config: str | None) -> ScoredSet:
+    from hmdc_hub.pipeline.adopt import chosen_config
 
-    return _config(package, chosen_config(package, config), _package_name(package), _quoted(package))
-
-
-def _published(name: str, config: str | None) -> ScoredSet:
-    from hmdc_hub.publish import read_config
-    from hmdc_hub.store.download import download_package
-
-    repo_id, _, own = name.partition(":")
-    got = download_package(repo_id, config=own or config)
-    return _config(got.folder, read_config(got.folder / got.configs[0]), repo_id.rpartition("/")[2], repo_id)
+    return _of_config(package, chosen_config(package, config), _package_name(package), _quoted(package))
 
 
-def _config(package: Path, facts: ConfigFacts, label: str, target: str) -> ScoredSet:
-    """Take a configuration's scores.
-
-    Raises:
-        NotFoundError: It has none.
-    """
-    from hmdc_hub.comparison import ScoredSet
+def _of_config(package: Path, facts: ConfigFacts, label: str, target: str) -> ScoredSet:
+    from hmdc_hub.report import ScoredSet
 
     target = f"{target} --config {facts.name}"
     if facts.scores is None:
@@ -173,11 +159,7 @@ def _config(package: Path, facts: ConfigFacts, label: str, target: str) -> Score
 
 
 def _check_images(folder: Path, scores: Scores, target: str) -> None:
-    """Refuse scores that lie beside other images than they are about.
-
-    Raises:
-        UsageError: They do.
-    """
+    """Refuse scores that lie beside other images than they are about."""
     from hmdc_hub.store import read_info
 
     if (folder / "info.json").is_file() and read_info(folder / "info.json").parquet_sha256 != scores.parquet_sha256:
@@ -197,22 +179,14 @@ def _quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-PICTURES = ("transfer", "differences", "budget")
-
-
 def _write(folder: Path, found: Comparison) -> None:
-    """Write the report; pictures of an earlier one that this one does not have go away.
-
-    Raises:
-        RunError: The file system failed.
-    """
-    from hmdc_hub.report.compare_plots import pictures
-    from hmdc_hub.report.compared import comparison_document, comparison_html, comparison_markdown
+    """Write the report; pictures of an earlier one that this one does not have go away."""
+    from hmdc_hub.report import comparison_document, comparison_html, comparison_markdown, pictures
     from hmdc_hub.store import write_bytes_atomic, write_json_atomic, write_text_atomic
 
     drawn = pictures(found, "svg")
     for kind, files in (("svg", drawn), ("png", pictures(found, "png"))):
-        for name in PICTURES:
+        for name in ("transfer", "differences", "budget"):
             path = folder / f"{name}.{kind}"
             if name in files:
                 write_bytes_atomic(path, files[name])

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.overrides import OVERRIDES, RecipeCommand
-from hmdc_hub.cli.progress import progress
-from hmdc_hub.cli.signals import stop_on_signals
-from hmdc_hub.cli.together import assist, one_voice
-from hmdc_hub.errors import Interrupted
-from hmdc_hub.events import StopFlag
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import DEVICE, OVERRIDES, RecipeCommand
+from hmdc_hub.errors import HmdcError, Interrupted
 
 if TYPE_CHECKING:
-    from hmdc_hub.cli.flow import Wishes
-    from hmdc_hub.cli.result import Result
+    from hmdc_hub.pipeline import Run
+    from hmdc_hub.pipeline.estimate import RunEstimate
     from hmdc_hub.processes import Launched
-    from hmdc_hub.schema import Recipe
-    from hmdc_hub.store import RunDir
 
 EPILOG = """\b
 hmdc-hub condense digits_ipc1
@@ -43,8 +40,14 @@ hmdc-hub condense my.yaml --resume"""
 )
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run from its last checkpoint.")
 @click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@DEVICE
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
+@click.option(
+    "--report-to",
+    multiple=True,
+    metavar="NAME",
+    help="A tracker: trackio, wandb or tensorboard; may stand several times.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what it would do and cost (half a minute); write nothing.")
 @click.option(
     "--ranks", type=click.IntRange(min=1), metavar="N", help="With --dry-run: plan for so many processes of torchrun."
@@ -54,15 +57,11 @@ hmdc-hub condense my.yaml --resume"""
 def condense(
     recipe: str,
     overrides: tuple[str, ...],
-    run_dir: Path | None,
-    resume: bool,
-    force: bool,
-    device: str,
-    workers: int | None,
     dry_run: bool,
     ranks: int | None,
     no_evaluate: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Condense the dataset of RECIPE, score the result and package it.
 
@@ -70,132 +69,92 @@ def condense(
     not done again; Ctrl-C stops at a safe place, and --resume goes on from there. Several GPUs or machines can work on
     it together: `torchrun --nproc-per-node 4 -m hmdc_hub condense ...`.
     """
-    if resume and force:
+    if options["resume"] and options["force"]:
         raise click.UsageError("--resume goes on with a run and --force removes it: give one of them.")
     if ranks is not None and not dry_run:
         raise click.UsageError(
             f"--ranks is for --dry-run; start them with: torchrun --nproc-per-node {ranks} -m hmdc_hub condense ..."
         )
+    from hmdc_hub.pipeline import load_recipe
     from hmdc_hub.processes import launched
 
-    started, options = launched(), Options(overrides, run_dir, resume, force, device, workers, no_evaluate, as_json)
-    with nullcontext() if started is None else one_voice(started):
-        if not dry_run:
-            _condense(recipe, options, started)
-        elif started is None or started.index == 0:
-            _print_plan(recipe, options, ranks or 1)
+    started = launched()
+    first = started is None or started.index == 0
+    with one_voice(started):
+        # Before anything needs torch, which takes seconds to import: a broken recipe is refused without it.
+        found = load_recipe(recipe, *overrides)
+        if dry_run:
+            if first:
+                _print_plan(found.plan(options["device"], ranks=ranks or 1, workers=options["workers"]), as_json)
+            return
+        from hmdc_hub import pipeline
+
+        again = _again(recipe, started, o=overrides, **options)
+        try:
+            run = pipeline.condense(found, evaluate=not no_evaluate, **options)
+        except Interrupted as error:
+            hint = f"go on with: {again}{' --no-evaluate' if no_evaluate else ''} --resume"
+            raise Interrupted(error.message, signal_number=error.signal_number, hint=hint) from error
+        if first:
+            _print_result(run, again, as_json)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command, as they were given."""
-
-    overrides: tuple[str, ...]
-    run_dir: Path | None
-    resume: bool
-    force: bool
-    device: str
-    workers: int | None
-    no_evaluate: bool
-    as_json: bool
-
-    def again(self, recipe: str) -> str:
-        """Write the command that goes on with the run, without its `--resume`."""
-        return shlex.join(
-            ["hmdc-hub", "condense", recipe]
-            + [part for override in self.overrides for part in ("-o", override)]
-            + ([] if self.run_dir is None else ["--run-dir", str(self.run_dir)])
-            + ([] if self.device == "auto" else ["--device", self.device])
-            + ([] if self.workers is None else ["--workers", str(self.workers)])
-        )
+def _again(recipe: str, started: Launched | None, **given: object) -> str:
+    """Write the command that goes on with the run, without its `--resume`."""
+    parts = ["hmdc-hub", "condense", recipe]
+    for name, value in given.items():
+        option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        left_out = value is None or value == "auto" or isinstance(value, bool)
+        for one in value if isinstance(value, tuple) else () if left_out else (value,):
+            parts += [option, str(one)]
+    text = shlex.join(parts)
+    return text if started is None else f"torchrun --nproc-per-node ... -m {text.replace('hmdc-hub', 'hmdc_hub', 1)}"
 
 
-def _condense(name: str, options: Options, started: Launched | None) -> None:
-    from hmdc_hub.catalog import load_recipe
-
-    recipe = load_recipe(name, options.overrides)
-    # From here on torch is needed, which takes seconds to import: a broken recipe has been refused without it.
-    from hmdc_hub.cli.device import pick
-    from hmdc_hub.cli.directory import run_directory
-    from hmdc_hub.cli.flow import Wishes
-    from hmdc_hub.store import RunDir
-
-    chosen = pick(options.device, started)
-    found = options.run_dir
-    run = RunDir(found) if found is not None else run_directory(recipe, overridden=bool(options.overrides))
-    wishes = Wishes(
-        chosen,
-        resume=options.resume,
-        force=options.force,
-        evaluate=not options.no_evaluate,
-        workers=options.workers,
-    )
-    again = options.again(name)
-    if started is None:
-        _print_result(_carry_out(recipe, run, wishes, again), again, options.as_json)
-        return
-    from hmdc_hub.condense import Ranks
-    from hmdc_hub.evaluate.share import share_of_torchrun
-
-    again = f"torchrun --nproc-per-node ... -m {again.replace('hmdc-hub', 'hmdc_hub', 1)}"
-    group = Ranks.of_torchrun(chosen)
-    if started.index > 0:
-        stop = StopFlag()
-        with stop_on_signals(stop, lambda text: None):
-            assist(run, group, chosen, options.workers, stop)
-    else:
-        shared = replace(wishes, ranks=group, share=share_of_torchrun())
-        _print_result(_carry_out(recipe, run, shared, again), again, options.as_json)
-    group.close()
-
-
-def _carry_out(recipe: Recipe, run: RunDir, wishes: Wishes, again: str) -> Result:
-    """Run the job with progress on stderr and signals watched; `again` is the command that goes on with it."""
-    from hmdc_hub.cli.flow import carry_out
-
-    show, stop = progress(), StopFlag()
-    try:
-        with stop_on_signals(stop, show.urgent):
-            return carry_out(recipe, run, wishes, listener=show, stop=stop)
-    except Interrupted as error:
-        hint = f"go on with: {again}{'' if wishes.evaluate else ' --no-evaluate'} --resume"
-        raise Interrupted(error.message, signal_number=error.signal_number, hint=hint) from error
-    finally:
-        show.close()
-
-
-def _print_result(result: Result, again: str, as_json: bool) -> None:
-    from hmdc_hub.cli.result import result_document, result_text
-
-    if not result.done:
-        output.talk(f"{result.run.path} has it all already; --force would start again")
+def _print_plan(plan: RunEstimate, as_json: bool) -> None:
     if as_json:
-        output.document(result_document(result))
+        output.document(plan.document())
     else:
-        output.data(result_text(result))
-    if result.package is not None:
-        output.hint(f'load_dataset("{result.package.as_posix()}"), hmdc-hub push {result.run.path.name}')
-    if result.scores is None:
+        output.data(str(plan))
+
+
+def _print_result(run: Run, again: str, as_json: bool) -> None:
+    if not run.seconds:
+        output.talk(f"{run.path} has it all already; --force would start again")
+    if as_json:
+        output.document(output.run_document(run))
+    else:
+        output.data(run.summary())
+    if run.package_folder is not None:
+        output.hint(f'load_dataset("{run.package_folder.as_posix()}"), hmdc-hub push {run.path.name}')
+    if run.scores is None:
         output.hint(f"{again}  (for the scores)")
 
 
-def _print_plan(name: str, options: Options, ranks: int) -> None:
-    from hmdc_hub.catalog import load_recipe
-
-    recipe = load_recipe(name, options.overrides)
-    from hmdc_hub.cli.device import pick
-    from hmdc_hub.cli.forecast import count, counted_text, forecast_document, measure, measured_text, measuring
-
-    device, show = pick(options.device), progress()
+@contextmanager
+def one_voice(started: Launched | None) -> Iterator[None]:
+    """Let the first process in which something goes wrong say so, and the others end quietly with the same status."""
     try:
-        with measuring() as probe:
-            found = count(recipe, device, ranks, show)
-            if not options.as_json:
-                output.data(counted_text(found))
-            found = measure(found, probe, options.workers, show)
-    finally:
-        show.close()
-    if options.as_json:
-        output.document(forecast_document(found))
-    else:
-        output.data(measured_text(found))
+        yield
+    except (HmdcError, click.ClickException) as error:
+        from hmdc_hub.cli._errors import shown
+
+        if started is None or _first_to_say(started):
+            raise
+        found = shown(error)
+        # Not by way of the interpreter's end: torch waits there for peers that are gone.
+        sys.stdout.flush()
+        os._exit(1 if found is None else found.status)
+
+
+def _first_to_say(started: Launched) -> bool:
+    """Say whether this process is the first to ask; where that cannot be known, it may speak."""
+    if started.store is None:
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    try:
+        store = TCPStore(*started.store, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+        return bool(store.add(f"hmdc-hub/said/{started.attempt}", 1) == 1)
+    except RuntimeError:  # torchrun itself is gone
+        return True

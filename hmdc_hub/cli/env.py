@@ -11,24 +11,12 @@ from typing import Any
 import click
 
 from hmdc_hub import __version__
-from hmdc_hub.cli import output
+from hmdc_hub.cli import _output as output
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "timm",
-    "datasets",
-    "huggingface-hub",
-    "hf-xet",
-    "click",
-    "pydantic",
-    "safetensors",
-    "numpy",
-    "pillow",
-    "pyarrow",
-    "scikit-learn",
-)
+    "torch", "torchvision", "transformers", "timm", "datasets", "huggingface-hub", "hf-xet", "click", "pydantic",
+    "safetensors", "numpy", "pillow", "pyarrow", "scikit-learn",
+)  # fmt: skip
 
 
 @click.command(short_help="Print versions, devices and Hub settings, for bug reports.")
@@ -69,7 +57,7 @@ def _devices() -> dict[str, Any]:
     try:
         import torch
 
-        from hmdc_hub.cli.device import available
+        from hmdc_hub.pipeline.device import available
 
         devices = [f"{name} ({torch.cuda.get_device_name(name)})" if "cuda" in name else name for name in available()]
         return {"devices": devices, "cuda": torch.version.cuda, "torch threads": torch.get_num_threads()}

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hmdc_hub.cli.choose import ROOT
-from hmdc_hub.errors import UsageError
-from hmdc_hub.events import Listener
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import DEVICE, ROOT
+from hmdc_hub.schema import BASELINES
 
 if TYPE_CHECKING:
-    import torch
-
-    from hmdc_hub.evaluate import Subject
-    from hmdc_hub.schema import EvaluateSpec
-    from hmdc_hub.sources import Source
-    from hmdc_hub.store import RunDir
-
-    Prepare = Callable[[Listener, torch.device], tuple[Subject, EvaluateSpec, Source, RunDir]]
+    from hmdc_hub.pipeline import Evaluation
 
 EPILOG = """\b
 hmdc-hub evaluate digits_ipc1                    a run without scores
@@ -28,30 +20,41 @@ hmdc-hub evaluate digits_ipc1 --protocol quick   by another protocol
 hmdc-hub evaluate someone/cifar10-hmdc           does its table hold?
 hmdc-hub evaluate theirs.parquet --recipe cifar10_ipc10"""
 
+SHOWN = {
+    "name",
+    "condense_hash",
+    "protocol_hash",
+    "protocol",
+    "test_count",
+    "budgets",
+    "table",
+    "gain",
+    "gap",
+    "ranking",
+}
+"""Of scores.json, for `--json`."""
+
 
 @click.command(short_help="Score a run, a published set, or anybody's images.", epilog=EPILOG)
 @click.argument("target")
 @ROOT
 @click.option(
     "--recipe",
+    "like",
     metavar="RECIPE",
     help="TARGET is a set of another program: score it on this recipe's source, by its protocol.",
 )
 @click.option(
     "--protocol",
-    "file",
     metavar="NAME",
     help="quick, paper, or a file: some keys of a recipe's evaluate section, a recipe, or a scores.json.",
 )
 @click.option("--models", metavar="A,B", help="Architectures to train, as `hmdc-hub pool ls` lists them.")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Trainings of each.")
-@click.option(
-    "--against",
-    metavar="A,B",
-    help="exact, random, random-encoded, start, k-means, herding, full; or '' for none.",
-)
+@click.option("--baselines", "--against", metavar="A,B", help=f"{', '.join(BASELINES)}; or '' for none.")
 @click.option(
     "--tune-split",
+    "holdout",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     help="Score on this share of the train split: for choosing settings without the test split.",
@@ -83,29 +86,10 @@ hmdc-hub evaluate theirs.parquet --recipe cifar10_ipc10"""
     metavar="K/N",
     help="Do this share of the trainings only; the same command without it puts the scores together.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@DEVICE
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
-def evaluate(
-    target: str,
-    root: Path,
-    recipe: str | None,
-    file: str | None,
-    models: str | None,
-    seeds: int | None,
-    against: str | None,
-    tune_split: float | None,
-    overrides: tuple[str, ...],
-    config: str | None,
-    revision: str | None,
-    normalised: bool,
-    run_dir: Path | None,
-    resume: bool,
-    share: str | None,
-    device: str,
-    workers: int | None,
-    as_json: bool,
-) -> None:
+def evaluate(target: str, as_json: bool, **options: Any) -> None:
     """Train architectures on TARGET and on what it must beat, and score them on the test split.
 
     TARGET is a run, a package folder, or a dataset on the Hub of ours; with --recipe also a parquet file, a folder of
@@ -115,20 +99,35 @@ def evaluate(
     given again. Several devices or machines can share it: `torchrun --nproc-per-node 4 -m hmdc_hub evaluate ...`, or
     --share.
     """
-    from hmdc_hub.cli.evaluating import Work, score_foreign, score_otherwise, score_run, share_of
-    from hmdc_hub.cli.scoring import Protocol
-    from hmdc_hub.cli.target import run_of
+    from hmdc_hub import pipeline
+    from hmdc_hub.processes import launched
 
-    wishes = Protocol(file, models, against, seeds, tune_split, overrides)
-    work = Work(device, workers, resume, as_json, share_of(share, resume=resume))
-    if recipe is not None:
-        score_foreign(target, recipe, wishes, root, run_dir, work, config, revision, normalised)
-        return
-    if normalised:
-        raise UsageError("--normalised is about sets of other programs.", hint="Name a recipe with --recipe.")
-    wishes.as_overrides()  # a mistake in it is found before anything is downloaded
-    run, published = run_of(target, root, config, revision, run_dir)
-    if wishes == Protocol():
-        score_run(run, published, work)
+    found = pipeline.evaluate(target, **options)
+    started, share = launched(), options["share"]
+    if started is not None:
+        share = f"{started.index + 1}/{started.count}" if started.index > 0 else None
+    if share is not None:  # another process puts the scores together
+        if as_json:
+            output.document({"directory": str(found.path), "share": share})
+    elif as_json:
+        output.document(_document(found))
     else:
-        score_otherwise(run, wishes, work)
+        output.data(found.summary() if found.run is None else found.run.summary())
+        if found.published is not None:
+            output.data(f"\n{found.published}")
+
+
+def _document(found: Evaluation) -> dict[str, Any]:
+    if found.run is None:
+        plain = found.scores.model_dump(mode="json")
+        return {"directory": str(found.path), **{key: value for key, value in plain.items() if key in SHOWN}}
+    same = found.published
+    return {
+        **output.run_document(found.run),
+        "agreement": same
+        and {
+            "identical": same.identical,
+            "trainings": same.trainings,
+            "means": {name: {"published": a, "here": b} for name, a, b in same.rows},
+        },
+    }

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hmdc_hub.cli import output
+from hmdc_hub.cli import _output as output
 from hmdc_hub.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.cli.proposal import Preset
+    from hmdc_hub.pipeline.proposal import Preset
     from hmdc_hub.sources import Detection
 
 EPILOG = """\b
@@ -25,7 +25,7 @@ hmdc-hub init torchvision:FashionMNIST --preset paper > fashion_ipc10.yaml"""
 
 @click.command(short_help="Write a recipe for a dataset of your own.", epilog=EPILOG)
 @click.argument("source")
-@click.option("--ipc", type=click.IntRange(min=1), default=10, show_default=True, help="Stored images per class.")
+@click.option("--ipc", type=click.IntRange(min=1), default=10, show_default=True, help="Synthetic images per class.")
 @click.option(
     "--preset",
     type=click.Choice(["cpu", "gpu", "paper"]),
@@ -71,7 +71,7 @@ def init(
     if keys["test_split"] is not None and keys["test_fraction"] is not None:
         raise UsageError("--test-split and --test-fraction both say what is scored on.", hint="Leave one out.")
     from hmdc_hub.catalog import json_schema
-    from hmdc_hub.cli.proposal import propose, render
+    from hmdc_hub.pipeline.proposal import preset_here, propose, render
     from hmdc_hub.sources import describe
     from hmdc_hub.store import write_text_atomic
 
@@ -79,7 +79,7 @@ def init(
     try:
         found = describe(source, **keys)
         output.talk(summary(found))
-        proposal = propose(found, ipc, preset or _preset_here(), None if size is None else int(size))
+        proposal = propose(found, ipc, preset or preset_here(), None if size is None else int(size))
     except SourceError as error:
         _offer_conversion(Path(source).expanduser())
         raise SourceError(error.message, hint=_KEY.sub(_as_option, error.hint)) from error
@@ -104,7 +104,7 @@ def _offer_conversion(path: Path) -> None:
     Raises:
         UsageError: The path is of such, a file or a folder.
     """
-    from hmdc_hub.evaluate.pairs import class_folder_lines, find_pairs
+    from hmdc_hub.evaluator import class_folder_lines, find_pairs
 
     pairs = find_pairs(path) if path.exists() else []
     if pairs:
@@ -124,12 +124,6 @@ def _as_option(key: re.Match[str]) -> str:
     return f"--{key[1].replace('_', '-')} "
 
 
-def _preset_here() -> Preset:
-    import torch
-
-    return "gpu" if torch.cuda.is_available() else "cpu"
-
-
 def _refuse_target(file: Path, force: bool) -> None:
     """Find out before a download whether the file can be written."""
     if file.suffix not in (".yaml", ".yml"):
@@ -142,7 +136,7 @@ def _refuse_target(file: Path, force: bool) -> None:
 
 def summary(found: Detection) -> str:
     """Say in a few lines what was found."""
-    from hmdc_hub.sources.bank import left_out_notes
+    from hmdc_hub.sources import left_out_notes
 
     facts, counts = found.facts, found.train_counts
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"

@@ -10,12 +10,15 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import click
 
 from hmdc_hub import __version__
+from hmdc_hub.errors import FormerNameWarning
 
 
 class Verb(NamedTuple):
@@ -93,19 +96,38 @@ def run(arguments: Sequence[str]) -> int:
         arguments: What stands after the program's name.
 
     Returns:
-        The exit status: 0, 1, 2, 130 or 143 (see `hmdc_hub.cli.failures`).
+        The exit status: 0, 1, 2, 130 or 143 (see `hmdc_hub.cli._errors`).
     """
     # click's own `main` would swallow every broken pipe, also that of a worker process, and call a Ctrl-C "Aborted!".
     try:
-        with cli.make_context("hmdc-hub", list(arguments)) as context:
+        with _former_names_as_notes(), cli.make_context("hmdc-hub", list(arguments)) as context:
             cli.invoke(context)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        from hmdc_hub.cli.failures import present
+        from hmdc_hub.cli._errors import present
 
         return present(error)
     return 0
+
+
+@contextmanager
+def _former_names_as_notes() -> Iterator[None]:
+    """Say once what a recipe calls by a former name; other warnings go where they went."""
+    told, show_others = set(), warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if not issubclass(category, FormerNameWarning):
+            show_others(message, category, *rest, **more)
+        elif str(message) not in told:
+            from hmdc_hub.cli import _output as output
+
+            told.add(str(message))
+            output.talk(f"{output.emphasised('note:', sys.stderr)} {message}")
+
+    with warnings.catch_warnings(action="always", category=FormerNameWarning):
+        warnings.showwarning = show
+        yield
 
 
 def main() -> None:

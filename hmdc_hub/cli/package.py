@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.choose import ROOT, named_run, newest_run
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import ROOT, named_or_newest
 
 EPILOG = """\b
 hmdc-hub package
@@ -26,12 +26,10 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
     `hmdc-hub condense` has done that already, and `hmdc-hub push` does it again; doing it twice gives the same bytes.
     What `hmdc-hub verify` would not pass is refused.
     """
-    from hmdc_hub import publish
+    from hmdc_hub.publish import read_facts
 
-    found = named_run(run, root) if run is not None else newest_run(root)
-    with found.lock():
-        folder = publish.package(found, config=config)
-    (facts,) = publish.read_facts(folder)
+    folder = named_or_newest(run, root).package(config)
+    (facts,) = read_facts(folder)
     document: dict[str, Any] = {"package": str(folder), **facts.manifest.model_dump(mode="json")}
     if as_json:
         output.document(document)

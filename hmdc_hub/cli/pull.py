@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hmdc_hub.cli import output
+from hmdc_hub.cli import _output as output
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 
 if TYPE_CHECKING:
-    from hmdc_hub.store.download import Downloaded
+    from hmdc_hub.store import Downloaded
 
 EPILOG = """\b
 hmdc-hub pull someone/cifar10-hmdc
@@ -33,8 +34,7 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
     Every file is compared with its manifest. The folder is there completely or not at all, and holds what
     `load_dataset`, `hmdc_hub.load`, `hmdc-hub verify` and `hmdc-hub evaluate` read.
     """
-    from hmdc_hub.store.download import download_package
-    from hmdc_hub.store.workplace import workplace
+    from hmdc_hub.store import download_package, workplace
 
     place = to or Path(repo_id.rpartition("/")[2])
     if place.exists() and not _is_copy(place):
@@ -76,12 +76,11 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
     from hmdc_hub.catalog import read_published_recipe
     from hmdc_hub.publish import read_config, render
     from hmdc_hub.publish.front_matter import dump
-    from hmdc_hub.store.configs import read_card_text, split_card
+    from hmdc_hub.store import read_card_text, split_card
 
     for name in got.configs:
-        read_published_recipe(
-            got.folder / name / "recipe.yaml"
-        )  # here it is a stranger's; in a folder it will be yours
+        # Here it is a stranger's; in a folder it will be yours.
+        read_published_recipe(got.folder / name / "recipe.yaml")
         for path in [*(file.path for file in read_config(got.folder / name).manifest.files), f"{name}/manifest.json"]:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(got.folder / path, folder / path)
@@ -98,46 +97,44 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
 
 def _put(new: Path, place: Path, *, force: bool) -> str:
     """Put a finished folder in its place; says what it did."""
-    from hmdc_hub.store.workplace import put
+    from hmdc_hub.store import put
 
     if not place.exists():
         put(new, place)
         return "new"
-    if _contents(new) == _contents(place):
+    there = _contents(place)
+    if _contents(new) == there:
         return "was there already"
     if not force:
         raise RunExistsError(
-            f"{place} holds another state of a published set.",
-            hint="--force replaces it, --to makes another folder.",
+            f"{place} holds another state of a published set.", hint="--force replaces it, --to makes another folder."
         )
-    if others := _not_of_the_set(place):
+    if others := sorted(set(there) - _of_the_set(place)):
+        more = f" and {len(others) - 1} more" if others[1:] else ""
         raise RunExistsError(
-            f"{place} also holds {others[0]}"
-            + (f" and {len(others) - 1} more" if others[1:] else "")
-            + ", which no manifest there lists: replacing the folder would remove it.",
+            f"{place} also holds {others[0]}{more}, which no manifest there lists: replacing the folder would remove "
+            "it.",
             hint="Move it elsewhere, or make another folder with --to.",
         )
     put(new, place)
     return "replaced"
 
 
-def _not_of_the_set(place: Path) -> list[str]:
-    """Name the files in an earlier copy that did not come with it."""
+def _of_the_set(place: Path) -> set[str]:
+    """Name the files in an earlier copy that came with it."""
     from hmdc_hub.schema import Manifest
-    from hmdc_hub.store.files import read_record
+    from hmdc_hub.store import read_record
 
     ours = {"README.md", ".gitattributes"}
     for path in place.glob("*/manifest.json"):
         ours.add(path.relative_to(place).as_posix())
-        try:
+        with suppress(HmdcError):  # a manifest that cannot be read vouches for nothing
             ours |= {file.path for file in read_record(path, Manifest).files}
-        except HmdcError:
-            continue  # a manifest that cannot be read vouches for nothing
-    return sorted(set(_contents(place)) - ours)
+    return ours
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    import hashlib
+def _contents(folder: Path) -> dict[str, str]:
+    from hmdc_hub.store import sha256_file
 
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).digest() for path in files}
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.choose import ROOT, named_run, newest_run
-from hmdc_hub.cli.progress import progress
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import ROOT, named_or_newest
 from hmdc_hub.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.publish import Plan, Published, Push
+    from hmdc_hub.publish import Published, PushPlan
 
 EPILOG = """\b
 hmdc-hub push                       the newest finished run, under your name
@@ -31,68 +30,51 @@ hmdc-hub push --scores-only --yes   new scores of images that are published"""
 @click.option("--private/--public", default=None, help="Visibility of a new dataset; never changed afterwards.")
 @click.option("--default", is_flag=True, help="Make this the configuration that load_dataset(ID) gives.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--revision", metavar="BRANCH", default="main", show_default=True, help="Branch to commit to.")
+@click.option("--revision", "branch", metavar="BRANCH", default="main", show_default=True, help="Branch to commit to.")
 @click.option("--tag", metavar="NAME", help="A tag besides CONFIG-HASH; tags never move.")
 @click.option("--scores-only", is_flag=True, help="Publish new scores of images that are there already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Replace what is in the way: other people's changes, a foreign card.")
 @click.option("--json", "as_json", is_flag=True, help="Print plan and result as one JSON document.")
-def push(
-    run: str | None,
-    root: Path,
-    repo_id: str | None,
-    config: str | None,
-    private: bool | None,
-    default: bool,
-    create_pr: bool,
-    revision: str,
-    tag: str | None,
-    scores_only: bool,
-    dry_run: bool,
-    yes: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
+def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Publish RUN, or the newest finished run, as a dataset on the Hugging Face Hub.
 
     Shows what will change and asks first. Everything goes in one commit, is tagged, and is read back and checked as a
     stranger would load it. You are whoever `hf auth login` or HF_TOKEN says.
     """
-    found = named_run(run, root) if run is not None else newest_run(root)
-    from hmdc_hub.publish import Push, Wanted, Wishes
+    found = named_or_newest(run, root)
+    from hmdc_hub.pipeline.progress import reporting
+    from hmdc_hub.publish import Push, PushOptions, Wanted
 
-    wishes = Wishes(
-        repo_id=repo_id,
-        config=config,
-        private=private,
-        branch=revision,
-        create_pr=create_pr,
-        tag=tag,
-        content=Wanted(default=default, scores_only=scores_only, force=force),
-    )
-    show = progress()
-    try:
-        with found.lock(), Push(found, wishes, listener=show) as pushing:
-            plan = pushing.plan()
-            # The plan is what a dry run is for; before a question it is talk, as the result follows on stdout.
-            (output.data if dry_run and not as_json else output.talk)(plan_text(plan, str(found.path)))
-            if dry_run:
-                if as_json:
-                    output.document({"plan": plan_document(plan), "result": None})
-                return
-            _ask(plan, yes)
-            published = _carry_out(pushing, plan)
-    finally:
-        show.close()
+    content = Wanted(**{name: options.pop(name) for name in ("default", "scores_only", "force")})
+    wanted = PushOptions(**options, content=content)
+    with reporting(None) as show, found.directory.lock(), Push(found.directory, wanted, callback=show) as pushing:
+        plan = pushing.plan()
+        # The plan is what a dry run is for; before a question it is talk, as the result follows on stdout.
+        (output.data if dry_run and not as_json else output.talk)(plan_text(plan, str(found.path)))
+        if dry_run:
+            if as_json:
+                output.document({"plan": plan_document(plan), "result": None})
+            return
+        _ask(plan, yes)
+        try:
+            published = pushing.apply(plan)
+        except KeyboardInterrupt as error:
+            raise Interrupted(
+                f"stopped; {plan.repo_id} is as it was or as planned, nothing between",
+                signal_number=2,
+                hint="push again: it goes on from what is there",
+            ) from error
     if as_json:
         output.document({"plan": plan_document(plan), "result": result_document(published)})
     else:
         output.data(result_text(published))
-    output.hint(_loading(published))
+    config = next(iter(published.loads))
+    output.hint(f'load_dataset("{published.repo_id}", "{config}", revision="{published.revision}")')
 
 
-def _ask(plan: Plan, yes: bool) -> None:
+def _ask(plan: PushPlan, yes: bool) -> None:
     """Get consent for what cannot be taken back; a plan without changes needs none."""
     if yes or not plan.changes:
         return
@@ -106,18 +88,7 @@ def _ask(plan: Plan, yes: bool) -> None:
         raise UsageError("Nothing was published.", hint="`hmdc-hub push --dry-run` shows the plan again.")
 
 
-def _carry_out(pushing: Push, plan: Plan) -> Published:
-    try:
-        return pushing.carry_out(plan)
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            f"stopped; {plan.repo_id} is as it was or as planned, nothing between",
-            signal_number=2,
-            hint="push again: it goes on from what is there",
-        ) from error
-
-
-def plan_text(plan: Plan, run: str) -> str:
+def plan_text(plan: PushPlan, run: str) -> str:
     """Write a plan for a person."""
     staged, remote = plan.staged, plan.remote
     visible = "private" if plan.private else "public"
@@ -149,8 +120,8 @@ def _size(data: bytes | Path) -> int:
     return len(data) if isinstance(data, bytes) else data.stat().st_size
 
 
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """Write a plan as plain data."""
+def plan_document(plan: PushPlan) -> dict[str, Any]:
+    """Write a plan as plain data for `--json`."""
     staged, remote = plan.staged, plan.remote
     return {
         "repo_id": plan.repo_id,
@@ -184,18 +155,8 @@ def result_document(published: Published) -> dict[str, Any]:
 
 def result_text(published: Published) -> str:
     """Write what a push came to for a person."""
-    state = "published" if published.changed else "was there already"
+    url, changed = published.url, published.changed
     rows = ", ".join(f"{name} {count} rows" for name, count in published.loads.items())
-    return "\n".join(
-        [
-            f"{state:<11}{published.url}" if published.changed else f"{published.url} {state}",
-            f"commit     {published.commit}",
-            *([f"tags       {', '.join(published.tags)}"] if published.tags else []),
-            f"read back  every hash; loaded {rows}",
-        ]
-    )
-
-
-def _loading(published: Published) -> str:
-    config = next(iter(published.loads))
-    return f'load_dataset("{published.repo_id}", "{config}", revision="{published.revision}")'
+    lines = [f"published  {url}" if changed else f"{url} was there already", f"commit     {published.commit}"]
+    lines += [f"tags       {', '.join(published.tags)}"] if published.tags else []
+    return "\n".join([*lines, f"read back  every hash; loaded {rows}"])

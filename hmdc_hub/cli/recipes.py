@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.overrides import OVERRIDES, RecipeCommand
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import JSON, OVERRIDES, RecipeCommand
 from hmdc_hub.errors import Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from hmdc_hub.catalog import Entry
-    from hmdc_hub.cli.validation import Looked
+    from hmdc_hub.pipeline.validation import Validation
     from hmdc_hub.schema import Recipe
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group(short_help="List, show, copy and validate recipes.")
@@ -36,12 +33,7 @@ def list_(as_json: bool) -> None:
     """List the recipes that come with hmdc-hub."""
     from hmdc_hub.catalog import list_recipes
 
-    entries = list_recipes()
-    if as_json:
-        output.document(entries_document(entries))
-        return
-    output.data(output.columns(["NAME", "DESCRIPTION"], [[entry.name, entry.description] for entry in entries]))
-    output.hint("hmdc-hub recipes show NAME, hmdc-hub condense NAME")
+    print_entries(list_recipes(), as_json, "hmdc-hub recipes show NAME, hmdc-hub condense NAME")
 
 
 @recipes.command("show", cls=RecipeCommand, short_help="Print a recipe.")
@@ -103,18 +95,21 @@ def validate(recipe: tuple[str, ...], overrides: tuple[str, ...], as_json: bool)
     output.hint(f"hmdc-hub condense {shlex.quote(recipe[0])}")
 
 
-def entries_document(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Write a listing of recipes or pool entries as plain data for `--json`."""
-    return [vars(entry) | {"path": str(entry.path), "pool": list(entry.pool)} for entry in entries]
+def print_entries(entries: Sequence[Entry], as_json: bool, hint: str) -> None:
+    """List recipes or pool entries."""
+    if as_json:
+        output.document([vars(entry) | {"path": str(entry.path), "pool": list(entry.pool)} for entry in entries])
+        return
+    output.data(output.columns(["NAME", "DESCRIPTION"], [[entry.name, entry.description] for entry in entries]))
+    output.hint(hint)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What was found out about a recipe; `recipe` and `looked` are None where its own words are wrong already."""
+class Verdict(NamedTuple):
+    """What was found out about a recipe; the last two are None where its own words are wrong already."""
 
     error: UsageError | None
     recipe: Recipe | None = None
-    looked: Looked | None = None
+    found: Validation | None = None
 
 
 def _checked(name: str, overrides: tuple[str, ...]) -> Verdict:
@@ -124,38 +119,38 @@ def _checked(name: str, overrides: tuple[str, ...]) -> Verdict:
         recipe = load_recipe(name, overrides)
     except UsageError as error:
         return Verdict(error)
-    from hmdc_hub.cli.validation import look
+    from hmdc_hub.pipeline.validation import validate_recipe
 
-    looked = look(recipe)
-    if not looked.problems:
-        return Verdict(None, recipe, looked)
-    problems = [Problem("", None, "", problem.message) for problem in looked.problems]
-    hint = "\n".join(dict.fromkeys(problem.hint for problem in looked.problems if problem.hint))
-    return Verdict(RecipeError(name, problems, hint=hint), recipe, looked)
+    found = validate_recipe(recipe)
+    if not found.problems:
+        return Verdict(None, recipe, found)
+    problems = [Problem("", None, "", problem.message) for problem in found.problems]
+    hint = "\n".join(dict.fromkeys(problem.hint for problem in found.problems if problem.hint))
+    return Verdict(RecipeError(name, problems, hint=hint), recipe, found)
 
 
 def _lines(name: str, verdict: Verdict) -> list[str]:
-    if verdict.error is not None or verdict.recipe is None or verdict.looked is None:
+    error, recipe, found = verdict
+    if error is not None or recipe is None or found is None:
         return []
-    recipe, looked = verdict.recipe, verdict.looked
     return [
         f"{name}: valid (condense {recipe.condense_hash()[:8]}, protocol {recipe.protocol_hash()[:8]})",
-        *(f"  {line}" for line in (looked.rows.said() if looked.rows else ())),
-        *(f"  not looked at: {what}" for what in looked.unseen),
+        *(f"  {line}" for line in (found.rows.lines() if found.rows else ())),
+        *(f"  not looked at: {what}" for what in found.unseen),
     ]
 
 
 def _document(name: str, verdict: Verdict) -> dict[str, Any]:
-    error, looked = verdict.error, verdict.looked
+    error, recipe, found = verdict
     problems: list[Any] = []
     if isinstance(error, RecipeError):
         problems = [vars(problem) for problem in error.problems]
     elif error is not None:
         problems = [{"rule": error.message}]
-    found: dict[str, Any] = {"recipe": name, "valid": error is None, "problems": problems}
-    if verdict.recipe is not None:
-        found |= {"condense_hash": verdict.recipe.condense_hash(), "protocol_hash": verdict.recipe.protocol_hash()}
-    if looked is not None:
-        found["source"] = looked.rows.document() if looked.rows else None
-        found["not_looked_at"] = list(looked.unseen)
-    return found
+    document: dict[str, Any] = {"recipe": name, "valid": error is None, "problems": problems}
+    if recipe is not None:
+        document |= {"condense_hash": recipe.condense_hash(), "protocol_hash": recipe.protocol_hash()}
+    if found is not None:
+        document["source"] = found.rows.document() if found.rows else None
+        document["not_looked_at"] = list(found.unseen)
+    return document

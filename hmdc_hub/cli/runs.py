@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.choose import ROOT, named_run
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import JSON, ROOT, run_folder
 from hmdc_hub.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from hmdc_hub.store import RunEntry
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.group(short_help="List, show and remove runs.")
@@ -59,9 +57,9 @@ def show(name: str, root: Path, as_json: bool) -> None:
     if entry.info is None:
         output.data(f"run        {entry.run.path}\nstate      {entry.state}" + (entry.problem and f"\n{entry.problem}"))
         return
-    from hmdc_hub.cli.result import read_result, result_text
+    from hmdc_hub.pipeline import Run
 
-    output.data(f"state      {entry.state}\n{result_text(read_result(entry.run))}")
+    output.data(f"state      {entry.state}\n{Run(entry.run.path).summary()}")
 
 
 @runs.command("rm", short_help="Remove runs.")
@@ -72,7 +70,7 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
     """Remove runs with all their files; only directories that hold nothing but a run."""
     from hmdc_hub import store
 
-    found = [named_run(name, root) for name in names]
+    found = [store.RunDir(run_folder(name, root)) for name in names]
     if not yes:
         question = f"remove {', '.join(str(run.path) for run in found)}?"
         try:
@@ -110,26 +108,18 @@ def summary(entry: RunEntry) -> dict[str, Any]:
 
 
 def _row(entry: RunEntry) -> list[str]:
-    info, scores = entry.info, entry.scores
+    info, scores, name = entry.info, entry.scores, entry.run.path.name
     if info is None:
-        return [entry.run.path.name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""]
+        return [name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""]
     score = "" if scores is None else f"{100 * scores.table['condensed']['mean'].mean:.1f}"
     gain = "" if scores is None or "random" not in scores.gain else f"{100 * scores.gain['random']['mean'].mean:+.1f}"
-    return [
-        entry.run.path.name,
-        entry.state,
-        info.source.id,
-        str(info.ipc),
-        score,
-        gain,
-        output.duration(info.seconds),
-    ]
+    return [name, entry.state, info.source.id, str(info.ipc), score, gain, output.duration(info.seconds)]
 
 
 def _entry(name: str, root: Path) -> RunEntry:
-    from hmdc_hub.store import list_runs
+    from hmdc_hub.store import RunDir, list_runs
 
-    run = named_run(name, root)
+    run = RunDir(run_folder(name, root))
     place = run.path.absolute() if run.path.name else run.path.resolve()
     for entry in list_runs(place.parent):
         if entry.run.path.name == place.name:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hmdc_hub.cli import output
-from hmdc_hub.cli.choose import ROOT, require_hub_id
+from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import ROOT
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -52,12 +52,16 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
             )
         findings = verify_run(RunDir(place))
     elif place is not None:
-        findings = check(place, _configs(place, config))
+        if config is not None and not (place / config / "manifest.json").is_file():
+            names = ", ".join(sorted(path.parent.name for path in place.glob("*/manifest.json")))
+            raise NotFoundError(f"{place} has no configuration {config!r}; it has {names or 'none'}.")
+        findings = check(place, None if config is None else [config])
     else:
-        require_hub_id(target, root)
-        from hmdc_hub.store.download import download_package
+        from hmdc_hub.pipeline.adopt import require_hub_id
+        from hmdc_hub.store import download_package
         from hmdc_hub.temporary import TemporaryFolder
 
+        require_hub_id(target, root)
         # A cache of its own: what counts is what the Hub serves now, not what was right once.
         with TemporaryFolder() as temporary:
             got = download_package(
@@ -74,17 +78,10 @@ def _place(target: str, root: Path) -> Path | None:
 
 
 def _is_run(path: Path) -> bool:
-    from hmdc_hub.store.runs import is_run
+    from hmdc_hub.store import is_run
 
     # The folder of a configuration has a recipe and an info.json, too, and a manifest.
     return (is_run(path) or (path / "info.json").is_file()) and not (path / "manifest.json").is_file()
-
-
-def _configs(folder: Path, config: str | None) -> list[str] | None:
-    if config is not None and not (folder / config / "manifest.json").is_file():
-        names = ", ".join(sorted(path.parent.name for path in folder.glob("*/manifest.json")))
-        raise NotFoundError(f"{folder} has no configuration {config!r}; it has {names or 'none'}.")
-    return None if config is None else [config]
 
 
 def _report(target: str, findings: list[Finding], as_json: bool) -> None:

@@ -51,6 +51,7 @@ def shows(classes: Mapping[str, tuple[int, int, int]], train: Sequence[int], tes
     return source
 
 
+@pytest.mark.slow
 def test_01_classes_that_are_called_like_a_split(call: Call, folder: Path) -> None:
     names = ("bus", "train", "bullet_train", "test-tube")
     tree(Path("data"), {f"{split}/{name}": n for split, n in (("train", 12), ("test", 4)) for name in names})
@@ -66,6 +67,7 @@ def test_01_classes_that_are_called_like_a_split(call: Call, folder: Path) -> No
     assert source["left_out"] == [left_out | {"examples": []}], "names of files are nobody's business"
 
 
+@pytest.mark.slow
 def test_02_file_names_with_words_of_splits(call: Call, folder: Path) -> None:
     stems = {3: "taste-test-3", 4: "taste-test-4", 5: "from train 5", 6: "from train 6"}
     for c, name in enumerate(("rose", "tulip", "daisy")):
@@ -77,6 +79,7 @@ def test_02_file_names_with_words_of_splits(call: Call, folder: Path) -> None:
     shows({"daisy": BLUE, "rose": RED, "tulip": GREEN}, [16] * 3, 12)
 
 
+@pytest.mark.slow
 def test_a_run_with_another_test_part_is_another_run(call: Call, folder: Path) -> None:
     tree(Path("data"), {f"{split}/{name}": n for split, n in (("train", 10), ("test", 4)) for name in ("ant", "bee")})
     assert condense(call, "data", "-o", "source.test_fraction=0.2").status == 0
@@ -89,6 +92,7 @@ def test_a_run_with_another_test_part_is_another_run(call: Call, folder: Path) -
     assert done.status == 2 and "source.test_fraction: None there, 0.2 here" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "encode", "bits"),
     [
@@ -121,6 +125,7 @@ def test_04_more_than_eight_bits(
     assert ("taken for images of 12 bits" in done.err) == (bits == 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codes", "names"),
     [
@@ -146,6 +151,7 @@ def metadata(root: Path, codes: Sequence[str]) -> None:
         (root / split / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_07_an_empty_cell_has_a_file_and_a_line(call: Call, folder: Path) -> None:
     metadata(Path("data"), ("0", "1", "2"))
     file = Path("data/train/metadata.csv")
@@ -191,6 +197,7 @@ def capital(file: str) -> None:
     pd.DataFrame({"image": IMAGES, "Label": TEXTS}).to_parquet(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "columns", "classes"),
     [
@@ -212,6 +219,7 @@ def test_11_the_column_of_labels(
     assert f"label_column: {columns[1]}" in Path("run/recipe.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lists", "floats"])
 def test_11_labels_that_are_none_and_the_step_that_mends_them(call: Call, folder: Path, kind: str) -> None:
     if kind == "lists":
@@ -230,6 +238,7 @@ def test_11_labels_that_are_none_and_the_step_that_mends_them(call: Call, folder
     shows({"0": RED, "1": GREEN, "2": BLUE}, [16] * 3, 12)
 
 
+@pytest.mark.slow
 def test_14_classes_in_two_levels(call: Call, folder: Path) -> None:
     names = ("airport/indoor", "airport/outdoor", "hotel/indoor", "hotel/outdoor")
     tree(Path("data"), {f"{split}/{name}": n for split, n in (("train", 12), ("test", 4)) for name in names})
@@ -249,6 +258,7 @@ def test_14_mixed_depth_and_the_step_that_mends_it(call: Call, folder: Path) -> 
     shows({"cat": RED, "dog-boxer": BLUE, "dog-spaniel": GREEN}, [12] * 3, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["my [v2] data", "a*b", "test run/set", "train"])
 def test_21_characters_and_words_in_the_path(call: Call, folder: Path, root: str) -> None:
     tree(Path(root), {f"{split}/{name}": n for split, n in (("train", 12), ("test", 4)) for name in ("ant", "bee")})

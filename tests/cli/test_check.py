@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hmdc_hub.catalog import list_models, load_model
-from hmdc_hub.cli import check as command
-from hmdc_hub.cli.check import check_one
-from hmdc_hub.condense import check, matching
-from hmdc_hub.condense.check import Check, check_model
+from hmdc_hub.cli import pool as command
+from hmdc_hub.cli.pool import check_one
+from hmdc_hub.condenser import check, matching
+from hmdc_hub.condenser.check import Check, check_model
 from hmdc_hub.models import TapInfo
 from hmdc_hub.schema import ModelSpec
 from tests.cli.conftest import Call
@@ -31,6 +31,7 @@ args: {hidden_size: 12, num_hidden_layers: 2, num_attention_heads: 3, intermedia
 """
 
 
+@pytest.mark.slow
 def test_the_command(call: Call, folder: Path) -> None:
     Path("mine.yaml").write_text(MINE)
     Path("bad.yaml").write_text(MINE.replace("mine", "bad").replace("patch_size: 8", "patch_size: 5"))
@@ -65,7 +66,7 @@ FOUND = Check("vit", 32, 1234567, 1234567, (TapInfo("a", "tokens", 12, 4), TapIn
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Check | str]:
     """What the check of each model by name says, without processes."""
     results: dict[str, Check | str] = {}
-    monkeypatch.setattr(command, "_checked", lambda specs, device: [(s, results.get(s.name, FOUND)) for s in specs])
+    monkeypatch.setattr(command, "checked", lambda specs, device: [(s, results.get(s.name, FOUND)) for s in specs])
     return results
 
 
@@ -106,6 +107,7 @@ def test_markdown_of_all(call: Call, found: dict[str, Check | str]) -> None:
     assert lines[0].startswith("| name | input |") and "| vit_micro | 32 |" in done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", list(TINY))
 def test_every_family_agrees_with_the_plain_double_backward(family: str) -> None:
     side = {"input_size": 16} if TINY[family].get("input_size") is None else {}
@@ -147,6 +149,7 @@ def test_what_a_library_raises_becomes_one_line(monkeypatch: pytest.MonkeyPatch)
     )
 
 
+@pytest.mark.slow
 def test_weights_are_left_out() -> None:
     spec = load_model("resnet18_imagenet").model_copy(update={"input_size": 32})
     assert isinstance(check_one(spec, "cpu"), Check)

@@ -22,7 +22,7 @@ EVALUATE: dict[str, Any] = {
     "seeds": 2,
     "random_draws": 1,
     "epochs": 30,
-    "against": ["random"],
+    "baselines": ["random"],
 }
 
 
@@ -78,6 +78,7 @@ def test_markdown_and_json(call: Call, root: Path) -> None:
     wrong(call("compare", "mine", "other", "--json", "--markdown"), "--json and --markdown")
 
 
+@pytest.mark.slow
 def test_a_report_holds_everything(call: Call, root: Path, folder: Path) -> None:
     make_run(root / "large", recipe=recipe("large", ipc=5), seed=3)
     done = call("compare", "mine", "large", "--report", "seen")
@@ -89,6 +90,7 @@ def test_a_report_holds_everything(call: Call, root: Path, folder: Path) -> None
     assert (folder / "seen/compare.html").read_text().count("<img ") == 3
 
 
+@pytest.mark.slow
 def test_pictures_of_an_earlier_report_go_away(call: Call, root: Path, folder: Path) -> None:
     (folder / "seen").mkdir()
     for name in ("budget.png", "budget.svg", "mine.png"):
@@ -123,6 +125,7 @@ def test_a_folder_of_that_name_does_not_hide_a_run(call: Call, root: Path, folde
     assert labels(call("compare", "mine", "other", "--json")) == ["mine", "other"]
 
 
+@pytest.mark.slow
 def test_packages(call: Call, root: Path, folder: Path) -> None:
     made = package(RunDir(root / "other"))
     shutil.copytree(made, folder / "pulled")
@@ -135,6 +138,7 @@ def test_packages(call: Call, root: Path, folder: Path) -> None:
     wrong(call("compare", "mine", "other", "--config", "other"), "--config is about packages")
 
 
+@pytest.mark.slow
 def test_published_sets(call: Call, root: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", prepare(hub))
     package(RunDir(root / "other"))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from hmdc_hub.cli import condense as verb
-from hmdc_hub.cli import flow
-from hmdc_hub.cli.progress import LogLines
 from hmdc_hub.errors import ModelError
 from hmdc_hub.events import Event, ImageStep, Training
+from hmdc_hub.pipeline import estimate
+from hmdc_hub.pipeline.job import settled
+from hmdc_hub.pipeline.progress import LogLines
 from hmdc_hub.store import RunDir, sha256_file
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
@@ -25,27 +25,11 @@ from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures 
 from tests.sources.files import image_folder
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with tiny.yaml and its finished run."""
-    from hmdc_hub.cli.main import run
-
-    place = tmp_path_factory.mktemp("finished")
-    tiny.write(place / "tiny.yaml")
-    before = Path.cwd()
-    os.chdir(place)
-    try:
-        assert run(["condense", "tiny.yaml", "--workers", "1"]) == 0
-    finally:
-        os.chdir(before)
-    return place
-
-
 @pytest.fixture
-def place(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, as the working directory."""
     copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
+    shutil.copytree(finished_run, copy)
     monkeypatch.chdir(copy)
     return copy
 
@@ -86,9 +70,10 @@ class Stopping(LogLines):
 def stop_at(
     monkeypatch: pytest.MonkeyPatch, kind: type[ImageStep] | type[Training], done: int, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(verb, "progress", lambda: Stopping(kind, done, number))
+    monkeypatch.setattr("hmdc_hub.pipeline.progress.LogLines", lambda: Stopping(kind, done, number))
 
 
+@pytest.mark.slow
 def test_the_whole_job(folder: Path, go: Call) -> None:
     tiny.write(folder / "tiny.yaml")
     done = go("tiny.yaml")
@@ -102,6 +87,7 @@ def test_the_whole_job(folder: Path, go: Call) -> None:
     assert done.err.endswith('next: load_dataset("runs/tiny/package"), hmdc-hub push tiny\n')
 
 
+@pytest.mark.slow
 def test_done_already(place: Path, go: Call) -> None:
     before = state_of(place)
     done = go("tiny.yaml")
@@ -117,10 +103,11 @@ def test_json_is_one_document(place: Path, go: Call) -> None:
     info = json.loads((place / "runs/tiny/info.json").read_text())
     assert shown["condense_hash"] == info["condense_hash"] and shown["seconds"]["condense"] == info["seconds"]
     assert shown["scores"]["table"]["condensed"]["mlp_a"]["n"] == 2 and set(shown["scores"]["gain"]) == {
-        "random", "start",
+        "random", "initialisation",
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_overrides_have_a_directory_of_their_own(folder: Path, go: Call) -> None:
     tiny.write(folder / "tiny.yaml")
     done = go("tiny.yaml", "-o", "condense.resets=1", "-o", "evaluate.seeds=1", "--json")
@@ -140,6 +127,7 @@ def test_stopped_without_scores_goes_on_without(
     assert go("tiny.yaml", "--no-evaluate").err.endswith("--workers 1 --no-evaluate --resume\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_refused_resumed(
     place: Path, folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, status: int
@@ -163,6 +151,7 @@ def test_stopped_refused_resumed(
         assert sha256_file(folder / "here" / name) == sha256_file(place / "runs/tiny" / name)
 
 
+@pytest.mark.slow
 def test_stopped_in_the_evaluation(folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write(folder / "tiny.yaml")
     stop_at(monkeypatch, Training, 2, signal.SIGTERM)
@@ -183,7 +172,7 @@ def test_a_second_ctrl_c_stops_at_once(folder: Path, go: Call, monkeypatch: pyte
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(verb, "progress", Impatient)
+    monkeypatch.setattr("hmdc_hub.pipeline.progress.LogLines", Impatient)
     tiny.write(folder / "tiny.yaml")
     done = go("tiny.yaml")
     assert done.status == 130 and done.err.endswith("stopped at once\n")
@@ -240,6 +229,7 @@ def test_a_damaged_stored_recipe(place: Path, go: Call) -> None:
     assert done.status == 2 and "cannot go on with" in done.err and "--force" in done.err
 
 
+@pytest.mark.slow
 def test_a_new_protocol_scores_again_and_condenses_nothing(place: Path, go: Call) -> None:
     run = RunDir(place / "runs/tiny")
     old, condensed = run.scores.read_text(), run.condensed.stat().st_mtime_ns
@@ -265,6 +255,7 @@ def test_a_new_publish_section_packages_again_only(place: Path, go: Call) -> Non
     assert (run.package / "one").is_dir() and not (run.package / "ipc1").exists()
 
 
+@pytest.mark.slow
 def test_no_evaluate_then_all(folder: Path, go: Call) -> None:
     tiny.write(folder / "tiny.yaml")
     done = go("tiny.yaml", "--no-evaluate", "--json")
@@ -306,7 +297,7 @@ def test_a_full_or_closed_disk(
     def fail(*arguments: object, **named: object) -> None:
         raise OSError(number, os.strerror(number), "runs/tiny/log.jsonl")
 
-    monkeypatch.setattr("hmdc_hub.condense.condense", fail)
+    monkeypatch.setattr("hmdc_hub.condenser.condense", fail)
     tiny.write(folder / "tiny.yaml")
     done = go("tiny.yaml")
     assert done.status == 1 and done.err.splitlines()[-2].startswith("error: runs/tiny/log.jsonl: ")
@@ -317,7 +308,7 @@ def test_other_operating_system_errors_are_bugs(folder: Path, call: Call, monkey
     def fail(*arguments: object, **named: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("hmdc_hub.condense.condense", fail)
+    monkeypatch.setattr("hmdc_hub.condenser.condense", fail)
     tiny.write(folder / "tiny.yaml")
     done = call("condense", "tiny.yaml")
     assert done.status == 1 and "Traceback" in done.err and "hmdc-hub env" in done.err
@@ -339,6 +330,19 @@ def test_a_device_that_is_not_here(folder: Path, go: Call) -> None:
     assert done.status == 2 and "'cuda:77' is not here" in done.err and "cpu" in done.err and "--device" in done.err
 
 
+def test_trackers_are_named_and_come_back_in_the_command_that_goes_on(
+    folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(folder / "tiny.yaml")
+    done = go("tiny.yaml", "--report-to", "nope")
+    assert done.status == 2 and "nope is no tracker" in done.err and not (folder / "runs").exists()
+    stop_at(monkeypatch, ImageStep, 3, signal.SIGINT)
+    done = go("tiny.yaml", "--report-to", "tensorboard")
+    assert done.err.endswith("--report-to tensorboard --workers 1 --resume\n")
+    assert list((folder / "runs/tiny/trackers").rglob("events.*"))
+
+
+@pytest.mark.slow
 def test_dry_run_prints_a_plan_and_writes_nothing(folder: Path, go: Call) -> None:
     tiny.write(folder / "tiny.yaml")
     before = state_of(folder)
@@ -352,15 +356,14 @@ def test_dry_run_prints_a_plan_and_writes_nothing(folder: Path, go: Call) -> Non
     assert done.out.index("trainings") < done.out.index("measured on") < done.out.index("condensing  ")
     shown = json.loads(go("tiny.yaml", "--dry-run", "--json").out)
     assert shown["source"]["train_split"] == "train", "the source is looked up"
-    assert shown["condense"]["targets"] == ["match/mlp_a", "match/conv_a"] and shown["evaluate"]["trainings"] == 6
+    assert shown["condense"]["objectives"] == ["match/mlp_a", "match/conv_a"] and shown["evaluate"]["trainings"] == 6
     assert shown["condense"]["seconds"] > 0 and shown["evaluate"]["seconds"] > 0 and shown["not_measured"] == []
     assert state_of(folder) == before and [path.name for path in folder.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.slow
 def test_what_is_not_measured_in_time_is_said(folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmdc_hub.cli import forecast
-
-    monkeypatch.setattr(forecast, "SECONDS", 0.0)
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
     tiny.write(folder / "tiny.yaml", models="  models: [mlp, resnet_narrow]")
     done = go("tiny.yaml", "--dry-run")
     assert done.status == 0 and "trainings   12 of 2 epochs" in done.out
@@ -380,14 +383,13 @@ def test_a_dry_run_reads_no_image(folder: Path, go: Call) -> None:
     assert "condensing  " in done.out and "not known" not in done.out
 
 
+@pytest.mark.slow
 def test_a_probe_that_dies_or_refuses(folder: Path, go: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmdc_hub.cli import forecast
-
     tiny.write(folder / "tiny.yaml")
-    monkeypatch.setattr(forecast, "_measure", _dies)
+    monkeypatch.setattr(estimate, "measure", _dies)
     done = go("tiny.yaml", "--dry-run")
     assert done.status == 0 and done.out.endswith("was there too little memory?\n")
-    monkeypatch.setattr(forecast, "_measure", _refuses)
+    monkeypatch.setattr(estimate, "measure", _refuses)
     done = go("tiny.yaml", "--dry-run")
     assert done.status == 2 and done.err.endswith("error: no such thing\nTake another.\n")
 
@@ -403,9 +405,10 @@ def _refuses(end: Connection) -> None:
     end.send(ModelError("no such thing", hint="Take another."))
 
 
+@pytest.mark.slow
 def test_a_plan_for_several_ranks(folder: Path, go: Call) -> None:
     tiny.write(folder / "tiny.yaml")
-    done = go("tiny.yaml", "--dry-run", "--ranks", "3", "-o", "condense.networks.parts=2")
+    done = go("tiny.yaml", "--dry-run", "--ranks", "3", "-o", "condense.networks.accumulation_steps=2")
     assert done.status == 0, done.err
     for words in ("ranks       3, each on a device like this one", "received by each in an image step", "operations"):
         assert words in done.out, words
@@ -420,4 +423,4 @@ def test_open_fields_of_a_source_come_from_the_run_that_goes_on(place: Path) -> 
     stored = read_recipe_file(place / "runs/tiny/recipe.yaml")
     assert stored.source.train_split == "train" and load_recipe("tiny.yaml").source.train_split is None
     moved = stored.model_copy(update={"source": stored.source.model_copy(update={"revision": "a" * 40})})
-    assert flow.settled(load_recipe("tiny.yaml"), moved).source.revision == "a" * 40
+    assert settled(load_recipe("tiny.yaml"), moved).source.revision == "a" * 40

@@ -37,6 +37,6 @@ def test_login_without_the_token(call: Call, monkeypatch: pytest.MonkeyPatch, to
 def test_a_broken_install_is_reported(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.delitem(sys.modules, "hmdc_hub.cli.device", raising=False)
+    monkeypatch.delitem(sys.modules, "hmdc_hub.pipeline.device", raising=False)
     done = call("env")
     assert done.status == 0 and "Error: " in done.out and "transformers" in done.out

@@ -39,12 +39,14 @@ def refused(done: Done, *words: str) -> None:
         assert word in done.err
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_report(tiny_run: RunDir) -> None:
     names = {path.name for path in tiny_run.report.iterdir()}
     assert names >= {"report.html", "scores.png", "scores.svg", "scores.csv", "cells.csv", "scores.md"}
     assert tiny_run.confusion.is_file()
 
 
+@pytest.mark.slow
 def test_another_protocol_has_a_directory_of_its_own(call: Call, tiny_run: RunDir) -> None:
     before = {path: path.read_bytes() for path in (tiny_run.scores, tiny_run.recipe, tiny_run.info)}
     done = call("evaluate", "tiny", "--protocol", "quick", "-o", "evaluate.epochs=3", "--workers", "1")
@@ -61,20 +63,22 @@ def test_another_protocol_has_a_directory_of_its_own(call: Call, tiny_run: RunDi
     assert again.out == done.out and "evaluate 1/" not in again.err  # nothing is trained again
 
 
+@pytest.mark.slow
 def test_a_full_disk_by_another_protocol(call: Call, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hmdc_hub.evaluate.ledger.Ledger.add", full)
+    monkeypatch.setattr("hmdc_hub.evaluator.result_log.ResultLog.add", full)
     for share in ([], ["--share", "1/2"]):
         done = call("evaluate", "tiny", "-o", "evaluate.epochs=3", "--workers", "1", *share)
         assert done.status == 1 and "Traceback" not in done.err
         assert "No space left on device; what the run had written before is unchanged" in done.err
 
 
+@pytest.mark.slow
 def test_models_seeds_and_baselines_of_the_command_line(call: Call, tiny_run: RunDir) -> None:
     done = call(
-        "evaluate", "tiny", "--models", "mlp, convnet3_narrow", "--seeds", "1", "--against", "herding,exact",
+        "evaluate", "tiny", "--models", "mlp, convnet3_narrow", "--seeds", "1", "--baselines", "herding,exact",
         "--workers", "1", "--json",
     )  # fmt: skip
     assert done.status == 0, done.err
@@ -86,11 +90,13 @@ def test_models_seeds_and_baselines_of_the_command_line(call: Call, tiny_run: Ru
     assert document["directory"] == f"runs/tiny/evaluations/{name}" and name.startswith("custom-")
 
 
+@pytest.mark.slow
 def test_no_baselines_at_all(call: Call, tiny_run: RunDir) -> None:
-    assert call("evaluate", "tiny", "--against", "", "--workers", "1").status == 0
+    assert call("evaluate", "tiny", "--baselines", "", "--workers", "1").status == 0
     assert list(read_scores(only(tiny_run).scores).table) == ["condensed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["keys", "recipe", "scores"])
 def test_a_protocol_is_a_few_keys_a_recipe_or_scores(call: Call, folder: Path, tiny_run: RunDir, form: str) -> None:
     if form == "keys":
@@ -111,12 +117,14 @@ def test_a_protocol_is_a_few_keys_a_recipe_or_scores(call: Call, folder: Path, t
     assert only(tiny_run).path.name.startswith(f"{label}-")
 
 
+@pytest.mark.slow
 def test_the_own_protocol_by_another_name_is_the_own(call: Call, tiny_run: RunDir) -> None:
     done = call("evaluate", "tiny", "--protocol", "tiny.yaml", "--workers", "1")
     assert done.status == 0 and not tiny_run.evaluations.exists()
     assert "run        runs/tiny" in done.out
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_a_part_of_the_train_split(call: Call, tiny_run: RunDir) -> None:
     done = call("evaluate", "tiny", "--tune-split", "0.1", "--workers", "1")
     assert done.status == 0, done.err
@@ -127,18 +135,21 @@ def test_settings_are_chosen_on_a_part_of_the_train_split(call: Call, tiny_run: 
     assert f"{scores.test_count} held-out train images" in " ".join(done.out.split())
 
 
+@pytest.mark.slow
 def test_held_out_scores_are_not_published(call: Call, folder: Path) -> None:
     tiny.write(folder / "tiny.yaml", epochs="  epochs: 2\n  holdout: 0.1")
     done = call("condense", "tiny.yaml", "--workers", "1")
     refused(done, "held-out images", "evaluate.holdout=null")
 
 
+@pytest.mark.slow
 def test_fresh_removes_nothing_before_it_can_work(call: Call, tiny_run: RunDir) -> None:
     before = tiny_run.scores.read_bytes(), tiny_run.cells.read_bytes()
     assert call("evaluate", "tiny", "--fresh", "--device", "cuda:7").status == 2
     assert (tiny_run.scores.read_bytes(), tiny_run.cells.read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_lost_confusions_are_counted_again(call: Call, tiny_run: RunDir) -> None:
     assert call("evaluate", "tiny", "--seeds", "1", "--workers", "1").status == 0
     where = only(tiny_run)
@@ -149,6 +160,7 @@ def test_lost_confusions_are_counted_again(call: Call, tiny_run: RunDir) -> None
     assert where.confusion.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_protocol_file_names_models_beside_it(call: Call, folder: Path, tiny_run: RunDir) -> None:
     (folder / "there").mkdir()
     (folder / "there/mine.yaml").write_text("{source: builtin, id: mlp, args: {depth: 1, width: 4}}")
@@ -157,6 +169,7 @@ def test_a_protocol_file_names_models_beside_it(call: Call, folder: Path, tiny_r
     assert [model.name for model in read_scores(only(tiny_run).scores).protocol.models] == ["mine"]
 
 
+@pytest.mark.slow
 def test_what_a_protocol_says_of_all_models_is_stored_with_each_and_can_be_taken_back(call: Call, folder: Path) -> None:
     tiny.write(folder / "tiny.yaml", epochs="  epochs: 2\n  lr: 0.5\n  resolution: 16")
     assert call("condense", "tiny.yaml", "--workers", "1").status == 0
@@ -169,6 +182,7 @@ def test_what_a_protocol_says_of_all_models_is_stored_with_each_and_can_be_taken
     assert (model.lr.evaluate, model.input_size) == (0.01, None)
 
 
+@pytest.mark.slow
 def test_fresh_trains_again_to_the_same_bytes(call: Call, tiny_run: RunDir) -> None:
     before = tiny_run.scores.read_bytes()
     done = call("evaluate", "tiny", "--fresh", "--workers", "1")
@@ -176,6 +190,7 @@ def test_fresh_trains_again_to_the_same_bytes(call: Call, tiny_run: RunDir) -> N
     assert tiny_run.scores.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_shares_are_put_together(call: Call, tiny_run: RunDir) -> None:
     before = tiny_run.scores.read_bytes()
     for path in (tiny_run.scores, tiny_run.cells):
@@ -188,6 +203,7 @@ def test_shares_are_put_together(call: Call, tiny_run: RunDir) -> None:
     assert call("runs", "rm", "tiny", "--yes").status == 0
 
 
+@pytest.mark.slow
 def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> None:
     done = call("evaluate", "tiny", "-o", "evaluate.best_every=1", "--workers", "1")
     words = " ".join(done.out.split())
@@ -195,6 +211,7 @@ def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> Non
     assert all(cell.best is not None for cell in read_scores(only(tiny_run).scores).cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -206,8 +223,8 @@ def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> Non
         (["-o", "evaluate.resolution=2", "--models", "convnet3_narrow"], ["convnet3_narrow", "2"]),
         (["-o", "condense.ipc=2"], ["keys of the protocol alone", "hmdc-hub condense"]),
         (["--models", "mpl"], ["mpl", "mlp"]),
-        (["--against", "rnadom"], ["evaluate.against.0", "random"]),
-        (["--against", "random,random"], ["names a training set twice"]),
+        (["--baselines", "rnadom"], ["evaluate.baselines.0", "random"]),
+        (["--baselines", "random,random"], ["names a training set twice"]),
         (["--tune-split", "1"], ["tune-split"]),
         (["--share", "3/2"], ["must be K/N"]),
         (["--share", "1/2", "--fresh"], ["--fresh removes what other processes"]),
@@ -248,8 +265,9 @@ def theirs(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_set_of_another_program(call: Call, folder: Path, theirs: Path) -> None:
-    done = call("evaluate", theirs, "--recipe", "tiny.yaml", "--against", "exact,random", "--workers", "1")
+    done = call("evaluate", theirs, "--recipe", "tiny.yaml", "--baselines", "exact,random", "--workers", "1")
     assert done.status == 0, done.err
     (where,) = (folder / "runs").glob("*/evaluations/custom-*")
     scores = read_scores(where / "scores.json")
@@ -261,6 +279,7 @@ def test_a_set_of_another_program(call: Call, folder: Path, theirs: Path) -> Non
     assert call("runs", "ls").out.count("\n") <= 1  # it is no run
 
 
+@pytest.mark.slow
 def test_two_files_of_one_name_are_two_sets(call: Call, folder: Path, theirs: Path) -> None:
     from safetensors.torch import load_file
 
@@ -268,14 +287,18 @@ def test_two_files_of_one_name_are_two_sets(call: Call, folder: Path, theirs: Pa
     (folder / "b").mkdir()
     save_file(tensors | {"labels": tensors["labels"].flip(0)}, folder / "b" / theirs.name)
     for path in (theirs, folder / "b" / theirs.name):
-        assert call("evaluate", path, "--recipe", "tiny.yaml", "--against", "", "--workers", "1").status == 0
+        assert call("evaluate", path, "--recipe", "tiny.yaml", "--baselines", "", "--workers", "1").status == 0
     assert len(list((folder / "runs").glob("*/evaluations/*/scores.json"))) == 2
 
 
+@pytest.mark.slow
 def test_what_another_set_does_not_have_is_left_out_unless_asked_for(call: Call, folder: Path, theirs: Path) -> None:
     done = call("evaluate", theirs, "--recipe", "tiny.yaml", "--workers", "1")
-    assert done.status == 0 and "has no start: left out" in done.err
-    refused(call("evaluate", theirs, "--recipe", "tiny.yaml", "--against", "start"), "evaluate.against names start")
+    assert done.status == 0 and "has no initialisation: left out" in done.err
+    refused(
+        call("evaluate", theirs, "--recipe", "tiny.yaml", "--baselines", "initialisation"),
+        "evaluate.baselines names initialisation",
+    )
 
 
 def test_a_set_without_a_recipe(call: Call, folder: Path, theirs: Path) -> None:
@@ -288,6 +311,7 @@ def test_a_set_that_is_not_there(call: Call, folder: Path, theirs: Path) -> None
     refused(call("evaluate", "nothing.safetensors", "--recipe", "tiny.yaml"), "nothing.safetensors")
 
 
+@pytest.mark.slow
 def test_a_set_of_another_program_is_compared_with_ours(call: Call, folder: Path, theirs: Path) -> None:
     assert (
         call("condense", "tiny.yaml", "-o", "evaluate.seeds=4", "--run-dir", "runs/tiny", "--workers", "1").status == 0

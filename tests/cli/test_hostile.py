@@ -49,7 +49,7 @@ def large_pages(where: Path) -> None:
 
 def absurd_info(where: Path) -> None:
     info = json.loads((where / "info.json").read_text())
-    info |= {"ipc": 10**9, "stored_images": 3 * 10**9, "training_images": 12 * 10**9}
+    info |= {"ipc": 10**9, "synthetic_images": 3 * 10**9, "training_images": 12 * 10**9}
     info["source"]["size"] = 10**6
     del info["checksum"]  # as an older program writes it
     (where / "info.json").write_text(json.dumps(info))
@@ -63,6 +63,7 @@ def decodes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", mock.Mock(side_effect=AssertionError("decoded")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_verify_reads_headers_first(
     call: Call, folder_of_set: Path, bomb: Callable[[Path], None], decodes_nothing: None
@@ -75,13 +76,14 @@ def test_verify_reads_headers_first(
     assert {line.split()[2] for line in done.out.splitlines() if line.split()[1] == "images"} == {"FAIL"}, done.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_evaluate_of_a_package_reads_headers_first(
     call: Call, folder_of_set: Path, bomb: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hmdc_hub.catalog import read_recipe_file
     from hmdc_hub.errors import FormatError
-    from hmdc_hub.evaluate.subject import of_run
+    from hmdc_hub.evaluator import of_run
     from hmdc_hub.store import RunDir
 
     bomb(folder_of_set / "ipc2")
@@ -96,6 +98,7 @@ def test_evaluate_of_a_package_reads_headers_first(
     assert read_info(run.info)
 
 
+@pytest.mark.slow
 def test_a_link_out_of_a_package_is_not_followed(call: Call, folder_of_set: Path, folder: Path) -> None:
     path = folder_of_set / "ipc2" / "info.json"
     path.rename(folder / "info.json")
@@ -107,6 +110,7 @@ def test_a_link_out_of_a_package_is_not_followed(call: Call, folder_of_set: Path
     assert not (folder / "runs").exists()
 
 
+@pytest.mark.slow
 def test_no_link_of_a_run_is_packaged_as_one(call: Call, folder: Path) -> None:
     made = make_run(folder / "runs" / "tiny")
     made.parquet.rename(folder / "elsewhere")
@@ -118,6 +122,7 @@ def test_no_link_of_a_run_is_packaged_as_one(call: Call, folder: Path) -> None:
 # pull
 
 
+@pytest.mark.slow
 def test_a_second_pull_of_one_name_says_so(
     call: Call, published: LocalHub, folder: Path, child_environment: dict[str, str]
 ) -> None:
@@ -136,6 +141,7 @@ def test_a_second_pull_of_one_name_says_so(
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_is_not_the_hub(call: Call, published: LocalHub, folder: Path) -> None:
     def sweep(request: Request) -> None:
         if request.label == "lfs-download":
@@ -153,7 +159,7 @@ def test_a_disk_that_fails_is_not_the_hub(call: Call, published: LocalHub, folde
 KILLED = """
 import os, signal, sys
 from hmdc_hub.cli.main import main
-import hmdc_hub.publish.front_matter, hmdc_hub.store.download, hmdc_hub.cli.pull, hmdc_hub.store.workplace
+import hmdc_hub.publish.front_matter, hmdc_hub.store.download, hmdc_hub.cli.pull, hmdc_hub.store
 left = int(sys.argv.pop(1))
 
 def hook(event, arguments):

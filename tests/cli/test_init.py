@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from hmdc_hub.catalog import load_recipe
-from hmdc_hub.cli import proposal
-from hmdc_hub.cli.proposal import PRESETS, SIZES, propose, render
+from hmdc_hub.pipeline import proposal
+from hmdc_hub.pipeline.proposal import PRESETS, SIZES, propose, render
 from hmdc_hub.sources import describe, load_source
 from tests.cli.conftest import Call
 from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
@@ -33,6 +33,7 @@ def noise_folder(root: Path, classes: Mapping[str, int]) -> None:
             Image.fromarray(gen.randint(0, 256, (9, 11, 3)).astype(np.uint8)).save(root / name / f"{k}.png")
 
 
+@pytest.mark.slow
 def test_digits_on_stdout(call: Call, folder: Path) -> None:
     done = call("init", "builtin:digits", "--ipc", "1", "--preset", "cpu")
     assert done.status == 0
@@ -52,6 +53,7 @@ def test_digits_on_stdout(call: Call, folder: Path) -> None:
     assert list(folder.iterdir()) == [folder / "digits_ipc1.yaml"]
 
 
+@pytest.mark.slow
 def test_into_a_file_and_run(call: Call, folder: Path) -> None:
     parquet_folder(folder / "data", names=("img", "kind"))
     done = call("init", "./data", "--ipc", "2", "--preset", "cpu", "-O", "my recipe.yaml")
@@ -69,10 +71,11 @@ def test_into_a_file_and_run(call: Call, folder: Path) -> None:
     assert done.status == 0 and "next: load_dataset(" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", SIZES)
 def test_models_fit_every_size_and_some_are_not_in_the_pool(preset: proposal.Preset, size: int, folder: Path) -> None:
-    from hmdc_hub.cli.validation import look
+    from hmdc_hub.pipeline.validation import validate_recipe
 
     found = describe("builtin:digits")
     text = render(found, propose(found, 10, preset, size), Path("mine.yaml"))
@@ -81,7 +84,7 @@ def test_models_fit_every_size_and_some_are_not_in_the_pool(preset: proposal.Pre
     recipe = load_recipe("mine.yaml")
     pool = {model.name for model in recipe.pool}
     assert 1 <= len([model for model in recipe.evaluate.models if model.name not in pool]) <= 2
-    assert look(recipe).problems == ()
+    assert validate_recipe(recipe).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,7 @@ def test_many_classes_without_a_test_split(call: Call, folder: Path) -> None:
     assert source.train.counts == (5,) * 60 and source.test_labels.bincount().tolist() == [1] * 60
 
 
+@pytest.mark.slow
 def test_two_images_in_each_class_run_to_the_package(call: Call, folder: Path) -> None:
     noise_folder(folder / "pairs", dict.fromkeys(map(str, range(12)), 2))
     done = call("init", "pairs", "--preset", "cpu", "-O", "pairs.yaml")

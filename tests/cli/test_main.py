@@ -9,7 +9,7 @@ import pytest
 
 from hmdc_hub import errors
 from hmdc_hub.cli import main
-from hmdc_hub.cli.failures import FAILURES
+from hmdc_hub.cli._errors import FAILURES
 from tests.cli.conftest import Call
 
 

@@ -39,6 +39,7 @@ def weights(folder: Path) -> Path:
     return written_vit(folder / "upload", patch_size=4, image_size=8)
 
 
+@pytest.mark.slow
 def test_from_the_hub(call: Call, folder: Path, hub: LocalHub, weights: Path) -> None:
     repo = put(hub, "someone/tiny-vit", {path.name: path.read_bytes() for path in weights.iterdir()})
     write_recipe(Path("tiny.yaml"), repo)
@@ -56,6 +57,7 @@ def test_from_the_hub(call: Call, folder: Path, hub: LocalHub, weights: Path) ->
     assert again.status == 0 and "has it all already" in again.err
 
 
+@pytest.mark.slow
 def test_from_a_file_here(call: Call, folder: Path, weights: Path) -> None:
     write_recipe(Path("tiny.yaml"), "./upload/model.safetensors")
     done = call("condense", "tiny.yaml", "--workers", "1")
@@ -78,6 +80,7 @@ def test_from_a_file_here(call: Call, folder: Path, weights: Path) -> None:
     assert theirs.status == 2 and "local:model.safetensors stands for a file of whoever published" in theirs.err
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_under_an_unfinished_run(call: Call, folder: Path, weights: Path) -> None:
     write_recipe(Path("tiny.yaml"), "./upload")
     assert call("condense", "tiny.yaml", "--no-evaluate").status == 0
@@ -106,6 +109,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_dry_run_settles_and_builds_too(call: Call, folder: Path, weights: Path) -> None:
     write_recipe(Path("tiny.yaml"), "./upload")
     done = call("condense", "tiny.yaml", "--dry-run", "--json")

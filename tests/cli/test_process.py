@@ -17,6 +17,7 @@ from hmdc_hub.temporary import remove_abandoned
 from tests.cli import tiny
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_whole_group_and_the_run_goes_on(folder: Path) -> None:
     text = tiny.TEXT.replace("epochs: 2", "epochs: 100000")
     (folder / "tiny.yaml").write_text(text)
@@ -46,6 +47,7 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of forks")
 @pytest.mark.parametrize("whom", ["the process", "its group"])
 def test_what_a_killed_run_leaves_is_cleared_by_the_next(folder: Path, temporary: Path, whom: str) -> None:

@@ -46,6 +46,7 @@ def wrong(done: Done, status: int, *words: str) -> None:
 # package
 
 
+@pytest.mark.slow
 def test_package_lists_what_it_built(call: Call, run: RunDir) -> None:
     shutil.rmtree(run.package)
     done = call("package", "tiny_ipc2")
@@ -55,6 +56,7 @@ def test_package_lists_what_it_built(call: Call, run: RunDir) -> None:
     assert document["package"] == "runs/tiny_ipc2/package" and document["rows"] == 24
 
 
+@pytest.mark.slow
 def test_package_under_another_name(call: Call, run: RunDir) -> None:
     assert call("package", "--config", "small").status == 0
     assert (run.package / "small" / "manifest.json").is_file() and not (run.package / "ipc2").exists()
@@ -69,6 +71,7 @@ def test_package_of_what_is_not_there(call: Call, folder: Path) -> None:
 # push
 
 
+@pytest.mark.slow
 def test_push_publishes_the_newest_finished_run(
     call: Call, hub: LocalHub, token: str, folder: Path, run: RunDir
 ) -> None:
@@ -87,6 +90,7 @@ def test_push_publishes_the_newest_finished_run(
     assert all(len(line) <= 100 for line in done.err.splitlines())
 
 
+@pytest.mark.slow
 def test_a_dry_run_sends_nothing(call: Call, hub: LocalHub, token: str, run: RunDir) -> None:
     done = call("push", "--dry-run")
     assert done.status == 0 and "a new dataset" in done.out and "files, " in done.out and not hub.exists(REPO)
@@ -94,11 +98,13 @@ def test_a_dry_run_sends_nothing(call: Call, hub: LocalHub, token: str, run: Run
     assert document["result"] is None and document["plan"]["new"] and document["plan"]["tags"]
 
 
+@pytest.mark.slow
 def test_without_a_terminal_consent_must_be_given(call: Call, hub: LocalHub, token: str, run: RunDir) -> None:
     wrong(call("push"), 2, "--yes", REPO)
     assert not hub.exists(REPO)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_it_asks(
     hub: LocalHub, token: str, run: RunDir, folder: Path, child_environment: dict[str, str]
 ) -> None:
@@ -121,12 +127,14 @@ def test_on_a_terminal_it_asks(
     assert "Nothing was published" in said[0] and "--dry-run" in said[0]
 
 
+@pytest.mark.slow
 def test_a_push_without_changes_needs_no_consent(call: Call, hub: LocalHub, token: str, run: RunDir) -> None:
     assert call("push", "--yes").status == 0
     done = call("push", "--json")
     assert done.status == 0 and json.loads(done.out)["result"]["changed"] is False
 
 
+@pytest.mark.slow
 def test_what_json_says(call: Call, hub: LocalHub, token: str, run: RunDir) -> None:
     document = json.loads(call("push", "--yes", "--json", "--tag", "v1").out)
     result = document["result"]
@@ -134,6 +142,7 @@ def test_what_json_says(call: Call, hub: LocalHub, token: str, run: RunDir) -> N
     assert result["rows"]["ipc2"] == 24 and document["plan"]["default"] == "ipc2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -157,11 +166,13 @@ def test_wishes_that_do_not_go(
     assert not hub.exists(REPO)
 
 
+@pytest.mark.slow
 def test_not_logged_in(call: Call, hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     wrong(call("push", "--yes"), 1, "not logged in", "hf auth login")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["503", "429", "drop-before", "401", "403", "500"])
 def test_every_failure_of_the_hub_is_a_sentence(
     call: Call, hub: LocalHub, token: str, run: RunDir, action: str, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +210,7 @@ def published(call: Call, hub: LocalHub, token: str, folder: Path, run: RunDir) 
     return hub
 
 
+@pytest.mark.slow
 def test_pull_makes_a_folder_that_everything_reads(call: Call, published: LocalHub, folder: Path) -> None:
     done = call("pull", REPO)
     assert done.status == 0, done.err
@@ -211,6 +223,7 @@ def test_pull_makes_a_folder_that_everything_reads(call: Call, published: LocalH
     assert json.loads(call("pull", REPO, "--json").out)["state"] == "was there already"
 
 
+@pytest.mark.slow
 def test_one_configuration_is_a_set_of_its_own(call: Call, published: LocalHub, folder: Path, tmp_path: Path) -> None:
     import datasets
 
@@ -225,6 +238,7 @@ def test_one_configuration_is_a_set_of_its_own(call: Call, published: LocalHub, 
     wrong(call("verify", "small", "--config", "ipc2"), 2, "ipc2", "ipc5")
 
 
+@pytest.mark.slow
 def test_pull_does_not_touch_what_is_there(call: Call, published: LocalHub, folder: Path) -> None:
     (folder / "tiny-hmdc").mkdir()
     (folder / "tiny-hmdc" / "mine.txt").write_text("x")
@@ -244,6 +258,7 @@ def test_pull_does_not_touch_what_is_there(call: Call, published: LocalHub, fold
     assert call("verify", "copy").status == 0
 
 
+@pytest.mark.slow
 def test_a_recipe_that_names_a_path_here_is_not_pulled(call: Call, published: LocalHub, folder: Path) -> None:
     import hashlib
 
@@ -260,12 +275,14 @@ def test_a_recipe_that_names_a_path_here_is_not_pulled(call: Call, published: Lo
     assert sorted(path.name for path in folder.iterdir()) == ["runs"]
 
 
+@pytest.mark.slow
 def test_a_pull_that_fails_leaves_nothing(call: Call, published: LocalHub, folder: Path) -> None:
     published.faults.append(Fault(label="lfs-download", action="flip", times=1000))
     wrong(call("pull", REPO), 1, "hmdc-hub verify")
     assert sorted(path.name for path in folder.iterdir()) == ["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
@@ -282,6 +299,7 @@ def test_pulling_what_is_not_there(
     wrong(call("verify", *arguments), status, *words)
 
 
+@pytest.mark.slow
 def test_verify_reads_the_hub_afresh(call: Call, published: LocalHub) -> None:
     done = call("verify", REPO)
     assert done.status == 0 and done.out.count(" ok ") == 15 and "FAIL" not in done.out
@@ -313,16 +331,18 @@ def condensed(call: Call, folder: Path) -> RunDir:
     return RunDir(folder / "runs" / "tiny")
 
 
+@pytest.mark.slow
 def test_a_package_is_scored_again_to_the_same_numbers(call: Call, condensed: RunDir, folder: Path) -> None:
     done = call("evaluate", condensed.package, "--run-dir", "again", "--workers", "1")
     assert done.status == 0, done.err
     assert re.search(r"All \d+ trainings have exactly the published accuracy", done.out)
     assert (folder / "again" / "scores.json").read_bytes() == condensed.scores.read_bytes()
-    assert (folder / "again" / "start.safetensors").read_bytes() == condensed.start.read_bytes()
+    assert (folder / "again" / "initialisation.safetensors").read_bytes() == condensed.initialisation.read_bytes()
     document = json.loads(call("evaluate", condensed.package, "--run-dir", "again", "--json").out)
     assert document["agreement"]["identical"] == document["agreement"]["trainings"] > 0
 
 
+@pytest.mark.slow
 def test_scores_that_do_not_agree_are_shown_side_by_side(call: Call, condensed: RunDir, folder: Path) -> None:
     path = next(condensed.package.glob("*/scores.json"))
     scores = json.loads(path.read_text())
@@ -333,6 +353,7 @@ def test_scores_that_do_not_agree_are_shown_side_by_side(call: Call, condensed: 
     assert done.status == 0 and f"{count - 1} of {count} trainings" in done.out and "->" in done.out
 
 
+@pytest.mark.slow
 def test_a_run_without_scores_is_scored_in_place(call: Call, condensed: RunDir) -> None:
     wanted = condensed.scores.read_bytes()
     condensed.scores.unlink()
@@ -341,6 +362,7 @@ def test_a_run_without_scores_is_scored_in_place(call: Call, condensed: RunDir) 
     assert done.status == 0 and condensed.scores.read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_evaluating_what_cannot_be(call: Call, folder: Path, hub: LocalHub) -> None:
     recipe = make_recipe(source_id="/data/cats")
     from hmdc_hub.publish import package

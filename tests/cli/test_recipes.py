@@ -75,6 +75,7 @@ def test_a_copied_recipe_is_valid(call: Call, folder: Path) -> None:
     assert done.err == "next: hmdc-hub condense digits_ipc1.yaml\n"
 
 
+@pytest.mark.slow
 def test_all_shipped_recipes_are_valid(call: Call) -> None:
     done = call("recipes", "validate", *RECIPES)
     assert done.status == 0, done.err

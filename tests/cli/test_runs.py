@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmdc_hub.publish import package
+from hmdc_hub.schema import FORMAT_VERSION
 from tests.builders import make_run
 from tests.cli.conftest import Call
 
@@ -21,12 +22,13 @@ def root(folder: Path) -> Path:
     make_run(runs / "c_condensed", scored=False)
     make_run(runs / "d_unfinished").info.unlink()
     newer = make_run(runs / "e_newer").info
-    newer.write_text(newer.read_text().replace('"format_version": 2', '"format_version": 99'))
+    newer.write_text(newer.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 99'))
     (runs / "notes").mkdir()
     (runs / "notes.txt").write_text("not a run")
     return runs
 
 
+@pytest.mark.slow
 def test_ls(call: Call, root: Path) -> None:
     done = call("runs", "ls")
     assert done.status == 0
@@ -45,6 +47,7 @@ def test_ls(call: Call, root: Path) -> None:
     assert "e_newer" in done.err and "format version 99" in done.err
 
 
+@pytest.mark.slow
 def test_ls_json(call: Call, root: Path) -> None:
     listed = json.loads(call("runs", "ls", "--json").out)
     states = [run["state"] for run in listed]
@@ -61,6 +64,7 @@ def test_ls_of_nothing(call: Call, folder: Path, arguments: list[str]) -> None:
     assert json.loads(call("runs", "ls", "--json", *arguments).out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a_finished", "runs/a_finished"])
 def test_show(call: Call, root: Path, name: str) -> None:
     done = call("runs", "show", name)
@@ -69,34 +73,39 @@ def test_show(call: Call, root: Path, name: str) -> None:
         "state      finished",
         "run        runs/a_finished",
         "someone/tiny, 2 per class",
-        "condensed − start",
+        "condensed − initialisation",
     ):
         assert words in done.out
 
 
+@pytest.mark.slow
 def test_show_from_inside(call: Call, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root / "b_scored")
     assert "state      scored" in call("runs", "show", ".").out
 
 
+@pytest.mark.slow
 def test_show_unfinished_and_unreadable(call: Call, root: Path) -> None:
     assert call("runs", "show", "d_unfinished").out == "run        runs/d_unfinished\nstate      unfinished\n"
     assert "format version 99" in call("runs", "show", "e_newer").out
     assert json.loads(call("runs", "show", "d_unfinished", "--json").out)["state"] == "unfinished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words"), [("nope", "there is no run 'nope'"), ("notes", "is not a run directory")])
 def test_show_what_is_no_run(call: Call, root: Path, name: str, words: str) -> None:
     done = call("runs", "show", name)
     assert done.status == 2 and words in done.err and "runs ls" in done.err
 
 
+@pytest.mark.slow
 def test_rm(call: Call, root: Path) -> None:
     done = call("runs", "rm", "a_finished", "b_scored", "--yes")
     assert done.status == 0 and done.out == "" and "removed runs/a_finished" in done.err
     assert not (root / "a_finished").exists() and not (root / "b_scored").exists() and (root / "c_condensed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "left"), [("n", True), ("y", False)])
 def test_rm_asks(call: Call, root: Path, monkeypatch: pytest.MonkeyPatch, answer: str, left: bool) -> None:
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda prompt: answer)
@@ -104,6 +113,7 @@ def test_rm_asks(call: Call, root: Path, monkeypatch: pytest.MonkeyPatch, answer
     assert (root / "a_finished").exists() is left
 
 
+@pytest.mark.slow
 def test_rm_without_anybody_to_ask(call: Call, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def end_of_input(prompt: str) -> str:
         raise EOFError
@@ -113,6 +123,7 @@ def test_rm_without_anybody_to_ask(call: Call, root: Path, monkeypatch: pytest.M
     assert done.status == 2 and "--yes" in done.err and (root / "a_finished").exists()
 
 
+@pytest.mark.slow
 def test_rm_spares_the_rest(call: Call, root: Path) -> None:
     done = call("runs", "rm", "notes", "--yes")
     assert done.status == 2 and "not a run directory" in done.err and (root / "notes").exists()

@@ -12,10 +12,8 @@ import datasets
 import pytest
 
 from hmdc_hub.catalog import read_recipe_file
-from hmdc_hub.cli import main
 from hmdc_hub.schema import sealed
-from hmdc_hub.store import RunDir, read_info, read_scores
-from hmdc_hub.store.confusion import read_confusion, write_confusion
+from hmdc_hub.store import RunDir, read_confusion, read_info, read_scores, write_confusion
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 from tests.hub import LocalHub
@@ -99,6 +97,7 @@ def checks(done: Done) -> dict[str, str]:
     return {one["check"]: one["detail"] for one in json.loads(done.out)["checks"] if not one["ok"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_fresh_set_is_in_order_here_and_everywhere(
     call: Call, hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -113,6 +112,7 @@ def test_a_fresh_set_is_in_order_here_and_everywhere(
     assert call("condense", "tiny.yaml").err.startswith("runs/tiny has it all already")
 
 
+@pytest.mark.slow
 def test_who_has_the_data_where_is_no_part_of_the_experiment(call: Call, folder: Path) -> None:
     first = condensed(call, folder, folder_of_images(folder), "first")
     shutil.copytree(folder / "pics", folder / "elsewhere" / "photos")
@@ -133,6 +133,7 @@ def without_checksum(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(plain))
 
 
+@pytest.mark.slow
 def test_an_older_packages_family_hash_of_a_path_is_no_damage(call: Call, folder: Path) -> None:
     run = condensed(call, folder, folder_of_images(folder))
     path_hash = read_recipe_file(run.recipe).family_hash()
@@ -151,20 +152,9 @@ def test_an_older_packages_family_hash_of_a_path_is_no_damage(call: Call, folder
     assert "family hash" in checks(call("verify", run.package, "--json"))["scores"]
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe and the finished run of it."""
-    place = tmp_path_factory.mktemp("sound")
-    tiny.write(place / "tiny.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        assert main.run(["condense", "tiny.yaml", "--workers", "1"]) == 0
-    return place
-
-
 @pytest.fixture
-def run(sound: Path, folder: Path) -> RunDir:
-    shutil.copytree(sound, folder, dirs_exist_ok=True)
+def run(finished_run: Path, folder: Path) -> RunDir:
+    shutil.copytree(finished_run, folder, dirs_exist_ok=True)
     return RunDir(Path("runs") / "tiny")
 
 
@@ -180,10 +170,11 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+@pytest.mark.slow
 def test_verify_looks_at_the_runs_own_files(call: Call, run: RunDir) -> None:
     assert call("verify", "tiny").status == 0
     damage: Mapping[str, Callable[[], None]] = {
-        "start": lambda: flip(run.start),
+        "initialisation": lambda: flip(run.initialisation),
         "trainings": lambda: edit(run.cells, '"accuracy": 0.', '"accuracy": 0.1'),
         "tensors": lambda: flip(run.condensed),
         "images": lambda: flip(run.parquet, 200),
@@ -211,8 +202,9 @@ def test_verify_looks_at_the_runs_own_files(call: Call, run: RunDir) -> None:
     assert call("package", "runs/tiny").status == 0 and call("verify", "tiny").status == 0
 
 
+@pytest.mark.slow
 def test_verify_looks_at_evaluations_by_other_protocols(call: Call, run: RunDir) -> None:
-    assert call("evaluate", "tiny", "--seeds", "1", "--against", "random", "--workers", "1").status == 0
+    assert call("evaluate", "tiny", "--seeds", "1", "--baselines", "random", "--workers", "1").status == 0
     assert call("verify", "tiny").status == 0
     (scores,) = run.evaluations.glob("*/scores.json")
     plain = json.loads(scores.read_text())
@@ -231,6 +223,7 @@ def test_a_run_that_is_not_done_and_options_that_do_not_go(call: Call, run: RunD
     assert done.status == 2 and "not completely condensed" in done.err and "--resume" in done.err
 
 
+@pytest.mark.slow
 def test_nothing_that_is_wrong_is_packaged_or_pushed(
     call: Call, hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +246,7 @@ def test_nothing_that_is_wrong_is_packaged_or_pushed(
         assert run.scores.read_text() == scores and call("push", "tiny", "--dry-run").status == 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_not_recommend_a_damaged_package(call: Call, run: RunDir) -> None:
     good = {path: path.read_bytes() for path in run.package.rglob("*") if path.is_file()}
     for path in good:
@@ -282,21 +276,22 @@ def test_a_changed_recipe_of_a_run_is_noticed_and_may_be_meant(call: Call, run: 
     assert "license: mit" in (run.package / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_a_start_that_cannot_be_trusted_is_made_again(call: Call, run: RunDir, old: bool) -> None:
-    start, scores = run.start.read_bytes(), run.scores.read_bytes()
+    start, scores = run.initialisation.read_bytes(), run.scores.read_bytes()
     log = run.log.read_bytes()
     if old:
-        run.start.write_bytes(start.replace(b"sha256", b"xha256"))
-        edit_header(run.start)
+        run.initialisation.write_bytes(start.replace(b"sha256", b"xha256"))
+        edit_header(run.initialisation)
     else:
-        flip(run.start)
+        flip(run.initialisation)
     run.scores.unlink()
     run.cells.unlink()
     done = call("condense", "tiny.yaml", "--workers", "1")
     assert done.status == 0, done.err
     assert ("older program" if old else "checksum is another") in done.err and "made again" in done.err
-    assert (run.start.read_bytes(), run.scores.read_bytes(), run.log.read_bytes()) == (start, scores, log)
+    assert (run.initialisation.read_bytes(), run.scores.read_bytes(), run.log.read_bytes()) == (start, scores, log)
     assert not [path for path in run.path.iterdir() if path.name.startswith(".start")]
 
 
@@ -310,6 +305,7 @@ def edit_header(path: Path) -> None:
     save_file(load_file(path), path, metadata={"hmdc": json.dumps({k: header[k] for k in header if k != "xha256"})})
 
 
+@pytest.mark.slow
 def test_other_images_than_those_of_info_json_are_not_scored(call: Call, run: RunDir) -> None:
     flip(run.parquet, 200)
     done = call("evaluate", "tiny", "--seeds", "1", "--workers", "1")

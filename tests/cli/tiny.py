@@ -14,7 +14,7 @@ condense:
   factor: 2
   resets: 2
   batch: 4
-  start: random
+  initialisation: random
   distill: false
   cluster: {enabled: false}
   networks: {reset_every: 2, batches_per_step: 1, batch: 16}
@@ -22,7 +22,7 @@ evaluate:
   models: [{name: mlp_a, source: builtin, id: mlp, args: {depth: 1, width: 8}}]
   seeds: 2
   random_draws: 1
-  against: [random, start]
+  baselines: [random, initialisation]
   epochs: 2
 publish: {name: tiny-hmdc, config: ipc1, license: cc-by-4.0}
 """

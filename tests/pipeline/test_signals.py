@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hmdc_hub.cli.signals import ASKED, stop_on_signals
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import StopFlag
+from hmdc_hub.pipeline.signals import ASKED, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks(number: signal.Signals) -> None:
-    flag, said = StopFlag(), list[str]()
-    with stop_on_signals(flag, said.append):
+def test_the_first_signal_asks(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signals() as flag:
         os.kill(os.getpid(), number)
-        assert flag.signal_number == number and said == [ASKED]
+        assert flag.signal_number == number and capfd.readouterr().err == f"\n{ASKED}\n"
     with pytest.raises(Interrupted, match="here") as caught:
         flag.raise_if_set("here")
     assert caught.value.signal_number == number
@@ -32,17 +32,27 @@ def test_the_first_signal_asks(number: signal.Signals) -> None:
     ],
 )
 def test_the_second_signal_stops_at_once(
-    first: signal.Signals, second: signal.Signals, error: type[BaseException]
+    first: signal.Signals, second: signal.Signals, error: type[BaseException], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    with pytest.raises(error), stop_on_signals(StopFlag(), said.append):
+    with pytest.raises(error), stop_on_signals():
         os.kill(os.getpid(), first)
         os.kill(os.getpid(), second)
-    assert said == [ASKED]
+    assert capfd.readouterr().err == f"\n{ASKED}\n"
+
+
+def test_a_flag_of_the_callers_own_is_the_only_one() -> None:
+    own, before = StopFlag(), signal.getsignal(signal.SIGINT)
+    with stop_on_signals(own) as flag:
+        assert flag is own and signal.getsignal(signal.SIGINT) == before
+
+
+def test_another_thread_gets_no_signals() -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(lambda: stop_on_signals().__enter__()).result() == StopFlag()
 
 
 def test_handlers_of_before_come_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with stop_on_signals(StopFlag(), lambda text: None):
+    with stop_on_signals():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -1,28 +1,52 @@
-"""What `hmdc-hub recipes validate` looks at beside the recipe's own words: all that needs no pixels and no network."""
+"""What is looked at of a recipe beside its own words: all that needs no pixels and no network."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from hmdc_hub.cli.rows import Rows
-from hmdc_hub.condense import check_size
+from hmdc_hub.condenser import check_size
 from hmdc_hub.errors import NetworkError, UsageError
-from hmdc_hub.evaluate.holdout import check_counts
+from hmdc_hub.evaluator import check_counts
 from hmdc_hub.models import build_model
-from hmdc_hub.schema import ModelSpec, Recipe
-from hmdc_hub.sources import SourceIndex, index_source
-from hmdc_hub.sources.content import file_keys, undividable
-from hmdc_hub.sources.reader import Part, locate
-from hmdc_hub.store.offline import without_network
+from hmdc_hub.schema import LeftOut, ModelSpec, Recipe, SourceSpec
+from hmdc_hub.sources import SourceIndex, SplitSlice, file_keys, index_source, locate, source_notes, undividable
+from hmdc_hub.store import without_network
 
 CLASSES = 10
 """Outputs of the models where the source is not here to be counted; none fits or fails by their number."""
 
 
 @dataclass(frozen=True)
-class Looked:
+class SourceRows:
+    """What a source's labels say, in a form that can be sent to another process."""
+
+    spec: SourceSpec  # with nothing left open
+    class_names: tuple[str, ...]
+    train_counts: tuple[int, ...]  # of images that are condensed
+    test_count: int
+    left_out: tuple[LeftOut, ...]
+
+    @classmethod
+    def of(cls, index: SourceIndex) -> SourceRows:
+        """Take them from an opened source."""
+        names, counts, left_out = tuple(index.class_names), tuple(index.train_counts), index.facts.left_out
+        return cls(index.spec, names, counts, index.test_count, left_out)
+
+    def lines(self) -> list[str]:
+        """Say which rows and columns were chosen, and what was left out."""
+        return source_notes(self.spec, self.class_names, self.train_counts, self.test_count, self.left_out)
+
+    def document(self) -> dict[str, Any]:
+        """Say the same as plain data."""
+        plain = {**vars(self), "left_out": [one.model_dump(mode="json") for one in self.left_out]}
+        return self.spec.model_dump(mode="json") | {key: plain[key] for key in plain if key != "spec"}
+
+
+@dataclass(frozen=True)
+class Validation:
     """What was found.
 
     Attributes:
@@ -31,24 +55,20 @@ class Looked:
         unseen: What was not looked at, since it is not on this machine.
     """
 
-    rows: Rows | None
+    rows: SourceRows | None
     problems: tuple[UsageError, ...]
     unseen: tuple[str, ...]
 
 
-def look(recipe: Recipe) -> Looked:
-    """Do what a run does first: read the source's rows, compare them with the recipe, build every model.
-
-    Args:
-        recipe: As loaded.
-    """
+def validate_recipe(recipe: Recipe) -> Validation:
+    """Do what a run does first: read the source's rows, compare them with the recipe, build every model."""
     problems: list[UsageError] = []
     unseen: list[str] = []
     rows = None
     with without_network():
         try:
             index = index_source(recipe.source)
-            rows = Rows.of(index)
+            rows = SourceRows.of(index)
             _check_divisible(index)
             check_size(recipe, rows.train_counts)
             if recipe.evaluate.holdout is not None:
@@ -63,10 +83,12 @@ def look(recipe: Recipe) -> Looked:
             if spec not in checked:
                 checked.append(spec)
                 _build(spec, recipe, rows, problems, unseen)
-    return Looked(rows, tuple(problems), tuple(unseen))
+    return Validation(rows, tuple(problems), tuple(unseen))
 
 
-def _build(spec: ModelSpec, recipe: Recipe, rows: Rows | None, problems: list[UsageError], unseen: list[str]) -> None:
+def _build(
+    spec: ModelSpec, recipe: Recipe, rows: SourceRows | None, problems: list[UsageError], unseen: list[str]
+) -> None:
     channels = recipe.source.channels
     try:
         build_model(
@@ -100,7 +122,7 @@ def _check_divisible(index: SourceIndex) -> None:
     for row, label in enumerate(index.train_labels.tolist()):
         if label not in divisible:
             split, start = locate(index.train, row)
-            images = index.reader.images(Part(split, start, start + 1), str(index.spec.image_column))
+            images = index.reader.images(SplitSlice(split, start, start + 1), str(index.spec.image_column))
             key = int(file_keys(images)[0])
             if first.setdefault(label, key) != key:
                 divisible.add(label)

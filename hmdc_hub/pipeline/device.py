@@ -1,45 +1,40 @@
-"""Which device `--device` names."""
+"""Which device a name means."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 
 from hmdc_hub.errors import DeviceError
 
-if TYPE_CHECKING:
-    from hmdc_hub.evaluate import Share
-    from hmdc_hub.processes import Launched
-
 
 def available() -> list[str]:
-    """Name the devices of this machine as `--device` takes them, the best one first."""
+    """Name the devices of this machine, the best one first."""
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         names.append("mps")
     return [*names, "cpu"]
 
 
-def pick(name: str, share: Share | Launched | None = None) -> torch.device:
+def pick(name: str | torch.device, local: int = 0) -> torch.device:
     """Find the device that a name means.
 
     Args:
         name: `auto` (the first GPU that CUDA or ROCm shows, otherwise the CPU; MPS only when asked for, since no score
             has been compared there), `cpu`, `cuda`, `cuda:1`, `mps`.
-        share: Of several processes on this machine; each takes a GPU of its own for `auto` and `cuda`.
+        local: Number of this process among those that work together on this machine; each takes a GPU of its own for
+            `auto` and `cuda`.
 
     Raises:
         DeviceError: There is no such device here; the message lists those that are.
     """
-    here = available()
-    own = f"cuda:{0 if share is None else share.local}"
+    name, here, own = str(name), available(), f"cuda:{local}"
     if name == "auto":
         return torch.device(own if here[0].startswith("cuda") else "cpu")
     wanted = own if name == "cuda" else name
     if wanted not in here:
         raise DeviceError(
             f"device {name!r} is not here; this machine has {', '.join(here)}",
-            hint="choose one with --device, or leave it out: auto takes the first GPU, otherwise the CPU",
+            hint="choose one with --device (in Python: device=), or leave it out: auto takes the first GPU, otherwise "
+            "the CPU",
         )
     return torch.device(wanted)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hmdc_hub.cli.device import available, pick
 from hmdc_hub.errors import DeviceError
+from hmdc_hub.pipeline.device import available, pick
 
 
 @pytest.fixture
@@ -33,7 +33,8 @@ def test_auto(machine: None, here: list[str], auto: str) -> None:
 
 @pytest.mark.parametrize("machine", [(2, False)], indirect=True)
 def test_cuda_is_the_first_gpu(machine: None) -> None:
-    assert pick("cuda") == torch.device("cuda:0")
+    assert pick("cuda") == pick(torch.device("cuda")) == torch.device("cuda:0")
+    assert pick(torch.device("cuda", 1)) == torch.device("cuda:1") and pick(torch.device("cpu")).type == "cpu"
 
 
 @pytest.mark.parametrize("machine", [(1, False)], indirect=True)

@@ -1,17 +1,15 @@
-"""The recipe that `hmdc-hub init` proposes for a dataset: which models, how much work, which rows to score on."""
+"""The recipe that is proposed for a dataset: which models, how much work, which rows to score on."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from hmdc_hub.catalog import write_yaml
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import Detection
-from hmdc_hub.sources.content import held_out_count, undividable
-from hmdc_hub.yaml12 import write_yaml
+from hmdc_hub.sources import Detection, held_out_count, undividable
 
 Preset = Literal["cpu", "gpu", "paper"]
 PRESETS: tuple[Preset, ...] = ("cpu", "gpu", "paper")
@@ -27,25 +25,15 @@ CLASSES_AT_ONCE = 10
 """Classes in an image step of the presets for one machine: its time does not grow with their number."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """How much a recipe does, as the values of its keys.
-
-    Attributes:
-        pool: Models that condense.
-        models: Models that are trained on the result, two of them at least not in the pool.
-        condense: Lines of the section below `factor`.
-        evaluate: Lines of the section below `models`.
-        cost: What it takes, for the header.
-        more: What more time would buy.
-    """
+class Work(NamedTuple):
+    """How much a recipe does: two models at least are in `models` and not in the `pool`."""
 
     pool: tuple[str, ...]
     models: tuple[str, ...]
-    condense: str
-    evaluate: str
+    condense: str  # lines of the section, below `factor`
+    evaluate: str  # likewise, below `models`
     cost: str
-    more: str
+    more: str  # what more time would buy
 
 
 _QUICK_CONDENSE = """\
@@ -59,7 +47,7 @@ _QUICK_CONDENSE = """\
 _QUICK_EVALUATE = """\
   seeds: 2
   random_draws: 1
-  against: [random, random-encoded, start, k-means]
+  baselines: [random, random-encoded, initialisation, k-means]
   steps: 150            # of every training, however many classes there are; the paper: 2000 epochs
   batch: 64
   schedule: cosine
@@ -125,39 +113,35 @@ def work_of(preset: Preset, size: int) -> Work:
     )
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """What goes into the recipe.
-
-    Attributes:
-        name: Of the recipe, such as `cifar10_ipc10`.
-        dataset: Of the package, such as `cifar10-hmdc`.
-        ipc: Stored images per class.
-        source: The section.
-        preset: What the amount of work was chosen for.
-        work: How much is done.
-        flip: Whether mirrored images still belong to their class.
-        notes: What the user should know, one sentence each.
-    """
+class Proposal(NamedTuple):
+    """What goes into the recipe; `notes` are what the user should know, one sentence each."""
 
     name: str
-    dataset: str
+    dataset: str  # name of the package
     ipc: int
     source: SourceSpec
     preset: Preset
     work: Work
-    flip: bool
+    flip: bool  # whether mirrored images still belong to their class
     notes: tuple[str, ...]
 
 
-def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None) -> Proposal:
+def preset_here() -> Preset:
+    """Choose the preset for this machine."""
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None, name: str | None = None) -> Proposal:
     """Choose models and amount of work by the size of images and dataset.
 
     Args:
         found: What `hmdc_hub.sources.describe` saw.
-        ipc: Stored images per class; no class can have more than the largest one has images.
+        ipc: Synthetic images per class; no class can have more than the largest one has images.
         preset: What it is to run on.
         size: Side of the images; None: the largest of `SIZES` that they need, and that the preset is made for.
+        name: Of the data; None: the last part of their id.
 
     Raises:
         SourceError: There is no split to score on, and a class has a single image.
@@ -165,7 +149,9 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None)
     notes: list[str] = []
     counts, source = found.train_counts, found.spec()
     if source.test_split is None and source.test_fraction is None:
-        counts = _kept(found)
+        if alone := [name for name, count in zip(found.class_names, counts, strict=True) if count < 2]:
+            raise undividable(alone)
+        counts = tuple(count - held_out_count(count, TEST_FRACTION) for count in counts)
         source = source.model_copy(update={"test_fraction": TEST_FRACTION})
         notes.append(
             f"there is no split to score on: a fifth of every class of {source.train_split} is kept apart for it "
@@ -184,8 +170,8 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None)
         ipc = max(counts)
     if (need := 4 * ipc) > min(counts):
         notes.append(
-            f"the smallest class has {_images(min(counts))} to condense, ipc {ipc} shows {need} of each class: some "
-            "will stand there more than once"
+            f"the smallest class has {min(counts)} image{'s' * (min(counts) > 1)} to condense, ipc {ipc} shows {need} "
+            "of each class: some will stand there more than once"
         )
     if found.background != "white":
         notes.append(
@@ -193,7 +179,7 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None)
         )
     if found.facts.license is None:
         notes.append("the dataset names no licence: look for one before you publish, and put it in publish.license")
-    base = _plain_name(found.facts.id)
+    base = _plain_name(found.facts.id if name is None else name)
     return Proposal(
         name=f"{base}_ipc{ipc}",
         dataset=f"{base}-hmdc",
@@ -212,13 +198,6 @@ def _size(found: Detection, preset: Preset) -> int:
     return max((side for side in SIZES if side <= min(most, ENLARGED * found.sides[1])), default=SIZES[0])
 
 
-def _kept(found: Detection) -> tuple[int, ...]:
-    """Count the images of each class that are left to condense when a share of it is scored on."""
-    if alone := [name for name, count in zip(found.class_names, found.train_counts, strict=True) if count < 2]:
-        raise undividable(alone)
-    return tuple(count - held_out_count(count, TEST_FRACTION) for count in found.train_counts)
-
-
 def _plain_name(source: str) -> str:
     """Make a name of the last part of an id or path: letters, digits, `.`, `_` and `-`."""
     path = Path(source).expanduser()
@@ -229,18 +208,13 @@ def _plain_name(source: str) -> str:
 
 
 def render(found: Detection, proposal: Proposal, file: Path | None) -> str:
-    """Write the recipe as YAML with its runbook.
-
-    Args:
-        found: What was seen.
-        proposal: What goes in.
-        file: Where it will be, for the commands in its header; None: a name is made up.
-    """
+    """Write the recipe as YAML with its runbook; `file`, where it will be, is named in the commands of its header."""
     work, source, classes = proposal.work, proposal.source, len(found.class_names)
     path = shlex.quote(str(file) if file is not None else f"{proposal.name}.yaml")
     rows = source.model_dump(mode="json", exclude_defaults=True) | {"channels": source.channels}
     section = "".join(f"  {line}\n" for line in write_yaml(rows).splitlines())
-    images = "one stored image" if proposal.ipc == 1 else f"{proposal.ipc} stored images"
+    last = re.split(r"[/\\]", found.facts.id.rstrip("/\\"))[-1]
+    images = "one synthetic image" if proposal.ipc == 1 else f"{proposal.ipc} synthetic images"
     augment = f"  augment: {{flip: {'true' if proposal.flip else 'false'}}}"
     flip = "" if proposal.flip else "      # grey images are often characters, which have no mirror image"
     some = ""
@@ -260,13 +234,13 @@ def render(found: Detection, proposal: Proposal, file: Path | None) -> str:
 # --preset {proposal.preset}: {work.cost}.
 # {work.more[0].upper()}{work.more[1:]}.
 name: {proposal.name}
-description: {_text(f"{_last(found.facts.id)}, {images} per class")}
+description: {_text(f"{last}, {images} per class")}
 seed: 0
 source:
 {section}pool: [{", ".join(work.pool)}]      # hmdc-hub pool ls
 condense:
   ipc: {proposal.ipc}
-  factor: 2             # one stored image holds 2 x 2 training images
+  factor: 2             # one synthetic image holds 2 x 2 training images
 {work.condense}{some}{augment}{flip}
 evaluate:
   # {" and ".join(work.models[len(work.pool) :])} took no part in condensing
@@ -279,10 +253,6 @@ publish:
 """
 
 
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
-
-
 def _text(text: str) -> str:
     """Quote text where YAML needs it."""
     return write_yaml({"x": _one_line(text)}).removeprefix("x: ").rstrip("\n")
@@ -290,7 +260,3 @@ def _text(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _last(source: str) -> str:
-    return re.split(r"[/\\]", source.rstrip("/\\"))[-1]

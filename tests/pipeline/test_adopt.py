@@ -9,20 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from hmdc_hub.cli.adopt import adopt, chosen_config
-from hmdc_hub.cli.failures import present
+from hmdc_hub.cli._errors import present
 from hmdc_hub.errors import FormatError, HmdcError, NotFoundError, RunExistsError
-from hmdc_hub.publish import package
-from hmdc_hub.store import RunDir
-from tests.builders import make_run
+from hmdc_hub.pipeline.adopt import adopt, chosen_config
+from hmdc_hub.store import RunDir, sha256_file
 from tests.killing import KILLED, Ended, Fault, forked
 
 FILES = ("train.parquet", "condensed.safetensors", "recipe.yaml", "info.json")
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return package(make_run(tmp_path_factory.mktemp("made") / "run"))
+@pytest.fixture
+def published(sound_package: Path) -> Path:
+    return sound_package
 
 
 def into(published: Path, place: Path) -> RunDir:
@@ -51,6 +49,7 @@ def whole(published: Path, place: Path) -> bool:
     return same and left and RunDir(place).finished and RunDir(place).recipe.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and forks")
 @pytest.mark.parametrize("fault", ["kill", "full"])
 def test_whatever_happens_at_any_file_operation_the_next_try_finishes(
@@ -74,6 +73,7 @@ def test_whatever_happens_at_any_file_operation_the_next_try_finishes(
     assert fault == "kill" or refused > 10
 
 
+@pytest.mark.slow
 def test_what_is_not_exactly_a_part_of_the_set_is_in_the_way(published: Path, tmp_path: Path) -> None:
     whole_run = into(published, tmp_path / "whole")
     for name, data in {
@@ -119,12 +119,13 @@ def test_two_at_once(published: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     seen: list[int] = []
 
-    def meanwhile(file: Path, digest: str) -> None:
+    def meanwhile(file: Path) -> str:
         if not seen:
             seen.append(0)
             into(published, run.path)
             seen[0] = run.info.stat().st_ino
+        return sha256_file(file)
 
-    monkeypatch.setattr("hmdc_hub.cli.adopt._refuse_damaged", meanwhile)
+    monkeypatch.setattr("hmdc_hub.pipeline.adopt.sha256_file", meanwhile)
     into(published, run.path)
     assert whole(published, run.path) and run.info.stat().st_ino == seen[0], "written once"

@@ -1,0 +1,474 @@
+"""What Python users call: `condense`, `evaluate`, and the `Run` and the `Evaluation` that they give."""
+
+from __future__ import annotations
+
+import io
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cached_property
+from html import escape
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from hmdc_hub import schema
+from hmdc_hub.catalog import read_recipe_file
+from hmdc_hub.errors import NotFoundError, UsageError
+from hmdc_hub.events import Callback, StopFlag
+from hmdc_hub.pipeline.recipe import Recipe, load_recipe
+from hmdc_hub.pipeline.signals import stop_on_signals
+from hmdc_hub.pipeline.text import duration
+from hmdc_hub.processes import launched
+from hmdc_hub.report.tables import table_text
+from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Scores
+from hmdc_hub.store import RunDir, RunState, read_info, read_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from PIL.Image import Image
+
+    from hmdc_hub.pipeline.adopt import Agreement
+    from hmdc_hub.pipeline.job import RunOptions, StageName
+    from hmdc_hub.publish import Published
+    from hmdc_hub.store import CondensedDataset
+    from hmdc_hub.trackers import Tracker
+
+RUNS = Path("runs")
+"""Folder of runs, in the current one."""
+
+
+class Run:
+    """A run directory: what was condensed, its scores, its package. Everything is read when it is asked for.
+
+    Args:
+        path: The directory.
+        seconds: Wall time of the stages that ran just now.
+
+    Raises:
+        NotFoundError: There is no such directory.
+
+    Example:
+        >>> run = Run("runs/digits_ipc1")
+        >>> run.state, len(run.condensed)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], seconds: Mapping[StageName, float] | None = None) -> None:
+        self.directory = RunDir(Path(path))
+        self.seconds = dict(seconds or {})
+        if not self.path.is_dir():
+            raise NotFoundError(f"there is no run directory {path}", hint="`hmdc-hub runs ls` lists the runs.")
+
+    @property
+    def path(self) -> Path:
+        """The directory."""
+        return self.directory.path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with everything filled in that it had left open."""
+        return Recipe.of(read_recipe_file(self.directory.recipe))
+
+    @property
+    def info(self) -> ArtifactInfo:
+        """Provenance of the condensed set."""
+        return read_info(self.directory.info)
+
+    @property
+    def state(self) -> RunState:
+        """How far it came: empty, unfinished, condensed, scored or finished (packaged with its scores)."""
+        return self.directory.state(verify=False)
+
+    @property
+    def condensed(self) -> CondensedDataset:
+        """The condensed set, as a torch dataset."""
+        from hmdc_hub.store import load
+
+        return load(self.path)
+
+    @property
+    def scores(self) -> Scores | None:
+        """The scores by its own protocol; None if there are none."""
+        return read_scores(self.directory.scores) if self.state in ("scored", "finished") else None
+
+    @property
+    def package_folder(self) -> Path | None:
+        """The folder to publish or load; None if there is none of the present images and scores."""
+        unscored = self.state == "condensed" and (self.directory.package / "README.md").is_file()
+        return self.directory.package if unscored or self.state == "finished" else None
+
+    def preview(self) -> Image:
+        """Draw the condensed images, a row per class."""
+        import PIL.Image
+
+        from hmdc_hub.pipeline.job import preview_png
+
+        return PIL.Image.open(io.BytesIO(preview_png(self.directory)))
+
+    def package(self, config: str | None = None) -> Path:
+        """Build the folder that a Hub dataset will hold; doing it twice gives the same bytes.
+
+        Args:
+            config: Name of the configuration; None: the recipe's `publish.config`.
+        """
+        from hmdc_hub.publish import package
+
+        with self.directory.lock():
+            return package(self.directory, config=config)
+
+    def push_to_hub(
+        self,
+        repo_id: str | None = None,
+        *,
+        private: bool | None = None,
+        config: str | None = None,
+        default: bool = False,
+        create_pr: bool = False,
+        revision: str = "main",
+        tag: str | None = None,
+        scores_only: bool = False,
+        force: bool = False,
+        progress: bool | None = None,
+    ) -> Published:
+        """Publish as a dataset on the Hub, in one commit that is tagged, read back and checked.
+
+        Args:
+            repo_id: `owner/name` or `name`; None: you / the recipe's `publish.name`.
+            private: Visibility of a new dataset; None: public, unless the source is not.
+            config: Configuration to fill; None: the recipe's `publish.config`.
+            default: Make it the configuration that `load_dataset(repo_id)` gives.
+            create_pr: Open a pull request instead of committing.
+            revision: Branch to commit to.
+            tag: A tag besides `<config>-<hash>`.
+            scores_only: Publish new scores of images that are there already.
+            force: Replace what is in the way: other people's changes, a foreign card.
+            progress: Whether to show what is done; None: yes.
+
+        Raises:
+            AccessError: Not logged in, or no write access.
+            UsageError: What was asked for does not go with the run or the repository.
+            FormatError: A file of the run or on the Hub is damaged.
+            NetworkError: The Hub failed; calling it again goes on.
+        """
+        from hmdc_hub.pipeline.progress import reporting
+        from hmdc_hub.publish import PushOptions, Wanted, publish
+
+        options = PushOptions(
+            repo_id=repo_id,
+            config=config,
+            private=private,
+            branch=revision,
+            create_pr=create_pr,
+            tag=tag,
+            content=Wanted(default=default, scores_only=scores_only, force=force),
+        )
+        with reporting(progress) as callback, self.directory.lock():
+            return publish(self.directory, options, callback=callback)
+
+    def evaluate(self, **options: Any) -> Evaluation:
+        """Score it; arguments as those of `hmdc_hub.evaluate`."""
+        return evaluate(self, **options)
+
+    def summary(self) -> str:
+        """Write what it came to: directory, score table, gains, time."""
+        info, scores = self.info, self.scores
+        spent = {"condense": info.seconds} | {name: s for name, s in self.seconds.items() if name != "condense"}
+        return "\n".join(
+            [
+                f"run        {self.path}",
+                f"condensed  {info.source.id}, {info.ipc} per class: {info.synthetic_images} synthetic images that "
+                f"hold {info.training_images}",
+                *(["", table_text(scores)] if scores is not None else []),
+                f"time       {', '.join(f'{name} {duration(seconds)}' for name, seconds in spent.items())}",
+            ]
+        )
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.state})"
+
+    def _repr_html_(self) -> str:
+        if self.state in ("empty", "unfinished"):
+            return f"<code>{escape(repr(self))}</code>"
+        return f"<pre>{escape(self.summary())}</pre>{self.condensed._repr_html_()}"
+
+
+class Evaluation:
+    """What an evaluation came to.
+
+    Args:
+        path: Directory with scores.json.
+        run: The run, if it was scored by its own protocol.
+        published: How the scores compare with published ones of the same protocol.
+
+    Attributes:
+        path: The directory.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], run: Run | None = None, published: Agreement | None = None
+    ) -> None:
+        self.path, self.run, self.published = Path(path), run, published
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The scores: every training, the table of means with intervals, and the protocol."""
+        return read_scores(self.path / "scores.json")
+
+    @property
+    def report(self) -> Path:
+        """The report, a page with pictures."""
+        return RunDir(self.path).report / "report.html"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Give a row for each training: model, training set, draw, seed, accuracy."""
+        from hmdc_hub.metrics import scores_frame
+
+        return scores_frame(self.scores)
+
+    def summary(self) -> str:
+        """Write the protocol and the table of means, with gains over what the set must beat."""
+        scores = self.scores
+        return "\n".join(
+            [
+                f"set        {scores.name}",
+                textwrap.fill(f"protocol   {_protocol_text(scores.protocol)}", 80, subsequent_indent=" " * 11),
+                f"scores     {self.path / 'scores.json'}",
+                f"report     {self.report}",
+                "",
+                table_text(scores),
+            ]
+        )
+
+    def __repr__(self) -> str:
+        mean = self.scores.table["condensed"]["mean"]
+        return f"Evaluation({self.scores.name}: {100 * mean.mean:.1f} % over {len(self.scores.cells)} trainings)"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.summary())}</pre>"
+
+
+def _protocol_text(protocol: EvaluateSpec) -> str:
+    augmented = [name for name, value in protocol.augment.model_dump().items() if value]
+    return ", ".join(
+        [
+            protocol.protocol_hash()[:8],
+            f"{protocol.length} of batch {protocol.batch}",
+            f"{protocol.optimizer}, {protocol.schedule} rate",
+            f"CutMix {'on' if protocol.cutmix.evaluate else 'off'}",
+            f"augmented by {' '.join(augmented)}" if augmented else "not augmented",
+            *([] if protocol.holdout is None else [f"scored on {protocol.holdout:.0%} of the train split"]),
+        ]
+    )
+
+
+def condense(
+    recipe: schema.Recipe | str | os.PathLike[str],
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    resume: bool = True,
+    force: bool = False,
+    evaluate: bool = False,
+    callbacks: Callback | Sequence[Callback] = (),
+    report_to: str | Sequence[str] = (),
+    progress: bool | None = None,
+    workers: int | None = None,
+    stop: StopFlag | None = None,
+) -> Run:
+    """Condense a recipe's dataset into a run directory, and package it; what is there already is not done again.
+
+    Under torchrun all processes call it and work on one run. It is what `hmdc-hub condense` calls.
+
+    Args:
+        recipe: Such as `load_recipe` gives, or its name or path.
+        run_dir: Where to work; None: `runs/<name>`, and `runs/<name>-<hash>` for a recipe with changed keys.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or a torch.device.
+        resume: Go on with an unfinished run from its last checkpoint.
+        force: Remove the run that is in the directory and start again.
+        evaluate: Score it, too.
+        callbacks: A function, or several, called with every event (`hmdc_hub.events`).
+        report_to: Trackers: `trackio`, `wandb`, `tensorboard`.
+        progress: Whether to show progress on stderr; None: yes.
+        workers: CPU processes of the evaluation; None: one per core.
+        stop: Set it, from a callback, say, to stop at the next safe place; None: Ctrl-C, SIGTERM and a notebook's stop
+            button do, where this is the main thread.
+
+    Raises:
+        RunExistsError: What is in the directory is in the way.
+        UsageError: The recipe, its source or a model is broken; nothing was written.
+        RunError: Something failed on the way; what was done before is kept.
+        Interrupted: It was stopped at a safe place; the same call goes on from there.
+    """
+    from hmdc_hub.pipeline.device import pick
+    from hmdc_hub.pipeline.job import RunOptions, run_directory
+
+    found = recipe if isinstance(recipe, schema.Recipe) else load_recipe(recipe)
+    started = launched()
+    chosen = pick(device, started.local if started else 0)
+    overridden = isinstance(found, Recipe) and found.overridden
+    run = RunDir(Path(run_dir)) if run_dir is not None else run_directory(found, overridden=overridden)
+    grids = bool(report_to) or bool(callbacks)
+    options = RunOptions(chosen, resume=resume, force=force, evaluate=evaluate, workers=workers, image_grids=grids)
+    with stop_on_signals(stop) as flag:
+        if started is not None:
+            return _condense_together(found, run, options, started.index, callbacks, report_to, progress, flag)
+        return _condense(found, run, options, callbacks, report_to, progress, flag)
+
+
+def _condense(
+    recipe: schema.Recipe,
+    run: RunDir,
+    options: RunOptions,
+    callbacks: Callback | Sequence[Callback],
+    report_to: str | Sequence[str],
+    progress: bool | None,
+    stop: StopFlag | None,
+) -> Run:
+    from hmdc_hub.pipeline.job import prepared, run_recipe
+    from hmdc_hub.pipeline.progress import reporting
+
+    _trackers(report_to, run, recipe)  # one that is not there is found before anything is asked for
+    recipe = prepared(recipe, run, force=options.force)
+    trackers = _trackers(report_to, run, recipe)
+    several = [callbacks] if callable(callbacks) else callbacks
+    try:
+        with reporting(progress, [*several, *trackers]) as callback:
+            return Run(run.path, run_recipe(recipe, run, options, callback=callback, stop=stop))
+    finally:
+        for tracker in trackers:
+            tracker.close()
+
+
+def _trackers(report_to: str | Sequence[str], run: RunDir, recipe: schema.Recipe) -> Sequence[Tracker]:
+    if not report_to:
+        return ()
+    from hmdc_hub.trackers import make_callbacks
+
+    return make_callbacks(report_to, run.path, recipe)
+
+
+def _condense_together(recipe: schema.Recipe, run: RunDir, options: RunOptions, index: int, *how: Any) -> Run:
+    """Do the part of one of several processes of torchrun; the first tells the others what is to be done."""
+    from hmdc_hub.condenser import Ranks
+    from hmdc_hub.evaluator import shard_of_torchrun
+    from hmdc_hub.pipeline.job import assist
+
+    ranks = Ranks.of_torchrun(options.device)
+    options = replace(options, ranks=ranks, shard=shard_of_torchrun())
+    if index == 0:
+        done = _condense(recipe, run, options, *how)
+    else:
+        assist(run, options, how[-1] or StopFlag())
+        done = Run(run.path)
+    ranks.close()
+    return done
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """Rarer options of `evaluate`.
+
+    Attributes:
+        holdout: Score on this share of the train split: for choosing settings without the test split.
+        overrides: Keys of the protocol in the form of the command line, such as `"evaluate.epochs=200"`.
+        normalised: The floats of a safetensors file are source-normalised, not pixels.
+        root: Folder of the runs.
+        resume: False: train all again in place of taking trainings that are done.
+        share: Do this part of the trainings only, such as `"1/4"`; the same call without it puts the scores together.
+        stop: Set it to stop at the next safe place.
+    """
+
+    holdout: float | None
+    overrides: Sequence[str]
+    normalised: bool
+    root: str | os.PathLike[str]
+    resume: bool
+    share: str | None
+    stop: StopFlag
+
+
+def evaluate(
+    target: Any,
+    *,
+    models: Any = None,
+    protocol: str | Path | Mapping[str, Any] | None = None,
+    baselines: str | Sequence[str] | None = None,
+    seeds: int | None = None,
+    like: str | os.PathLike[str] | schema.Recipe | Run | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "auto",
+    workers: int | None = None,
+    callbacks: Callback | Sequence[Callback] = (),
+    progress: bool | None = None,
+    **more: Unpack[EvaluateOptions],
+) -> Evaluation:
+    """Train architectures on a condensed set and on what it must beat, and score them on the test split.
+
+    By its own protocol a run gets scores and a package with them; by another one, a directory below its `evaluations`.
+    Trainings that are done are not done again. It is what `hmdc-hub evaluate` calls.
+
+    Args:
+        target: A run (or its name or path), a package folder, or a dataset of ours on the Hub. With `like` any set: a
+            path or dataset id, (images, labels) tensors with images N x ch x H x W as uint8 or as floats in [0, 1], a
+            datasets.Dataset, a torch dataset, a `CondensedDataset`.
+        models: Architectures to train, one or a list: names as `hmdc-hub pool ls` lists them, paths, an nn.Module, a
+            class or function that makes one; None: those of the protocol, like `baselines` and `seeds`.
+        protocol: `quick`, `paper`, a file, or keys of a recipe's `evaluate` section; None: that of the set's recipe.
+        baselines: What stands beside it, of `hmdc_hub.schema.BASELINES`.
+        seeds: Trainings of each architecture.
+        like: The recipe (or a run of it) on whose source and by whose protocol a set of another program is scored.
+        config: Configuration of a package or dataset; None: its default.
+        revision: Branch, tag or commit of a dataset on the Hub.
+        run_dir: Where to score what is no run; None: `runs/<name>`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or a torch.device.
+        workers: CPU processes; None: one per core.
+        callbacks: A function, or several, called with every event.
+        progress: Whether to show progress on stderr; None: yes.
+        **more: See `EvaluateOptions`.
+
+    Raises:
+        UsageError: The target, the protocol or a model is not as it must be; nothing was written.
+        Interrupted: It was stopped; trainings that are done are kept.
+    """
+    from hmdc_hub.pipeline.evaluation import ProtocolChanges, Target, evaluate_target, work_options
+    from hmdc_hub.pipeline.progress import reporting
+
+    if unknown := sorted(more.keys() - EvaluateOptions.__annotations__.keys()):
+        raise _unknown_argument(unknown[0])
+    changes = ProtocolChanges(protocol, models, baselines, seeds, more.get("holdout"), tuple(more.get("overrides", ())))
+    options = work_options(device, workers, more.get("share"), resume=more.get("resume", True))
+    place = target.path if isinstance(target, Run) else target
+    subject = Target(
+        place,
+        like.recipe if isinstance(like, Run) else like,
+        config,
+        revision,
+        more.get("root", RUNS),
+        run_dir,
+        normalised=more.get("normalised", False),
+    )
+    several = [callbacks] if callable(callbacks) else callbacks
+    with stop_on_signals(more.get("stop")) as stop, reporting(progress, several) as callback:
+        found = evaluate_target(subject, changes, options, callback, stop)
+    return Evaluation(found.where.path, Run(found.where.path) if found.of_run else None, found.published)
+
+
+def _unknown_argument(name: str) -> UsageError:
+    if name in EvaluateSpec.model_fields:
+        return UsageError(
+            f"evaluate() has no argument {name!r}: it is a key of the protocol.",
+            hint=f"Write  protocol={{{name!r}: ...}} , or  overrides=['evaluate.{name}=...'] .",
+        )
+    known = [*signature(evaluate).parameters][1:-1] + [*EvaluateOptions.__annotations__]
+    close = get_close_matches(name, known, 1)
+    return UsageError(
+        f"evaluate() has no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "."),
+        hint=f"It takes {', '.join(known)}.",
+    )

@@ -1,0 +1,154 @@
+"""What a person sees of long work: tqdm bars on a terminal and in a notebook, plain lines elsewhere; all on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hmdc_hub.events import Callback, Event, ImageStep, Note, Stage, Training
+from hmdc_hub.pipeline.text import duration, write
+
+LINES = 10
+"""Lines per stage without a terminal, about: how often one is written depends on steps done, never on the clock."""
+
+
+@contextmanager
+def reporting(shown: bool | None, callbacks: Sequence[Callback] = ()) -> Iterator[Callback]:
+    """Show progress while the block runs.
+
+    Args:
+        shown: Whether to show it; None: unless it is turned off (`HF_HUB_DISABLE_PROGRESS_BARS` turns off the bars, as
+            those of the Hub's own libraries, not the lines).
+        callbacks: Told of every event, too.
+
+    Yields:
+        What is to be told of every event.
+    """
+    display = None if shown is False else Bars() if bars_wanted() else LogLines()
+    everyone = [*callbacks] if display is None else [display, *callbacks]
+
+    def tell(event: Event) -> None:
+        for one in everyone:
+            one(event)
+
+    try:
+        yield tell
+    finally:
+        if isinstance(display, Bars):
+            display.close()
+
+
+def bars_wanted() -> bool:
+    """Tell whether stderr can show bars: a terminal that moves its cursor, or a notebook."""
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    return in_notebook() or (sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def in_notebook() -> bool:
+    """Tell whether this is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and "IPKernelApp" in getattr(shell.get_ipython(), "config", {})
+
+
+class LogLines:
+    """Plain lines: every stage and note, the first and the last step of a stage, and one for each tenth of its work."""
+
+    def __init__(self) -> None:
+        self._written: dict[type[Event], int] = {}
+        self._shares: dict[str, float] = {}  # come only with the steps that update the balance; losses with all
+
+    def __call__(self, event: Event) -> None:
+        """Write the line of an event, if it has one."""
+        if isinstance(event, ImageStep):
+            self._shares = dict(event.shares) or self._shares
+        if isinstance(event, ImageStep | Training):
+            word = "condense" if isinstance(event, ImageStep) else "evaluate"
+            tenth = LINES * event.done // max(event.total, 1)
+            if self._written.get(type(event)) != tenth or event.done == event.total:
+                self._written[type(event)] = tenth
+                share = f"{event.done}/{event.total} ({_percent(event.done / max(event.total, 1))})"
+                text = figures(event, self._shares)
+                write(sys.stderr, f"{word} {share}, {duration(event.seconds_left)} left: {text}\n")
+        elif text := line_of(event):
+            write(sys.stderr, text + "\n")
+
+
+class Bars:
+    """A tqdm bar for image steps, and one for trainings; stages and notes are lines above it."""
+
+    def __init__(self) -> None:
+        if in_notebook():
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm  # type: ignore[assignment]
+        self._tqdm: Any = tqdm
+        self._bar: Any = None
+        self._kind: type[Event] | None = None
+        self._shares: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Move the bar, or write a line above it."""
+        if not isinstance(event, ImageStep | Training):
+            if isinstance(event, Stage):
+                self.close()
+            if text := line_of(event):
+                self._tqdm.write(text, file=sys.stderr)
+            return
+        if self._bar is None or self._kind is not type(event):
+            self.close()
+            word, unit = ("condense", "step") if isinstance(event, ImageStep) else ("evaluate", "training")
+            start = event.done - 1
+            self._bar = self._tqdm(
+                desc=word, unit=unit, total=event.total, initial=start, file=sys.stderr, dynamic_ncols=True
+            )
+            self._kind = type(event)
+        if isinstance(event, ImageStep):
+            self._shares = dict(event.shares) or self._shares
+        self._bar.set_postfix_str(figures(event, self._shares), refresh=False)
+        self._bar.update(event.done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the screen, and the cursor below it."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def line_of(event: Event) -> str:
+    """Write a stage or a note as a line; empty for an event that has none."""
+    if isinstance(event, Note):
+        return event.text
+    if isinstance(event, Stage):
+        return f"{event.name}: {event.detail}" if event.detail else f"{event.name} ..."
+    return ""
+
+
+def figures(event: ImageStep | Training, shares: Mapping[str, float]) -> str:
+    """Write what a step or a training came to.
+
+    Args:
+        event: The step or training.
+        shares: The latest shares of the image gradient by objective, as steps between two updates carry none.
+    """
+    if isinstance(event, Training):
+        return f"{event.model} on {event.training_set}: {event.accuracy:.1%}"
+    speed = event.images_per_second
+    return ", ".join(
+        [
+            f"{speed:,.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s",
+            f"clamped {_percent(event.clamped)}",
+            *(
+                f"{name} {loss:.3g}" + (f" ({_percent(shares[name])})" if name in shares else "")
+                for name, loss in event.losses.items()
+            ),
+            *(f"{name} {_percent(value)}" for name, value in event.accuracies.items()),
+        ]
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share == 0 or share >= 0.0995 else f"{share:.1%}"
