@@ -28,10 +28,10 @@ import torch
 from stepper import Stepper
 
 from hmdc_hub.catalog import load_model
-from hmdc_hub.condense import condense
-from hmdc_hub.condense.balance import normalise
-from hmdc_hub.evaluate import evaluate, of_run
-from hmdc_hub.measures import estimate
+from hmdc_hub.condenser import condense
+from hmdc_hub.condenser.balance import normalise
+from hmdc_hub.evaluator import evaluate, of_run
+from hmdc_hub.metrics import estimate
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store import RunDir
@@ -82,7 +82,12 @@ def make_recipe(data: str, variant: str, seed: int, resets: int | None, evaluati
         "pool": [load_model(name).model_dump(mode="json") for name in pool],
         "condense": base["condense"] | switches | ({"resets": resets} if resets else {}),
         "evaluate": base["evaluate"]
-        | {"models": models, "seeds": evaluation_seeds, "random_draws": 1, "against": ["random-encoded", "start"]},
+        | {
+            "models": models,
+            "seeds": evaluation_seeds,
+            "random_draws": 1,
+            "baselines": ["random-encoded", "initialisation"],
+        },
         "publish": {"name": "ablation", "config": "ablation"},
     }
     return Recipe.model_validate(recipe)
@@ -130,7 +135,7 @@ def table(cells: dict[str, Any], mode: str, seeds: int) -> str:
         if not found:
             continue
         values = [100 * c["accuracy"]["condensed"]["mean"] for c in found]
-        gain = estimate([v - 100 * c["accuracy"]["start"]["mean"] for v, c in zip(values, found, strict=True)])
+        gain = estimate([v - 100 * c["accuracy"]["initialisation"]["mean"] for v, c in zip(values, found, strict=True)])
         per_model = [
             f"{100 * statistics.fmean(c['accuracy']['condensed'][model] for c in found):.1f}"
             for model in ("mlp", "swin_micro")

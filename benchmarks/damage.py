@@ -113,7 +113,7 @@ CASES: list[tuple[str, Path, Damage, tuple[str, ...]]] = [
     ),
     *(
         (f"run: {name}", RUN / name, damage, arguments)
-        for name, damage in (("start.safetensors", bit), ("cells.jsonl", bit), ("cells.jsonl", digit))
+        for name, damage in (("initialisation.safetensors", bit), ("cells.jsonl", bit), ("cells.jsonl", digit))
         for arguments in (("condense", "tiny.yaml", "--workers", "1"), ("verify", "tiny"))
     ),
     *(

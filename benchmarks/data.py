@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmdc_hub.catalog import load_recipe
 from hmdc_hub.schema import Recipe
-from hmdc_hub.sources import ClassBank, Facts, Source, make_source
+from hmdc_hub.sources import ClassSortedImages, Source, SourceFacts, make_source
 
 
 def recipe_on(source: str | None, recipe: str, overrides: Sequence[str]) -> Recipe:
@@ -27,9 +27,9 @@ def first_classes(source: Source, count: int | None) -> Source:
     offsets = source.train.offsets[: count + 1]
     kept = source.test_labels < count
     return make_source(
-        ClassBank(source.train.images[: offsets[-1]], offsets),
+        ClassSortedImages(source.train.images[: offsets[-1]], offsets),
         source.test_images[kept],
         source.test_labels[kept],
-        facts=Facts(source.info.id, source.info.kind),
+        facts=SourceFacts(source.info.id, source.info.kind),
         class_names=source.info.class_names[:count],
     )

@@ -30,9 +30,8 @@ import torch
 from data import recipe_on
 from plain_loop import HABIT, Loop
 
-from hmdc_hub import measures, pack, rng
-from hmdc_hub.evaluate import Subject, evaluate
-from hmdc_hub.evaluate.baselines import TrainingSet, training_sets
+from hmdc_hub import metrics, multi_formation, rng
+from hmdc_hub.evaluator import EvaluatedSet, TrainingSet, evaluate, training_sets
 from hmdc_hub.models import build_for
 from hmdc_hub.provenance import device_name
 from hmdc_hub.schema import Cell, EvaluateSpec, Recipe
@@ -49,20 +48,20 @@ def protocol_of(recipe: Recipe, sets: Sequence[str], models: Sequence[str], seed
     plain = recipe.evaluate.model_dump(mode="json")
     chosen = [model for model in plain["models"] if model["name"] in models]
     return EvaluateSpec.model_validate(
-        plain | {"models": chosen, "against": list(sets), "seeds": seeds, "random_draws": 1}
+        plain | {"models": chosen, "baselines": list(sets), "seeds": seeds, "random_draws": 1}
     )
 
 
-def encoded(recipe: Recipe, source: Source) -> Subject:
+def encoded(recipe: Recipe, source: Source) -> EvaluatedSet:
     """Keep random real images as a condensed set keeps its own."""
     n, factor, made = recipe.condense.ipc, recipe.condense.factor, []
     for label in range(source.train.num_classes):
         real = source.train.of_class(label)
         order = torch.randperm(len(real), generator=rng.generator(0, "benchmark", label))[: n * factor**2]
-        stored = to_uint8(pack.encode(real[order].float() / 255, factor, source.train.side))
-        made.append(to_uint8(pack.decode(stored.float() / 255, factor)))
+        stored = to_uint8(multi_formation.encode(real[order].float() / 255, factor, source.train.side))
+        made.append(to_uint8(multi_formation.decode(stored.float() / 255, factor)))
     labels = torch.arange(len(made)).repeat_interleave(len(made[0]))
-    return Subject("encoded", torch.cat(made), labels, (n,) * len(made), "0" * 64, factor)
+    return EvaluatedSet("encoded", torch.cat(made), labels, (n,) * len(made), "0" * 64, factor)
 
 
 class Both:
@@ -152,7 +151,7 @@ def compare(both: Both, seeds: int) -> dict[str, Any]:
         plain = both.plain(name, seeds, 1)[2]
         columns = []
         for some in (cells, plain):
-            of_sets = [measures.by_seed(some, made, name) for made in dict.fromkeys(made.name for made in both.images)]
+            of_sets = [metrics.by_seed(some, made, name) for made in dict.fromkeys(made.name for made in both.images)]
             columns.append([statistics.fmean(row) for row in zip(*of_sets, strict=True)])
         found[name] = {"ours": columns[0], "plain": columns[1]}
         click.echo(f"pairs: {name}", err=True)
@@ -166,7 +165,7 @@ def compare(both: Both, seeds: int) -> dict[str, Any]:
 def pair_table(found: dict[str, Any]) -> str:
     rows = []
     for name, by in found.items():
-        gap = measures.estimate([100 * (a - b) for a, b in zip(by["ours"], by["plain"], strict=True)])
+        gap = metrics.estimate([100 * (a - b) for a, b in zip(by["ours"], by["plain"], strict=True)])
         low, high = (f"{x:+.2f}" if x is not None else "?" for x in (gap.low, gap.high))
         means = [f"{100 * statistics.fmean(by[who]):.2f}" for who in ("ours", "plain")]
         rows.append(f"| {name} | {' | '.join(means)} | {gap.mean:+.2f} | {low} to {high} | {gap.n} |")

@@ -25,10 +25,10 @@ import torch
 from scaling import anonymous
 from torch import Tensor
 
-from hmdc_hub import pack
-from hmdc_hub.condense import checkpoint
-from hmdc_hub.condense.checkpoint import Position
-from hmdc_hub.condense.ranks import Ranks
+from hmdc_hub import multi_formation
+from hmdc_hub.condenser import checkpoint
+from hmdc_hub.condenser.checkpoint import Position
+from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.events import silent
 from hmdc_hub.schema import SetHeader
 from hmdc_hub.store import (
@@ -84,11 +84,11 @@ def ways(folder: Path, images: Tensor, momentum: Tensor, ranks: int) -> dict[tup
         assert [found.rows(name, own) for name in both]
 
     def decode() -> None:
-        decoded = (to_uint8(pack.decode(one, 2)) for one in read_classes(tensors))
+        decoded = (to_uint8(multi_formation.decode(one, 2)) for one in read_classes(tensors))
         write_parquet_parts(parquet, ((one, torch.full((len(one),), n)) for n, one in enumerate(decoded)), names)
 
     def decode_whole() -> None:
-        decoded = pack.decode(torch.unflatten(read_condensed(tensors)[0], 0, (classes, ipc)), 2)
+        decoded = multi_formation.decode(torch.unflatten(read_condensed(tensors)[0], 0, (classes, ipc)), 2)
         write_parquet(parquet, to_uint8(decoded.flatten(0, 1)), labels.repeat_interleave(4 * ipc), names)
 
     return {

@@ -216,7 +216,7 @@ def synchronising(session: Session, pool: str) -> None:
 
 def determinism(session: Session, name: str) -> None:
     """Condense twice and compare bytes."""
-    from hmdc_hub.condense import condense
+    from hmdc_hub.condenser import condense
     from hmdc_hub.store import RunDir
 
     recipe = session.recipe(name)
@@ -233,7 +233,7 @@ def determinism(session: Session, name: str) -> None:
                 session.source(recipe),
                 run,
                 device=session.device,
-                listener=lambda event: notes.append(getattr(event, "text", "")),
+                callback=lambda event: notes.append(getattr(event, "text", "")),
             )
             digests.append(hashlib.sha256(run.condensed.read_bytes()).hexdigest())
     same = "same bytes" if digests[0] == digests[1] else "other bytes"

@@ -68,7 +68,7 @@ def package_bombs() -> dict[str, Make]:
         return make
 
     def huge(folder: Path) -> None:
-        info(folder, ipc=10**9, stored_images=3 * 10**9, training_images=12 * 10**9, source={"size": 10**6})
+        info(folder, ipc=10**9, synthetic_images=3 * 10**9, training_images=12 * 10**9, source={"size": 10**6})
 
     def tensors(folder: Path) -> None:
         bombs.safetensors(folder / "ipc2/condensed.safetensors", b'{"a":' * 10_000_000 + b"0" + b"}" * 10_000_000)
@@ -178,7 +178,7 @@ def packages(work: Path, limit: int, match: str) -> None:
     from tests.builders import MLP, make_recipe, make_run
     from tests.publish.test_verify import settle
 
-    few = {"models": [MLP], "seeds": 1, "epochs": 1, "against": []}
+    few = {"models": [MLP], "seeds": 1, "epochs": 1, "baselines": []}
     recipe = make_recipe(source_id="builtin:digits", channels=1, evaluate=few)
     source = load_source(recipe.source).info
     made = make_run(work / "run", recipe=recipe, source=source)

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import click
 
-import hmdc_hub.cli.evaluating
-import hmdc_hub.cli.flow
-import hmdc_hub.cli.scoring
-import hmdc_hub.cli.target
-import hmdc_hub.condense
-import hmdc_hub.evaluate
+import hmdc_hub.condenser
+import hmdc_hub.evaluator
+import hmdc_hub.pipeline.adopt
+import hmdc_hub.pipeline.estimate
+import hmdc_hub.pipeline.evaluation
 import hmdc_hub.publish
 import hmdc_hub.report.scored  # noqa: F401  (imported once, here, for all forks)
 from hmdc_hub.cli.main import run

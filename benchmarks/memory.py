@@ -28,10 +28,10 @@ def measure(
 
     from hmdc_hub import rng
     from hmdc_hub.catalog import load_model
-    from hmdc_hub.condense.check import milliseconds
-    from hmdc_hub.condense.distillation import MutualDistillation
-    from hmdc_hub.condense.matching import Objectives, Pair, image_gradients
-    from hmdc_hub.condense.memory import peak_bytes
+    from hmdc_hub.condenser.check import milliseconds
+    from hmdc_hub.condenser.distillation import MutualDistillation
+    from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients
+    from hmdc_hub.condenser.memory import peak_bytes
     from hmdc_hub.models import build_model
 
     torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def main(
     device: str,
 ) -> None:
     """Measure and print."""
-    from hmdc_hub.condense.networks import LOW
+    from hmdc_hub.condenser.pool import LOW
 
     models = list(names or ("convnet3", "vit_tiny", "resnet18"))
     jobs = [([name], "alone") for name in models]

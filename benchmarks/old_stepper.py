@@ -41,10 +41,10 @@ class OldStepper:
         from hmdc_hub.condense.images import StoredImages
         from hmdc_hub.condense.loop import Condenser
         from hmdc_hub.condense.members import Members
+        from hmdc_hub.condense.memory import choose_memory
         from hmdc_hub.condense.pool import Pool
         from hmdc_hub.condense.team import Threads
 
-        from hmdc_hub.condense.memory import choose_memory
         from hmdc_hub.models import build_for
 
         workers = torch.get_num_threads()
@@ -107,7 +107,6 @@ class OldStepper:
     def gradients(self) -> Any:
         """Compute the image gradient of every class in a step without update, on the CPU, and move nothing."""
         import torch
-
         from hmdc_hub.condense.balance import normalise
 
         found = torch.stack(self.matching(1))

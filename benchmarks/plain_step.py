@@ -1,7 +1,7 @@
 """The plain form of an image step, for benchmarks to compare with.
 
 Eager, one class after another, torch's own threads inside each operation, the whole graph held, double backward down to
-the stored images: what the method's description says, written down without a thought for time or memory. Networks,
+the synthetic images: what the method's description says, written down without a thought for time or memory. ModelPool,
 clustering, augmentation and everything that is drawn are the condenser's, so that both compute the same numbers.
 """
 
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmdc_hub.condense import balance
-from hmdc_hub.condense.data import Classes
-from hmdc_hub.condense.hmdc import HMDC
-from hmdc_hub.condense.matching import plain_attention
+from hmdc_hub.condenser import balance
+from hmdc_hub.condenser.data import Classes
+from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.matching import plain_attention
 
 
 class PlainHMDC(HMDC):

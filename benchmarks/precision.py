@@ -6,8 +6,8 @@ r"""How far the image gradient turns where networks compute in bfloat16, with fr
 
 A condenser in float32 makes all image steps of one outer iteration. Before the first and after the last, the gradient
 of every class is computed once more with each network alone in bfloat16, and with all of them. Prints a Markdown table
-of cosines to float32: of each target's derivative with respect to the stored images, and of their balanced sum, by
-which the images move; over all classes, in brackets that of the worst class.
+of cosines to float32: of each objective's derivative with respect to the synthetic images, and of their balanced sum,
+by which the images move; over all classes, in brackets that of the worst class.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from data import recipe_on
 from stepper import Stepper
 from torch import Tensor
 
-from hmdc_hub.condense import balance
-from hmdc_hub.condense.hmdc import HMDC
-from hmdc_hub.condense.matching import image_gradients
+from hmdc_hub.condenser import balance
+from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.matching import image_gradients
 from hmdc_hub.models import PoolModel
 from hmdc_hub.provenance import device_name
 from hmdc_hub.sources import load_source
@@ -89,11 +89,11 @@ def main(recipe: str, source: str | None, pool: str | None, overrides: tuple[str
                     f"{a:.4f} ({b:.4f})" for a, b in zip(together.tolist(), each.min(0).values.tolist(), strict=True)
                 ]
                 rows.append([stage, names, *cells])
-        targets = hmdc.networks.objectives.names()
+        objectives = hmdc.networks.objectives.names()
     steps = spec.networks.reset_every
     print(f"{resolved.name}; {steps} image steps; {device_name(place)}; torch {torch.__version__}\n")
-    print(f"| networks | in bfloat16 | {' | '.join(targets)} | balanced sum |")
-    print(f"|---|---|{'---:|' * (len(targets) + 1)}")
+    print(f"| networks | in bfloat16 | {' | '.join(objectives)} | balanced sum |")
+    print(f"|---|---|{'---:|' * (len(objectives) + 1)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 

@@ -1,6 +1,6 @@
 """How well a shorter protocol ranks training sets as the paper's does.
 
-    python benchmarks/protocols.py RUN [RUN ...] --against paper --try quick --out agreement.json
+    python benchmarks/protocols.py RUN [RUN ...] --long paper --try quick --out agreement.json
 
 Scores every training set of every run (condensed and its baselines, each draw of a random one for itself) by the long
 protocol and by the short ones, with the same seeds, and compares the rankings: Kendall's tau-b and Spearman's rho over
@@ -22,8 +22,8 @@ import torch
 from scipy.stats import kendalltau, spearmanr
 
 from hmdc_hub.catalog import load_recipe, protocol_overrides, read_recipe_file
-from hmdc_hub.evaluate import evaluate, of_run
-from hmdc_hub.measures import MEAN, estimate
+from hmdc_hub.evaluator import evaluate, of_run
+from hmdc_hub.metrics import MEAN, estimate
 from hmdc_hub.schema import Scores
 from hmdc_hub.sources import load_source
 from hmdc_hub.store import RunDir
@@ -80,7 +80,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--against", default="paper", help="the long protocol")
+    parser.add_argument("--long", default="paper", help="the long protocol")
     parser.add_argument("--try", dest="tried", nargs="+", default=["quick"], help="shorter ones")
     parser.add_argument("-o", dest="overrides", action="append", default=[], help="for all, such as evaluate.seeds=3")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -92,7 +92,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for path in given.runs:
         run = RunDir(path)
-        long = scored(run, given.against, given.overrides, given.device, given.workers)
+        long = scored(run, given.long, given.overrides, given.device, given.workers)
         for name in given.tried:
             short = scored(run, name, given.overrides, given.device, given.workers)
             for model in (*(spec.name for spec in long.protocol.models), MEAN):

@@ -29,7 +29,7 @@ def condense(method: str, recipe: str, threads: int, run: Path) -> None:
     """Condense in this process."""
     import torch
 
-    from hmdc_hub.condense import condense
+    from hmdc_hub.condenser import condense
     from hmdc_hub.schema import Recipe
     from hmdc_hub.sources import load_source
     from hmdc_hub.store import RunDir
@@ -39,8 +39,8 @@ def condense(method: str, recipe: str, threads: int, run: Path) -> None:
     if method == "plain":
         from plain_step import PlainHMDC
 
-        from hmdc_hub.condense import run as running
-        from hmdc_hub.condense.memory import AtOnce
+        from hmdc_hub.condenser import run as running
+        from hmdc_hub.condenser.memory import AtOnce
 
         vars(running).update(HMDC=PlainHMDC, choose=lambda *_: AtOnce(1, None, 0))
     workers = {"workers": threads} if method == "old" else {}

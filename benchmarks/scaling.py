@@ -7,7 +7,7 @@
 `ranks` starts the real command under torchrun, one thread each, in turn for every count, and prints image steps per
 second without the start of processes, the whole time, and the SHA-256 of what came out. `classes` condenses generated
 images in fresh processes, 10 classes a step, and prints time for each class in a step and memory: anonymous (the
-greatest of a look after every step), and how large the mapped source and the stored images are. `plan` prints what
+greatest of a look after every step), and how large the mapped source and the synthetic images are. `plan` prints what
 `--dry-run` would for generated images of the recipe's size, which lie in a file of holes and take no space.
 """
 
@@ -87,7 +87,7 @@ def generated(classes: int, per_class: int, side: int, *, filled: bool = True) -
     import torch
 
     from hmdc_hub.schema import SourceInfo
-    from hmdc_hub.sources import ClassBank, Source
+    from hmdc_hub.sources import ClassSortedImages, Source
 
     shape = (classes * per_class, 3, side, side)
     with tempfile.NamedTemporaryFile() as file:
@@ -105,7 +105,7 @@ def generated(classes: int, per_class: int, side: int, *, filled: bool = True) -
         revision=None, size=side, channels=3, mean=[0.5] * 3, std=[0.25] * 3,
     )  # fmt: skip
     offsets = tuple(range(0, classes * per_class + 1, per_class))
-    return Source(ClassBank(images, offsets), images[:0], torch.empty(0, dtype=torch.int64), info)
+    return Source(ClassSortedImages(images, offsets), images[:0], torch.empty(0, dtype=torch.int64), info)
 
 
 def anonymous() -> int:
@@ -119,7 +119,7 @@ def measure(classes: int, ipc: int, steps: int) -> dict[str, float]:
     import torch
 
     from hmdc_hub.catalog import load_model
-    from hmdc_hub.condense import condense
+    from hmdc_hub.condenser import condense
     from hmdc_hub.events import Event, ImageStep
     from hmdc_hub.schema import Recipe
     from hmdc_hub.store import RunDir
@@ -131,7 +131,7 @@ def measure(classes: int, ipc: int, steps: int) -> dict[str, float]:
     spec["condense"]["networks"] = spec["condense"]["networks"] | {"reset_every": steps}
     source, peak, moments = generated(classes, 100, 32), 0, list[float]()
 
-    def listener(event: Event) -> None:
+    def callback(event: Event) -> None:
         nonlocal peak
         if isinstance(event, ImageStep):
             peak = max(peak, anonymous())
@@ -140,7 +140,7 @@ def measure(classes: int, ipc: int, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         before = anonymous()
         recipe = Recipe.model_validate(spec)
-        condense(recipe, source, RunDir(Path(folder)), device=torch.device("cpu"), listener=listener)
+        condense(recipe, source, RunDir(Path(folder)), device=torch.device("cpu"), callback=callback)
     took = [b - a for a, b in zip(moments, moments[1:], strict=False)]
     stored = 2 * 4 * classes * ipc * 3 * 32 * 32
     return {
@@ -160,7 +160,7 @@ def classes(counts: tuple[int, ...], ipcs: tuple[int, ...], steps: int, only: bo
         print(json.dumps(measure(counts[0], ipcs[0], steps)))
         return
     print(f"10 classes a step, {steps} steps, one thread, 100 images of 32 pixels in each class\n")
-    print("| classes | ipc | ms per class in a step | memory grown, MiB | stored images, MiB | mapped source, MiB |")
+    print("| classes | ipc | ms per class in a step | memory grown, MiB | synthetic images, MiB | mapped source, MiB |")
     print("|---:|---:|---:|---:|---:|---:|")
     for count in counts:
         for ipc in ipcs:
@@ -200,8 +200,9 @@ def plan(
     import torch
 
     from hmdc_hub.catalog import load_recipe
-    from hmdc_hub.cli.output import amount, duration
-    from hmdc_hub.condense import plan as planned
+    from hmdc_hub.condenser import plan as planned
+    from hmdc_hub.pipeline.text import duration
+    from hmdc_hub.report.text import amount
 
     resolved = load_recipe(recipe, list(overrides))
     source = generated(count, per_class, resolved.source.size, filled=False)

@@ -11,12 +11,11 @@ import torch
 from plain_step import PlainHMDC
 from torch import Tensor
 
-from hmdc_hub.condense.data import Minibatch, RealImages
-from hmdc_hub.condense.hmdc import HMDC
-from hmdc_hub.condense.memory import AtOnce, choose
-from hmdc_hub.condense.networks import Networks
-from hmdc_hub.condense.ranks import Ranks
-from hmdc_hub.condense.synthetic import SyntheticImages
+from hmdc_hub.condenser.data import Minibatch, RealImages, SyntheticImages
+from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.memory import AtOnce, choose
+from hmdc_hub.condenser.pool import ModelPool
+from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.execution import Execution, Packed, settings
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import ImagesSpec, Recipe
@@ -53,7 +52,7 @@ class Stepper:
         self._settings = ExitStack()
         self._settings.enter_context(settings(device))
         real = RealImages(source, spec, seed, device)
-        networks = Networks([build_for(model, source).to(device) for model in recipe.pool], spec, seed, real)
+        networks = ModelPool([build_for(model, source).to(device) for model in recipe.pool], spec, seed, real)
         networks.reset(0)
         at_once = AtOnce(1, None, 0) if plain else choose(networks.constitutions(), real, spec)
         labels = range(real.classes)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
-from hmdc_hub import measures, pack
+from hmdc_hub import metrics, multi_formation
 from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.report.preview import preview
 from hmdc_hub.rng import generator
-from hmdc_hub.schema import ArtifactInfo, Budget, Cell, Recipe, Scores, SetHeader, SourceInfo, sealed
+from hmdc_hub.schema import BASELINES, CHOSEN, ArtifactInfo, Budget, Cell, Recipe, Scores, SetHeader, SourceInfo, sealed
 from hmdc_hub.store import (
     RunDir,
     read_info,
@@ -127,9 +127,9 @@ def make_run(
     run.checkpoints.mkdir(parents=True)
     write_text_atomic(run.recipe, dump_recipe(recipe))
     write_text_atomic(run.log, '{"done": 1}\n')
-    write_condensed(run.start, torch.rand(shape, generator=gen), labels, header)
+    write_condensed(run.initialisation, torch.rand(shape, generator=gen), labels, header)
     write_condensed(run.condensed, images, labels, header)
-    decoded = pack.decode(images.reshape(classes, ipc, *shape[1:]), header.factor)
+    decoded = multi_formation.decode(images.reshape(classes, ipc, *shape[1:]), header.factor)
     decoded_labels = torch.arange(classes).repeat_interleave(decoded.shape[1])
     write_parquet(run.parquet, to_uint8(decoded.flatten(0, 1)), decoded_labels, source.class_names)
     write_bytes_atomic(run.preview, preview(to_uint8(decoded), source.class_names))
@@ -160,7 +160,7 @@ def _info(run: RunDir, recipe: Recipe, source: SourceInfo, stored: int, training
         clamped_share=0.031,
         ipc=recipe.condense.ipc,
         factor=recipe.condense.factor,
-        stored_images=stored,
+        synthetic_images=stored,
         training_images=training,
         tensors_sha256=sha256_file(run.condensed),
         parquet_sha256=sha256_file(run.parquet),
@@ -177,9 +177,9 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
     """Make scores of every training set of the protocol: condensed best, then start, encoded, k-means, random."""
     gen = generator(seed, "test scores")
     models = [model.name for model in recipe.evaluate.models]
-    sets = ["condensed", *recipe.evaluate.against]
-    level = {"condensed": 0.55, "exact": 0.551, "start": 0.5, "random-encoded": 0.46, "k-means": 0.42}
-    level |= {"herding": 0.4, "random": 0.36, "full": 0.8}
+    sets = ["condensed", *recipe.evaluate.baselines]
+    level = {"condensed": 0.55, "exact": 0.551, "initialisation": 0.5, "random-encoded": 0.46, "k-means": 0.42}
+    level = dict.fromkeys(BASELINES, 0.4) | level | {"random": 0.36, "full": 0.8}
     count = info.source.test_count
     cells = [
         Cell(
@@ -192,11 +192,11 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         )
         for place, model in enumerate(models)
         for name in sets
-        for draw in range(recipe.evaluate.random_draws if name.startswith("random") else 1)
+        for draw in range(recipe.evaluate.draws(name))
         for number in range(recipe.evaluate.seeds)
     ]
     condensed_by, classes = [model.name for model in recipe.pool], len(info.source.class_names)
-    summary = measures.summarise(cells, sets, models, condensed_by)
+    summary = metrics.summarise(cells, sets, models, condensed_by)
     pixels = info.source.channels * info.source.size**2
     return Scores(
         hmdc_hub_version="0.1.0",
@@ -224,7 +224,7 @@ def _budget(name: str, info: ArtifactInfo, pixels: int) -> Budget:
     if name == "full":
         count = sum(info.source.train_counts)
         return Budget(stored=count, images=count, bytes=count * pixels)
-    few = name in ("random", "k-means", "herding")
-    images = info.stored_images if few else info.training_images
+    few = name in CHOSEN
+    images = info.synthetic_images if few else info.training_images
     depth = 4 if name == "exact" else 1
-    return Budget(stored=info.stored_images, images=images, bytes=depth * info.stored_images * pixels)
+    return Budget(stored=info.synthetic_images, images=images, bytes=depth * info.synthetic_images * pixels)

@@ -1,10 +1,12 @@
-"""The rules of docs/architecture.md, kept over the import graph of the package."""
+"""The rules of docs/architecture.md, kept over the source; a test names everything that breaks its rule."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,126 +14,140 @@ import pytest
 import hmdc_hub
 
 PACKAGE = Path(hmdc_hub.__file__).parent
-
 LEVELS = [
     {"errors", "events", "schema"},
-    {"yaml12", "catalog", "rng"},
-    {"pack", "measures", "comparison", "execution", "processes", "provenance", "temporary"},
+    {"catalog", "rng"},
+    {"multi_formation", "metrics", "execution", "processes", "provenance", "temporary", "contact_sheet"},
     {"sources", "models", "augment", "cluster", "store"},
-    {"condense", "evaluate"},
-    {"report"},
+    {"condenser", "evaluator"},
+    {"report", "trackers"},
     {"publish"},
+    {"pipeline"},
     {"cli"},
 ]
-LEVEL = {name: place for place, names in enumerate(LEVELS) for name in names}
-MODULES = sorted(PACKAGE.rglob("*.py"))
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+BESIDE = 3
+"""Up to this level the parts of one level may use one another."""
+APART = {"condenser", "evaluator", "publish"}
+MEET_THE_HUB = ("sources/", "models/", "store/", "publish/", "cli/env.py")  # the last asks for settings alone
+HUB_CLIENTS = {"huggingface_hub", "requests", "httpx", "urllib"}
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+LIGHT = ("hmdc_hub", "hmdc_hub.errors", "hmdc_hub.events", "hmdc_hub.schema", "hmdc_hub.catalog",
+         "hmdc_hub.report.tables", "hmdc_hub.trackers", "hmdc_hub.publish.card", "hmdc_hub.cli.main")  # fmt: skip
+HEAVY = ("torch", "torchvision", "transformers", "datasets", "matplotlib", "sklearn", "scipy", "pandas")
+FILE_LINES, FUNCTION_LINES = 600, 60
 
 
-def part(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
+@cache
+def modules() -> dict[str, ast.Module]:
+    """All of the package, by path below it."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return {str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def imports(path: Path) -> set[str]:
-    """Return the dotted names of everything a file imports, at its top or inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def part_of(path: str) -> str:
+    return path.partition("/")[0].removesuffix(".py")
+
+
+def nodes() -> Iterator[tuple[str, str, ast.AST]]:
+    """Every node, with the part of the package that it is in and where it stands."""
+    for path, tree in modules().items():
+        for node in ast.walk(tree):
+            yield part_of(path), f"{path}:{getattr(node, 'lineno', 1)}", node
+
+
+@cache
+def imports() -> list[tuple[str, str, str]]:
+    """The dotted name of everything imported, at the top of a file or inside functions, likewise."""
+    found = []
+    for here, where, node in nodes():
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            found += [(here, where, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(here, where, f"{'.' * node.level}{node.module or ''}.{alias.name}") for alias in node.names]
     return found
 
 
-def part_of(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
+def own_imports() -> Iterator[tuple[str, str, str]]:
+    """Imports between parts of the package, the other part in place of the name."""
+    for here, where, name in imports():
+        top, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if top == "hmdc_hub" and other in LEVEL and other != here and here not in ("__init__", "__main__"):
+            yield here, where, other
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_downwards(path: Path) -> None:
-    here = part_of(path)
-    if here in {"__init__", "__main__"}:
-        return
-    assert here in LEVEL, f"{here} has no level; give it one in {Path(__file__).name} and in docs/architecture.md"
-    for name in imports(path):
-        other = part(name)
-        if name.startswith("hmdc_hub.") and other in LEVEL and other != here:
-            assert LEVEL[other] < LEVEL[here] or LEVEL[other] == LEVEL[here] <= 3, f"{path.name} imports {name}"
+def refuse(wrong: list[str]) -> None:
+    if wrong:
+        pytest.fail("\n".join(sorted(set(wrong))), pytrace=False)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_condense_evaluate_and_publish_meet_in_files(path: Path) -> None:
-    apart = {"condense", "evaluate", "publish"}
-    here = part_of(path)
-    if here in apart:
-        assert not {part(name) for name in imports(path) if name.startswith("hmdc_hub.")} & (apart - {here})
+@pytest.mark.slow
+def test_imports_go_downwards() -> None:
+    parts = {part_of(path) for path in modules()} - {"__init__", "__main__"}
+    wrong = [f"{name} has no level: give it one here and in docs/architecture.md" for name in parts - set(LEVEL)]
+    wrong += [f"{where}: relative import {name}" for _, where, name in imports() if name.startswith(".")]
+    for here, where, other in own_imports():
+        if here in LEVEL and not (LEVEL[other] < LEVEL[here] or LEVEL[other] == LEVEL[here] <= BESIDE):
+            wrong.append(f"{where}: {here} imports {other}, which is not below it")
+    refuse(wrong)
 
 
-# `scan` asks for the token in force and `env` for settings: neither reaches the network.
-MEETS_THE_HUB = (
-    "sources/",
-    "models/",
-    "store/",
-    "publish/hub.py",
-    "publish/hub_errors.py",
-    "publish/scan.py",
-    "cli/env.py",
-)
+@pytest.mark.slow
+def test_condense_evaluate_and_publish_meet_in_files() -> None:
+    refuse([f"{where}: {here} imports {other}" for here, where, other in own_imports() if {here, other} <= APART])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_some_modules_meet_the_hub(path: Path) -> None:
-    if any(name.split(".")[0] in {"huggingface_hub", "requests", "httpx", "urllib"} for name in imports(path)):
-        assert path.relative_to(PACKAGE).as_posix().startswith(MEETS_THE_HUB), path
+def test_only_some_parts_meet_the_hub() -> None:
+    clients = [(where, name) for _, where, name in imports() if name.partition(".")[0] in HUB_CLIENTS]
+    refuse([f"{where}: {name}" for where, name in clients if not where.startswith(MEET_THE_HUB)])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_cli_prints_exits_and_reads_arguments(path: Path) -> None:
-    here = part_of(path)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in {"print", "exit", "quit", "input", "breakpoint"} or here == "cli"
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sys":
-            assert node.attr not in {"exit", "argv"} or here == "cli"
+def test_only_cli_prints_and_exits_only_rng_seeds_nothing_unpickles() -> None:
+    wrong = [f"{where}: import of {name}" for _, where, name in imports() if name.partition(".")[0] in UNPICKLERS]
+    for here, where, node in nodes():
+        match node:
+            case ast.Call(func=ast.Name(id="print" | "exit" | "quit" | "input" | "breakpoint" as name)) if (
+                here != "cli"
+            ):
+                wrong.append(f"{where}: {name}() outside cli")
+            case ast.Attribute(value=ast.Name(id="sys"), attr="exit" | "argv" as name) if here != "cli":
+                wrong.append(f"{where}: sys.{name} outside cli")
+            case ast.Attribute(attr="manual_seed" | "manual_seed_all" | "fork_rng" | "default_rng" as name) if (
+                here != "rng"
+            ):
+                wrong.append(f"{where}: {name} outside rng")
+            case ast.Attribute(value=ast.Name(id="torch"), attr="load" | "save" as name):
+                wrong.append(f"{where}: torch.{name} pickles")
+            case ast.Attribute(value=ast.Name(id="yaml"), attr="load" | "unsafe_load" | "full_load" as name):
+                wrong.append(f"{where}: yaml.{name} makes objects")
+            case ast.keyword(arg="trust_remote_code" | "allow_pickle" as name):
+                wrong.append(f"{where}: {name} has no place here")
+            case ast.keyword(arg="typ", value=ast.Constant(value="unsafe")):
+                wrong.append(f"{where}: unsafe YAML")
+    refuse(wrong)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_rng_seeds(path: Path) -> None:
-    if part_of(path) == "rng":
-        return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute):
-            assert node.attr not in {"manual_seed", "manual_seed_all", "fork_rng", "default_rng"}, (
-                f"{path}:{node.lineno}"
-            )
+def test_light_modules_stay_light() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {LIGHT}:\n"
+        "    importlib.import_module(name)\n"
+        f"    print(*(f'{{name}} imports {{heavy}}' for heavy in {HEAVY} if heavy in sys.modules), sep='\\n')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    refuse([line for line in (done.stdout + done.stderr).splitlines() if line])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_nothing_unpickles(path: Path) -> None:
-    names = imports(path)
-    assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("yaml", "load")}
-        if isinstance(node, ast.keyword):
-            assert node.arg != "trust_remote_code", f"{path}: remote code has no place here"
-
-
-HEAVY = ("torch", "torchvision", "transformers", "datasets", "matplotlib", "sklearn", "scipy")
-
-
-@pytest.mark.parametrize(
-    "module",
-    ["hmdc_hub", "hmdc_hub.errors", "hmdc_hub.events", "hmdc_hub.schema", "hmdc_hub.catalog", "hmdc_hub.report.tables",
-     "hmdc_hub.publish.card", "hmdc_hub.cli.main"],
-)  # fmt: skip
-def test_light_modules_stay_light(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_files_stay_readable() -> None:
-    long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 600}
-    assert not long, f"over 600 lines: {long}"
+def test_files_and_functions_stay_readable() -> None:
+    wrong = []
+    for path, tree in modules().items():
+        if (lines := len((PACKAGE / path).read_text(encoding="utf-8").splitlines())) > FILE_LINES:
+            wrong.append(f"{path}: {lines} lines, of {FILE_LINES} at most")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                lines = (node.end_lineno or 0) - first.lineno + 1
+                if lines > FUNCTION_LINES:
+                    wrong.append(f"{path}:{node.lineno}: {node.name} has {lines} lines, of {FUNCTION_LINES} at most")
+    refuse(wrong)

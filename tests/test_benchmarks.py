@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -25,6 +28,20 @@ def run(*command: str) -> tuple[str, list[list[str]]]:
     return done.stdout, [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:1] + lines[2:]]
 
 
+def test_what_they_import_is_there() -> None:
+    for path in sorted(REPOSITORY.glob("benchmarks/*.py")):
+        if path.name == "old_stepper.py":  # which imports another commit's package
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert not alias.name.startswith("hmdc_hub.") or importlib.util.find_spec(alias.name), path
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("hmdc_hub", "tests"):
+                module = pkgutil.resolve_name(f"{node.module}:")
+                names = {alias.name for alias in node.names if not hasattr(module, alias.name)}
+                assert names <= {name for _, name, _ in pkgutil.iter_modules(getattr(module, "__path__", []))}, path
+
+
 @pytest.mark.slow
 def test_everything_for_a_gpu_runs_on_tiny_sizes(tmp_path: Path) -> None:
     _, (head, *rows) = run("benchmarks/gpu.sh", "", "--device", "cpu", "--tiny", "--out", str(tmp_path / "rows.json"))
@@ -41,6 +58,7 @@ def test_everything_for_a_gpu_runs_on_tiny_sizes(tmp_path: Path) -> None:
     assert (tmp_path / "rows.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_item_that_fails_or_takes_too_long_does_not_stop_the_rest() -> None:
     program = """
 import sys

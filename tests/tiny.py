@@ -38,13 +38,7 @@ RECIPE: dict[str, Any] = {
         "projection": {"batches_per_step": 1},
         "augment": {"flip": False},
     },
-    "evaluate": {
-        "models": [MLP],
-        "seeds": 2,
-        "random_draws": 1,
-        "epochs": 2,
-        "augment": {"flip": False},
-    },
+    "evaluate": {"models": [MLP], "seeds": 2, "random_draws": 1, "epochs": 2, "augment": {"flip": False}},
     "publish": {"name": "tiny-hmdc", "config": "ipc1", "license": "cc-by-4.0"},
 }
 

@@ -1,0 +1,65 @@
+"""What the pages of documentation, and the headers of recipes and pool entries, name is there."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import click
+import pytest
+
+from hmdc_hub.catalog.problems import all_keys, schema_of
+from hmdc_hub.cli.main import cli
+from hmdc_hub.schema import BASELINES, Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+HEADERS = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("model_pool/*.yaml")]
+CODE = [path for folder in ("hmdc_hub", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.[ps][yh]")]
+KEYS = {key for key, _ in all_keys(schema_of(Recipe))}
+
+
+def text_of(page: Path) -> str:
+    """The page with each command on one line, without the former names."""
+    return page.read_text(encoding="utf-8").partition("## Former names")[0].replace("\\\n", " ")
+
+
+def is_name(name: str) -> bool:
+    try:
+        return pkgutil.resolve_name(name) is not None
+    except (ImportError, AttributeError):
+        return False
+
+
+def options_of(verbs: str) -> set[str]:
+    command: click.Command | None = cli
+    for verb in verbs.split():
+        inner = command.get_command(click.Context(command), verb) if isinstance(command, click.Group) else None
+        command = inner or command
+    assert command
+    return {"--help", *(option for parameter in command.params for option in parameter.opts)}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES + HEADERS), ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = text_of(page)
+    wrong = [
+        name
+        for name in re.findall(r"(?<![/\w.])[\w.][\w./*-]*\.(?:py|sh)\b", text)
+        if not any(fnmatch(f"/{path.relative_to(ROOT)}", f"*/{name.removeprefix('./')}") for path in CODE)
+    ]
+    wrong += [name for name in re.findall(r"`(hmdc_hub(?:\.\w+)+)", text) if not is_name(name)]
+    for verbs, rest in re.findall(r"hmdc[-_]hub ((?:[a-z]+ ?)+)([^`\n|#]*)", text):
+        wrong += [f"{verbs}: {option}" for option in set(re.findall(r"--[a-z][\w-]*", rest)) - options_of(verbs)]
+    keys = set(re.findall(r"(?<=-o )((?:\w+\.)+\w+)=", text))
+    keys |= set(re.findall(r"`((?:condense|evaluate|publish)\.[a-z_]+(?:\.[a-z_]+)*)[`=:]", text))
+    wrong += [key for key in keys - KEYS if not re.match(r"pool\.\d", key) and not key.endswith(".safetensors")]
+    assert not wrong
+
+
+def test_every_baseline_and_every_pool_entry_has_its_row() -> None:
+    baselines, models = (text_of(ROOT / "docs" / name) for name in ("evaluating.md", "models.md"))
+    assert [name for name in BASELINES if f"| `{name}` |" not in baselines] == []
+    assert [path.stem for path in ROOT.glob("model_pool/*.yaml") if f"| {path.stem} |" not in models] == []
