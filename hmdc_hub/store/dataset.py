@@ -58,7 +58,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return f"{type(self).__name__}({len(self)} images, {' x '.join(map(str, self.images.shape[1:]))})"
 
 
-class CondensedDataset(Dataset[tuple[Tensor, int]]):
+class CondensedDataset(ImageDataset):
     """A condensed set with exact floats, as a torch dataset of its training images: (float32 ch x H x W, int).
 
     The training images are cut out of the synthetic images and enlarged when one is first asked for. They are those of
@@ -88,23 +88,10 @@ class CondensedDataset(Dataset[tuple[Tensor, int]]):
         self.labels = torch.arange(len(self.class_names)).repeat_interleave(self.ipc * self.factor**2)
 
     @cached_property
-    def images(self) -> Tensor:
+    def images(self) -> Tensor:  # type: ignore[override]  # decoded when they are first asked for
         """The training images: float32 M x ch x H x W in [0, 1]."""
         stored = self.synthetic_images.reshape(len(self.class_names), self.ipc, *self.synthetic_images.shape[1:])
         return multi_formation.decode(stored, self.factor).flatten(0, 1)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @overload
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
-
-    @overload
-    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def __getitem__(self, index: Any) -> tuple[Tensor, int | Tensor]:
-        labels = self.labels[index]
-        return self.images[index], labels if labels.ndim else int(labels)
 
     def normalised(self) -> ImageDataset:
         """Subtract the source's mean from the training images and divide by its standard deviation, per channel."""
