@@ -216,7 +216,12 @@ def _code(kind: type) -> list[str]:
                 found.append(textwrap.dedent(inspect.getsource(value)))
             except (OSError, SyntaxError, tokenize.TokenError):  # no file, or another one than was read
                 code = value.__code__
-                constants = [repr(one) for one in code.co_consts if not isinstance(one, CodeType)]
+                # A set of texts has another order in every process.
+                constants = [
+                    repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+                    for one in code.co_consts
+                    if not isinstance(one, CodeType)
+                ]
                 found.append(f"{code.co_code.hex()} {code.co_names} {constants}")
     return found
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +299,28 @@ def test_a_network_of_another_process_is_refused_with_what_to_do() -> None:
     known = register_module(Net)
     with pytest.raises(ModelError, match=f"this process has Net with other parameters or parts .{known.id}"):
         build(spec.model_copy(update={"id": "Net@00000000"}))
+
+
+WITHOUT_A_FILE = """
+from torch import nn
+import hmdc_hub.models
+class Net(nn.Sequential):
+    def forward(self, images):
+        assert type(images).__name__ in {"Tensor", "Parameter", "FakeTensor", "BatchedTensor"}
+        return super().forward(images)
+def make():
+    return Net(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+print(hmdc_hub.models.register_module(make, "net").id)
+"""
+
+
+@pytest.mark.slow
+def test_a_session_without_files_gives_the_same_id_the_next_time() -> None:
+    ids = [
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_A_FILE],
+            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert ids[0] == ids[1] and ids[0].startswith("Net@")
