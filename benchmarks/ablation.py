@@ -34,7 +34,7 @@ from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.metrics import estimate
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 
 CPU = torch.device("cpu")
 PAIR = ["convnet3_narrow", "vit_micro"]

@@ -36,7 +36,9 @@ from hmdc_hub.models import build_for
 from hmdc_hub.provenance import device_name
 from hmdc_hub.schema import Cell, EvaluateSpec, Recipe
 from hmdc_hub.sources import Source, load_source
-from hmdc_hub.store import RunDir, to_uint8, write_json_atomic
+from hmdc_hub.store.files import write_json_atomic
+from hmdc_hub.store.parquet import to_uint8
+from hmdc_hub.store.rundir import RunDir
 
 CPU = torch.device("cpu")
 NARROW = "convnet3_narrow,vit_micro,resnet_narrow,mlp"

@@ -31,16 +31,8 @@ from hmdc_hub.condenser.checkpoint import Position
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.events import silent
 from hmdc_hub.schema import SetHeader
-from hmdc_hub.store import (
-    Parts,
-    read_classes,
-    read_condensed,
-    to_uint8,
-    write_classes,
-    write_condensed,
-    write_parquet,
-    write_parquet_parts,
-)  # fmt: skip
+from hmdc_hub.store.condensed import Parts, read_classes, read_condensed, write_classes, write_condensed
+from hmdc_hub.store.parquet import to_uint8, write_parquet, write_parquet_parts
 
 
 @contextmanager

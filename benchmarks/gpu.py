@@ -31,7 +31,7 @@ from hmdc_hub.catalog import load_model
 from hmdc_hub.provenance import device_name
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source, load_source
-from hmdc_hub.store import write_json_atomic
+from hmdc_hub.store.files import write_json_atomic
 
 LAUNCHES = {
     "kernels": ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"),
@@ -217,7 +217,7 @@ def synchronising(session: Session, pool: str) -> None:
 def determinism(session: Session, name: str) -> None:
     """Condense twice and compare bytes."""
     from hmdc_hub.condenser import condense
-    from hmdc_hub.store import RunDir
+    from hmdc_hub.store.rundir import RunDir
 
     recipe = session.recipe(name)
     networks = recipe.condense.networks.model_copy(update={"reset_every": 3})

@@ -173,7 +173,7 @@ def table(rows: list[tuple[str, str, int | str, float, float, str]]) -> None:
 
 def packages(work: Path, limit: int, match: str) -> None:
     """Read bombs in packages."""
-    from hmdc_hub.publish import package
+    from hmdc_hub.publish.build import package
     from hmdc_hub.sources import load_source
     from tests.builders import MLP, make_recipe, make_run
     from tests.publish.test_verify import settle

@@ -33,7 +33,7 @@ from old_stepper import old_tree
 
 from hmdc_hub.provenance import device_name
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import write_json_atomic
+from hmdc_hub.store.files import write_json_atomic
 
 DEFAULT = METHODS[:3]
 

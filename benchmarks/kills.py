@@ -29,7 +29,7 @@ import hmdc_hub.pipeline.evaluation
 import hmdc_hub.publish
 import hmdc_hub.report.scored  # noqa: F401  (imported once, here, for all forks)
 from hmdc_hub.cli.main import run
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.cli.tiny import TEXT
 from tests.killing import KILLED, Ended, Fault, forked
 

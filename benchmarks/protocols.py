@@ -26,7 +26,7 @@ from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.metrics import MEAN, estimate
 from hmdc_hub.schema import Scores
 from hmdc_hub.sources import load_source
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 
 
 def scored(run: RunDir, protocol: str, overrides: list[str], device: torch.device, workers: int | None) -> Scores:

@@ -32,7 +32,7 @@ def condense(method: str, recipe: str, threads: int, run: Path) -> None:
     from hmdc_hub.condenser import condense
     from hmdc_hub.schema import Recipe
     from hmdc_hub.sources import load_source
-    from hmdc_hub.store import RunDir
+    from hmdc_hub.store.rundir import RunDir
 
     torch.set_num_threads(threads)
     resolved = Recipe.model_validate_json(recipe)
@@ -73,7 +73,7 @@ def main(
         return
     from data import recipe_on
 
-    from hmdc_hub.store import read_condensed
+    from hmdc_hub.store.condensed import read_condensed
 
     resolved = recipe_on(source, recipe, overrides)
     steps = resolved.condense.resets * resolved.condense.networks.reset_every

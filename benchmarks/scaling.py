@@ -122,7 +122,7 @@ def measure(classes: int, ipc: int, steps: int) -> dict[str, float]:
     from hmdc_hub.condenser import condense
     from hmdc_hub.events import Event, ImageStep
     from hmdc_hub.schema import Recipe
-    from hmdc_hub.store import RunDir
+    from hmdc_hub.store.rundir import RunDir
 
     torch.set_num_threads(1)
     pool = [load_model(name).model_dump(mode="json") for name in ("convnet3_narrow", "vit_micro")]

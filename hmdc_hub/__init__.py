@@ -12,73 +12,46 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from hmdc_hub.errors import (
+    AccessError,
+    DeviceError,
+    DivergedError,
+    FormatError,
+    HmdcError,
+    Interrupted,
+    ModelError,
+    NetworkError,
+    NewerFormatError,
+    NotFoundError,
+    OutOfMemoryError,
+    PeerLostError,
+    RecipeError,
+    RunError,
+    RunExistsError,
+    SourceError,
+    UsageError,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from hmdc_hub.errors import (
-        AccessError,
-        DeviceError,
-        DivergedError,
-        FormatError,
-        HmdcError,
-        Interrupted,
-        ModelError,
-        NetworkError,
-        NewerFormatError,
-        NotFoundError,
-        OutOfMemoryError,
-        PeerLostError,
-        RecipeError,
-        RunError,
-        RunExistsError,
-        SourceError,
-        UsageError,
-    )
-    from hmdc_hub.pipeline import Evaluation, Recipe, Run, condense, evaluate, load_recipe
-    from hmdc_hub.store import CondensedDataset, load
+    from hmdc_hub.pipeline.api import Evaluation, Run, condense, evaluate
+    from hmdc_hub.pipeline.recipe import Recipe, load_recipe
+    from hmdc_hub.store.dataset import CondensedDataset, load
 
-__all__ = [
-    "AccessError",
-    "CondensedDataset",
-    "DeviceError",
-    "DivergedError",
-    "Evaluation",
-    "FormatError",
-    "HmdcError",
-    "Interrupted",
-    "ModelError",
-    "NetworkError",
-    "NewerFormatError",
-    "NotFoundError",
-    "OutOfMemoryError",
-    "PeerLostError",
-    "Recipe",
-    "RecipeError",
-    "Run",
-    "RunError",
-    "RunExistsError",
-    "SourceError",
-    "UsageError",
-    "__version__",
-    "condense",
-    "evaluate",
-    "load",
-    "load_recipe",
-]
+__version__ = "0.1.0"
 
-_HOMES = {
-    "hmdc_hub.pipeline": ("Evaluation", "Recipe", "Run", "condense", "evaluate", "load_recipe"),
-    "hmdc_hub.store": ("CondensedDataset", "load"),
-}
+# Imported on first use: `import hmdc_hub` and `hmdc-hub --help` must not wait for torch.
+_LATER = dict.fromkeys(("Evaluation", "Run", "condense", "evaluate"), "hmdc_hub.pipeline.api")
+_LATER |= dict.fromkeys(("Recipe", "load_recipe"), "hmdc_hub.pipeline.recipe")
+_LATER |= dict.fromkeys(("CondensedDataset", "load"), "hmdc_hub.store.dataset")
+
+__all__ = [*_LATER, *(name for name in list(globals()) if name.endswith(("Error", "Interrupted"))), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: `import hmdc_hub` and `hmdc-hub --help` must not wait for torch.
-    if name in __all__:
-        home = next((home for home, names in _HOMES.items() if name in names), "hmdc_hub.errors")
-        return getattr(importlib.import_module(home), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'hmdc_hub' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

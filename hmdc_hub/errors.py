@@ -10,11 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-def shortened(text: str, limit: int = 200) -> str:
-    """Leave out the middle of a text that is longer than anybody reads."""
-    half = limit // 2
-    return text if len(text) <= limit else f"{text[:half]}…{text[-half:]} ({len(text):,} characters)"
+from hmdc_hub.text import shortened
 
 
 class HmdcError(Exception):

@@ -170,7 +170,7 @@ _TRACKERS = {"trackio": _open_trackio, "wandb": _open_wandb, "tensorboard": _ope
 
 def _run_id(folder: Path) -> str:
     """Read the id that the tracker's run has, or draw one for a new run."""
-    from hmdc_hub.store import write_text_atomic
+    from hmdc_hub.store.files import write_text_atomic
 
     path = folder / "id"
     known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""

@@ -14,17 +14,10 @@ from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.report.preview import preview
 from hmdc_hub.rng import generator
 from hmdc_hub.schema import BASELINES, CHOSEN, ArtifactInfo, Budget, Cell, Recipe, Scores, SetHeader, SourceInfo, sealed
-from hmdc_hub.store import (
-    RunDir,
-    read_info,
-    sha256_file,
-    to_uint8,
-    write_bytes_atomic,
-    write_condensed,
-    write_json_atomic,
-    write_parquet,
-    write_text_atomic,
-)
+from hmdc_hub.store.condensed import write_condensed
+from hmdc_hub.store.files import read_info, sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
+from hmdc_hub.store.parquet import to_uint8, write_parquet
+from hmdc_hub.store.rundir import RunDir
 
 CONVNET = {"name": "convnet_tiny", "source": "builtin", "id": "convnet", "args": {"depth": 2, "width": 4}}
 MLP = {"name": "mlp_tiny", "source": "builtin", "id": "mlp", "args": {"depth": 2, "width": 8}}

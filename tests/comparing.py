@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hmdc_hub import metrics
-from hmdc_hub.report import ScoredSet
+from hmdc_hub.report.comparison import ScoredSet
 from hmdc_hub.schema import Budget, Cell, EvaluateSpec, Scores, sha256_of
 
 MLP: dict[str, Any] = {"source": "builtin", "id": "mlp", "args": {"depth": 1, "width": 8}}

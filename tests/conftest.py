@@ -146,7 +146,7 @@ def sound_package(shared: Shared) -> Path:
     """The package of a run with random images (`tests.builders.make_run`); not to be written to."""
 
     def build(place: Path) -> None:
-        from hmdc_hub.publish import package
+        from hmdc_hub.publish.build import package
         from tests.builders import make_run
 
         shutil.move(package(make_run(place / "run")), place / "package")

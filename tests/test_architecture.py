@@ -15,7 +15,7 @@ import hmdc_hub
 
 PACKAGE = Path(hmdc_hub.__file__).parent
 LEVELS = [
-    {"errors", "events", "schema"},
+    {"errors", "events", "schema", "text"},
     {"catalog", "rng"},
     {"multi_formation", "metrics", "execution", "processes", "provenance", "temporary", "contact_sheet"},
     {"sources", "models", "augment", "cluster", "store"},

@@ -13,7 +13,9 @@ from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.events import Event, ImageStep, Note
 from hmdc_hub.execution import Execution, settings
 from hmdc_hub.schema import Recipe, Scores
-from hmdc_hub.store import RunDir, read_condensed, sha256_file
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.rundir import RunDir
 from tests.evaluator import toys
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_source
 

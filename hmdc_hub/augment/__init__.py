@@ -8,22 +8,3 @@ and every device sees the same one. They are tensors whose shapes follow from th
 from hmdc_hub.augment.cutmix import CutmixDraw, apply_cutmix, draw_cutmix, mix_targets
 from hmdc_hub.augment.dsa import Draw, apply, brightness, contrast, cutout, draw, flip, saturation
 from hmdc_hub.augment.warps import crop, rotate, scale, warp
-
-__all__ = [
-    "CutmixDraw",
-    "Draw",
-    "apply",
-    "apply_cutmix",
-    "brightness",
-    "contrast",
-    "crop",
-    "cutout",
-    "draw",
-    "draw_cutmix",
-    "flip",
-    "mix_targets",
-    "rotate",
-    "saturation",
-    "scale",
-    "warp",
-]

@@ -23,11 +23,3 @@ from hmdc_hub.catalog.protocols import protocol_name, protocol_overrides
 from hmdc_hub.catalog.published import read_published_recipe
 from hmdc_hub.catalog.reference import json_schema, model_json_schema, recipe_reference
 from hmdc_hub.catalog.yaml12 import Document, decode, parse, plain, read_value, read_yaml, show, write_yaml
-
-__all__ = [
-    "MODELS", "Document", "Entry", "copy_model", "copy_recipe", "decode", "dump_recipe", "find", "find_recipe",
-    "json_schema", "list_models", "list_recipes", "load_model", "load_recipe", "looks_like_override",
-    "model_json_schema", "parse", "plain", "protocol_name", "protocol_overrides", "read_published_recipe",
-    "read_recipe_file", "read_value", "read_yaml", "recipe_from_dict", "recipe_reference", "show",
-    "stored_recipe_text", "write_yaml",
-]  # fmt: skip

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import click
 
 from hmdc_hub.cli._output import emphasised, talk
-from hmdc_hub.errors import HmdcError, Interrupted, UsageError, shortened
+from hmdc_hub.errors import HmdcError, Interrupted, UsageError
+from hmdc_hub.text import shortened
 
 MOST = 2000
 """Characters of a message's line that are shown; a name or value that somebody gave may have millions."""

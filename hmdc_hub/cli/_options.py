@@ -10,7 +10,7 @@ import click
 from hmdc_hub.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline import Run
+    from hmdc_hub.pipeline.api import Run
 
 ROOT = click.option(
     "--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
@@ -64,8 +64,8 @@ def named_or_newest(name: str | None, root: Path) -> Run:
     Raises:
         NotFoundError: There is none.
     """
-    from hmdc_hub.pipeline import Run
-    from hmdc_hub.store import list_runs
+    from hmdc_hub.pipeline.api import Run
+    from hmdc_hub.store.rundir import list_runs
 
     if name is not None:
         return Run(run_folder(name, root))

@@ -18,7 +18,7 @@ from hmdc_hub.pipeline.text import write
 from hmdc_hub.report.text import amount as amount
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline import Run
+    from hmdc_hub.pipeline.api import Run
 
 
 def talk(text: str) -> None:

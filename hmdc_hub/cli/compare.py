@@ -14,8 +14,8 @@ from hmdc_hub.cli._options import ROOT
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.publish import ConfigFacts
-    from hmdc_hub.report import Comparison, ScoredSet
+    from hmdc_hub.publish.facts import ConfigFacts
+    from hmdc_hub.report.comparison import Comparison, ScoredSet
     from hmdc_hub.schema import Scores
 
 EPILOG = """\b
@@ -49,8 +49,8 @@ def compare(
     """
     if as_json and markdown:
         raise UsageError("--json and --markdown print the same in two ways.", hint="Give one of them.")
-    from hmdc_hub.report import compare as put_side_by_side
-    from hmdc_hub.report import comparison_document, comparison_markdown, comparison_text
+    from hmdc_hub.report.compared import comparison_document, comparison_markdown, comparison_text
+    from hmdc_hub.report.comparison import compare as put_side_by_side
 
     found = put_side_by_side(_find(names, root, config))
     if report is not None:
@@ -68,8 +68,8 @@ def compare(
 def _find(names: tuple[str, ...], root: Path, config: str | None) -> list[ScoredSet]:
     """Find what is here first: nothing is downloaded for a command that has a mistake in it."""
     from hmdc_hub.pipeline.adopt import require_hub_id
-    from hmdc_hub.publish import read_config
-    from hmdc_hub.store import download_package
+    from hmdc_hub.publish.facts import read_config
+    from hmdc_hub.store.download import download_package
 
     here = [_local(name, root, config) for name in names]
     for name, one in zip(names, here, strict=True):
@@ -120,8 +120,8 @@ def _local(name: str, root: Path, config: str | None) -> tuple[ScoredSet, bool] 
 
 def _of_file(file: Path) -> ScoredSet:
     """Read a scores.json; what was scored is called by its directory."""
-    from hmdc_hub.report import ScoredSet
-    from hmdc_hub.store import read_scores
+    from hmdc_hub.report.comparison import ScoredSet
+    from hmdc_hub.store.files import read_scores
 
     try:
         scores = read_scores(file)
@@ -149,7 +149,7 @@ def _of_package(package: Path, config: str | None) -> ScoredSet:
 
 
 def _of_config(package: Path, facts: ConfigFacts, label: str, target: str) -> ScoredSet:
-    from hmdc_hub.report import ScoredSet
+    from hmdc_hub.report.comparison import ScoredSet
 
     target = f"{target} --config {facts.name}"
     if facts.scores is None:
@@ -160,7 +160,7 @@ def _of_config(package: Path, facts: ConfigFacts, label: str, target: str) -> Sc
 
 def _check_images(folder: Path, scores: Scores, target: str) -> None:
     """Refuse scores that lie beside other images than they are about."""
-    from hmdc_hub.store import read_info
+    from hmdc_hub.store.files import read_info
 
     if (folder / "info.json").is_file() and read_info(folder / "info.json").parquet_sha256 != scores.parquet_sha256:
         raise UsageError(f"the scores in {folder} are of other images than those there.", hint=_evaluate(target))
@@ -181,8 +181,9 @@ def _quoted(path: Path | str) -> str:
 
 def _write(folder: Path, found: Comparison) -> None:
     """Write the report; pictures of an earlier one that this one does not have go away."""
-    from hmdc_hub.report import comparison_document, comparison_html, comparison_markdown, pictures
-    from hmdc_hub.store import write_bytes_atomic, write_json_atomic, write_text_atomic
+    from hmdc_hub.report.compared import comparison_document, comparison_html, comparison_markdown
+    from hmdc_hub.report.plots import pictures
+    from hmdc_hub.store.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 
     drawn = pictures(found, "svg")
     for kind, files in (("svg", drawn), ("png", pictures(found, "png"))):

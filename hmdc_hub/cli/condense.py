@@ -18,7 +18,7 @@ from hmdc_hub.cli._options import DEVICE, OVERRIDES, RecipeCommand
 from hmdc_hub.errors import HmdcError, Interrupted
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline import Run
+    from hmdc_hub.pipeline.api import Run
     from hmdc_hub.pipeline.estimate import RunEstimate
     from hmdc_hub.processes import Launched
 
@@ -75,7 +75,7 @@ def condense(
         raise click.UsageError(
             f"--ranks is for --dry-run; start them with: torchrun --nproc-per-node {ranks} -m hmdc_hub condense ..."
         )
-    from hmdc_hub.pipeline import load_recipe
+    from hmdc_hub.pipeline.recipe import load_recipe
     from hmdc_hub.processes import launched
 
     started = launched()
@@ -87,11 +87,11 @@ def condense(
             if first:
                 _print_plan(found.plan(options["device"], ranks=ranks or 1, workers=options["workers"]), as_json)
             return
-        from hmdc_hub import pipeline
+        from hmdc_hub.pipeline import api
 
         again = _again(recipe, started, o=overrides, **options)
         try:
-            run = pipeline.condense(found, evaluate=not no_evaluate, **options)
+            run = api.condense(found, evaluate=not no_evaluate, **options)
         except Interrupted as error:
             hint = f"go on with: {again}{' --no-evaluate' if no_evaluate else ''} --resume"
             raise Interrupted(error.message, signal_number=error.signal_number, hint=hint) from error

@@ -12,7 +12,7 @@ from hmdc_hub.cli._options import DEVICE, ROOT
 from hmdc_hub.schema import BASELINES
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline import Evaluation
+    from hmdc_hub.pipeline.api import Evaluation
 
 EPILOG = """\b
 hmdc-hub evaluate digits_ipc1                    a run without scores
@@ -99,10 +99,10 @@ def evaluate(target: str, as_json: bool, **options: Any) -> None:
     given again. Several devices or machines can share it: `torchrun --nproc-per-node 4 -m hmdc_hub evaluate ...`, or
     --share.
     """
-    from hmdc_hub import pipeline
+    from hmdc_hub.pipeline import api
     from hmdc_hub.processes import launched
 
-    found = pipeline.evaluate(target, **options)
+    found = api.evaluate(target, **options)
     started, share = launched(), options["share"]
     if started is not None:
         share = f"{started.index + 1}/{started.count}" if started.index > 0 else None

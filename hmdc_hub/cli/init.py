@@ -73,7 +73,7 @@ def init(
     from hmdc_hub.catalog import json_schema
     from hmdc_hub.pipeline.proposal import preset_here, propose, render
     from hmdc_hub.sources import describe
-    from hmdc_hub.store import write_text_atomic
+    from hmdc_hub.store.files import write_text_atomic
 
     output.talk(f"looking at {source} ...")
     try:

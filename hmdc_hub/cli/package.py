@@ -26,7 +26,7 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
     `hmdc-hub condense` has done that already, and `hmdc-hub push` does it again; doing it twice gives the same bytes.
     What `hmdc-hub verify` would not pass is refused.
     """
-    from hmdc_hub.publish import read_facts
+    from hmdc_hub.publish.facts import read_facts
 
     folder = named_or_newest(run, root).package(config)
     (facts,) = read_facts(folder)

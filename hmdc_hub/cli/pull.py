@@ -13,7 +13,7 @@ from hmdc_hub.cli import _output as output
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 
 if TYPE_CHECKING:
-    from hmdc_hub.store import Downloaded
+    from hmdc_hub.store.download import Downloaded
 
 EPILOG = """\b
 hmdc-hub pull someone/cifar10-hmdc
@@ -34,7 +34,8 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
     Every file is compared with its manifest. The folder is there completely or not at all, and holds what
     `load_dataset`, `hmdc_hub.load`, `hmdc-hub verify` and `hmdc-hub evaluate` read.
     """
-    from hmdc_hub.store import download_package, workplace
+    from hmdc_hub.store.download import download_package
+    from hmdc_hub.store.files import workplace
 
     place = to or Path(repo_id.rpartition("/")[2])
     if place.exists() and not _is_copy(place):
@@ -74,9 +75,10 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
     configuration that a card lists. Otherwise it is written anew for the part that is here.
     """
     from hmdc_hub.catalog import read_published_recipe
-    from hmdc_hub.publish import read_config, render
+    from hmdc_hub.publish.card import render
+    from hmdc_hub.publish.facts import read_config
     from hmdc_hub.publish.front_matter import dump
-    from hmdc_hub.store import read_card_text, split_card
+    from hmdc_hub.store.configs import read_card_text, split_card
 
     for name in got.configs:
         # Here it is a stranger's; in a folder it will be yours.
@@ -97,7 +99,7 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
 
 def _put(new: Path, place: Path, *, force: bool) -> str:
     """Put a finished folder in its place; says what it did."""
-    from hmdc_hub.store import put
+    from hmdc_hub.store.files import put
 
     if not place.exists():
         put(new, place)
@@ -123,7 +125,7 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
 def _of_the_set(place: Path) -> set[str]:
     """Name the files in an earlier copy that came with it."""
     from hmdc_hub.schema import Manifest
-    from hmdc_hub.store import read_record
+    from hmdc_hub.store.files import read_record
 
     ours = {"README.md", ".gitattributes"}
     for path in place.glob("*/manifest.json"):
@@ -134,7 +136,7 @@ def _of_the_set(place: Path) -> set[str]:
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    from hmdc_hub.store import sha256_file
+    from hmdc_hub.store.files import sha256_file
 
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}

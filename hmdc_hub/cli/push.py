@@ -13,7 +13,8 @@ from hmdc_hub.cli._options import ROOT, named_or_newest
 from hmdc_hub.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.publish import Published, PushPlan
+    from hmdc_hub.publish.plan import PushPlan
+    from hmdc_hub.publish.push import Published
 
 EPILOG = """\b
 hmdc-hub push                       the newest finished run, under your name
@@ -45,7 +46,8 @@ def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, *
     """
     found = named_or_newest(run, root)
     from hmdc_hub.pipeline.progress import reporting
-    from hmdc_hub.publish import Push, PushOptions, Wanted
+    from hmdc_hub.publish.plan import PushOptions, Wanted
+    from hmdc_hub.publish.push import Push
 
     content = Wanted(**{name: options.pop(name) for name in ("default", "scores_only", "force")})
     wanted = PushOptions(**options, content=content)

@@ -13,7 +13,7 @@ from hmdc_hub.cli._options import JSON, ROOT, run_folder
 from hmdc_hub.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.store import RunEntry
+    from hmdc_hub.store.rundir import RunEntry
 
 
 @click.group(short_help="List, show and remove runs.")
@@ -26,7 +26,7 @@ def runs() -> None:
 @JSON
 def list_(root: Path, as_json: bool) -> None:
     """List the runs below a folder with their state and score."""
-    from hmdc_hub.store import list_runs
+    from hmdc_hub.store.rundir import list_runs
 
     entries = list_runs(root)
     if as_json:
@@ -57,7 +57,7 @@ def show(name: str, root: Path, as_json: bool) -> None:
     if entry.info is None:
         output.data(f"run        {entry.run.path}\nstate      {entry.state}" + (entry.problem and f"\n{entry.problem}"))
         return
-    from hmdc_hub.pipeline import Run
+    from hmdc_hub.pipeline.api import Run
 
     output.data(f"state      {entry.state}\n{Run(entry.run.path).summary()}")
 
@@ -68,9 +68,9 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
     """Remove runs with all their files; only directories that hold nothing but a run."""
-    from hmdc_hub import store
+    from hmdc_hub.store import rundir
 
-    found = [store.RunDir(run_folder(name, root)) for name in names]
+    found = [rundir.RunDir(run_folder(name, root)) for name in names]
     if not yes:
         question = f"remove {', '.join(str(run.path) for run in found)}?"
         try:
@@ -83,7 +83,7 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
             output.talk("nothing was removed")
             return
     for run in found:
-        store.remove(run)
+        rundir.remove(run)
         output.talk(f"removed {run.path}")
 
 
@@ -117,7 +117,7 @@ def _row(entry: RunEntry) -> list[str]:
 
 
 def _entry(name: str, root: Path) -> RunEntry:
-    from hmdc_hub.store import RunDir, list_runs
+    from hmdc_hub.store.rundir import RunDir, list_runs
 
     run = RunDir(run_folder(name, root))
     place = run.path.absolute() if run.path.name else run.path.resolve()

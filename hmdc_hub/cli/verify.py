@@ -37,7 +37,7 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
     """
     from hmdc_hub.publish.verify import verify as check
     from hmdc_hub.publish.verify import verify_run
-    from hmdc_hub.store import RunDir
+    from hmdc_hub.store.rundir import RunDir
 
     place = _place(target, root)
     if place is not None and revision is not None:
@@ -58,7 +58,7 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
         findings = check(place, None if config is None else [config])
     else:
         from hmdc_hub.pipeline.adopt import require_hub_id
-        from hmdc_hub.store import download_package
+        from hmdc_hub.store.download import download_package
         from hmdc_hub.temporary import TemporaryFolder
 
         require_hub_id(target, root)
@@ -78,7 +78,7 @@ def _place(target: str, root: Path) -> Path | None:
 
 
 def _is_run(path: Path) -> bool:
-    from hmdc_hub.store import is_run
+    from hmdc_hub.store.rundir import is_run
 
     # The folder of a configuration has a recipe and an info.json, too, and a manifest.
     return (is_run(path) or (path / "info.json").is_file()) and not (path / "manifest.json").is_file()

@@ -5,15 +5,3 @@ from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.condenser.run import condense, make_initialisation
 
 plan, planned = estimate_cost, estimate_cost_stepwise  # their names of before, until nobody asks for them
-
-__all__ = [
-    "CostEstimate",
-    "Ranks",
-    "check_size",
-    "condense",
-    "estimate_cost",
-    "estimate_cost_stepwise",
-    "make_initialisation",
-    "plan",
-    "planned",
-]

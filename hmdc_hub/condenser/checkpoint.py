@@ -20,7 +20,7 @@ from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.errors import DivergedError, FormatError, UsageError
 from hmdc_hub.events import Callback, Note
 from hmdc_hub.schema import canonical_json
-from hmdc_hub.store import Parts, content_digest, in_order, write_tensors
+from hmdc_hub.store.condensed import Parts, content_digest, in_order, write_tensors
 
 KEPT = 2
 """Checkpoints in a run directory; the second is there for the day the first is damaged."""

@@ -28,7 +28,7 @@ from hmdc_hub.errors import DivergedError
 from hmdc_hub.events import ImageStep, Note
 from hmdc_hub.execution import Compiled, Execution, Packed
 from hmdc_hub.schema import CondenseSpec
-from hmdc_hub.store import Parts
+from hmdc_hub.store.condensed import Parts
 
 CLUSTERED_TOGETHER = 16
 """Classes whose embeddings are held at a time on a GPU."""

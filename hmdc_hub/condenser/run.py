@@ -31,18 +31,11 @@ from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.provenance import device_name, peak_resident_bytes, versions
 from hmdc_hub.schema import ArtifactInfo, Recipe, SetHeader
 from hmdc_hub.sources import Source
-from hmdc_hub.store import (
-    TEMPORARY,
-    Journal,
-    RunDir,
-    read_classes,
-    read_info,
-    sha256_file,
-    to_uint8,
-    write_classes,
-    write_json_atomic,
-    write_parquet_parts,
-)
+from hmdc_hub.store.condensed import read_classes, write_classes
+from hmdc_hub.store.files import TEMPORARY, read_info, sha256_file, write_json_atomic
+from hmdc_hub.store.journal import Journal
+from hmdc_hub.store.parquet import to_uint8, write_parquet_parts
+from hmdc_hub.store.rundir import RunDir
 
 GRID = 20, 10
 """Classes and images of each that a picture shows at most."""

@@ -7,9 +7,3 @@ from hmdc_hub.evaluator.evaluated_set import EvaluatedSet, of_run
 from hmdc_hub.evaluator.foreign import evaluated_set, read_set
 from hmdc_hub.evaluator.result_log import result_logs
 from hmdc_hub.evaluator.run import Shard, assist, evaluate, parse_shard, shard_of_torchrun
-
-__all__ = [
-    "EvaluatedSet", "EvaluationCost", "Shard", "TrainingSet", "assist", "check_counts", "class_folder_lines",
-    "evaluate", "evaluated_set", "find_pairs", "hold_out", "of_run", "parse_shard", "planned", "read_set",
-    "result_logs", "shard_of_torchrun", "training_sets",
-]  # fmt: skip

@@ -15,7 +15,7 @@ from hmdc_hub.metrics import CONDENSED, FULL
 from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import Baseline, Budget, EvaluateSpec, ModelSpec
 from hmdc_hub.sources import ClassSortedImages, Source
-from hmdc_hub.store import to_uint8
+from hmdc_hub.store.parquet import to_uint8
 
 EMBED_BATCH = 512
 CALIBRATION = 1024

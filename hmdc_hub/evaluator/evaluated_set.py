@@ -15,7 +15,10 @@ from hmdc_hub import multi_formation
 from hmdc_hub.errors import FormatError, UsageError
 from hmdc_hub.evaluator.pixels import pixels_of
 from hmdc_hub.schema import Recipe, canonical_json
-from hmdc_hub.store import RunDir, read_condensed, read_info, read_parquet, sha256_file, training_shape
+from hmdc_hub.store.condensed import read_condensed, training_shape
+from hmdc_hub.store.files import read_info, sha256_file
+from hmdc_hub.store.parquet import read_parquet
+from hmdc_hub.store.rundir import RunDir
 
 
 @dataclass(frozen=True, eq=False)

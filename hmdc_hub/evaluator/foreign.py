@@ -20,16 +20,10 @@ from hmdc_hub.evaluator.array_files import refuse_pickle
 from hmdc_hub.evaluator.evaluated_set import EvaluatedSet, check_shapes, content_hash, images_and_labels, times
 from hmdc_hub.evaluator.pixels import not_normalised, pixels_of
 from hmdc_hub.sources import Source, read_images
-from hmdc_hub.store import (
-    METADATA_KEY,
-    CondensedDataset,
-    check_header,
-    iter_sizes,
-    measure,
-    read_condensed,
-    sha256_file,
-    to_uint8,
-)
+from hmdc_hub.store.condensed import METADATA_KEY, check_header, read_condensed
+from hmdc_hub.store.dataset import CondensedDataset
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.parquet import iter_sizes, measure, to_uint8
 
 FEW, TIMES = 1000, 10
 """A set may have so many images, and so many times the images of its source: it is smaller, and all in memory."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmdc_hub.errors import UsageError
 from hmdc_hub.sources import Source
-from hmdc_hub.store import to_uint8
+from hmdc_hub.store.parquet import to_uint8
 
 ROUNDING = 1e-4
 """How far outside [0, 1] floats may lie that are meant to be in it."""

@@ -21,7 +21,7 @@ from hmdc_hub.evaluator.train import FORM, steps_of
 from hmdc_hub.metrics import FULL
 from hmdc_hub.provenance import versions
 from hmdc_hub.schema import Cell, EvaluateSpec, is_intact, plain_models, sealed, sha256_of, unsealed
-from hmdc_hub.store import write_text_atomic
+from hmdc_hub.store.files import write_text_atomic
 
 CellName = tuple[str, str, int, int]
 """Model, training set, draw and seed: the name of a training within its evaluation."""

@@ -31,7 +31,8 @@ from hmdc_hub.processes import POLL_SECONDS, launched
 from hmdc_hub.provenance import device_name, versions
 from hmdc_hub.schema import Cell, EvaluateSpec, Scores, canonical_json
 from hmdc_hub.sources import Source
-from hmdc_hub.store import RunDir, cache_folder, read_confusion, read_scores, write_confusion, write_json_atomic
+from hmdc_hub.store.files import cache_folder, read_confusion, read_scores, write_confusion, write_json_atomic
+from hmdc_hub.store.rundir import RunDir
 
 WORTH_PROCESSES = 8.0
 """Seconds of training below which worker processes, which wait for torch to be imported, gain nothing."""

@@ -5,17 +5,3 @@ from hmdc_hub.models.family import BATCH_NORMS, TapInfo, TapOutput
 from hmdc_hub.models.pool_model import Features, PoolModel
 from hmdc_hub.models.user_modules import register_module
 from hmdc_hub.models.weights import settle
-
-__all__ = [
-    "BATCH_NORMS",
-    "Features",
-    "PoolModel",
-    "TapInfo",
-    "TapOutput",
-    "build_for",
-    "build_model",
-    "forward_flops",
-    "parameter_count",
-    "register_module",
-    "settle",
-]

@@ -32,7 +32,8 @@ from hmdc_hub.errors import FormatError, ModelError, NetworkError, NotFoundError
 from hmdc_hub.models.family import Family, Network
 from hmdc_hub.models.library import LibraryNetwork
 from hmdc_hub.schema import LOCAL, ModelSpec, is_hub_id, is_local_path
-from hmdc_hub.store import reading, sha256_file
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.hub_errors import reading
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 

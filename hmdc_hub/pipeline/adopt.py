@@ -12,21 +12,12 @@ from pathlib import Path
 from hmdc_hub.catalog import read_published_recipe, stored_recipe_text
 from hmdc_hub.errors import FormatError, NotFoundError, RunExistsError, UsageError
 from hmdc_hub.pipeline.job import disk_errors
-from hmdc_hub.publish import ConfigFacts, read_config, read_facts
-from hmdc_hub.publish.facts import PARQUET
+from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config, read_facts
 from hmdc_hub.report.tables import MEAN, training_sets
 from hmdc_hub.schema import Scores
-from hmdc_hub.store import (
-    TEMPORARY,
-    RunDir,
-    atomic,
-    choose,
-    read_card,
-    read_card_text,
-    read_info,
-    sha256_file,
-    write_bytes_atomic,
-)
+from hmdc_hub.store.configs import choose, read_card, read_card_text
+from hmdc_hub.store.files import TEMPORARY, atomic, read_info, sha256_file, write_bytes_atomic
+from hmdc_hub.store.rundir import RunDir
 
 
 def find_or_adopt(
@@ -53,14 +44,14 @@ def find_or_adopt(
             "in Python: like=)",
         )
     if package.is_dir():
-        from hmdc_hub.store import refuse_links
+        from hmdc_hub.store.configs import refuse_links
 
         _refuse("a folder", revision=revision)
         refuse_links(package, [path.parent.name for path in package.glob("*/manifest.json")])
         name, facts = package.resolve().name, chosen_config(package, config)
     else:
         require_hub_id(target, root)
-        from hmdc_hub.store import download_package
+        from hmdc_hub.store.download import download_package
 
         found = download_package(target, config=config, revision=revision)
         package, name = found.folder, target.rpartition("/")[2]

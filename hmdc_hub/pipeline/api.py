@@ -24,7 +24,8 @@ from hmdc_hub.pipeline.text import duration
 from hmdc_hub.processes import launched
 from hmdc_hub.report.tables import table_text
 from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Scores
-from hmdc_hub.store import RunDir, RunState, read_info, read_scores
+from hmdc_hub.store.files import read_info, read_scores
+from hmdc_hub.store.rundir import RunDir, RunState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from hmdc_hub.pipeline.adopt import Agreement
     from hmdc_hub.pipeline.job import RunOptions, StageName
-    from hmdc_hub.publish import Published
-    from hmdc_hub.store import CondensedDataset
+    from hmdc_hub.publish.push import Published
+    from hmdc_hub.store.dataset import CondensedDataset
     from hmdc_hub.trackers import Tracker
 
 RUNS = Path("runs")
@@ -85,7 +86,7 @@ class Run:
     @property
     def condensed(self) -> CondensedDataset:
         """The condensed set, as a torch dataset."""
-        from hmdc_hub.store import load
+        from hmdc_hub.store.dataset import load
 
         return load(self.path)
 
@@ -114,7 +115,7 @@ class Run:
         Args:
             config: Name of the configuration; None: the recipe's `publish.config`.
         """
-        from hmdc_hub.publish import package
+        from hmdc_hub.publish.build import package
 
         with self.directory.lock():
             return package(self.directory, config=config)
@@ -154,7 +155,8 @@ class Run:
             NetworkError: The Hub failed; calling it again goes on.
         """
         from hmdc_hub.pipeline.progress import reporting
-        from hmdc_hub.publish import PushOptions, Wanted, publish
+        from hmdc_hub.publish.plan import PushOptions, Wanted
+        from hmdc_hub.publish.push import publish
 
         options = PushOptions(
             repo_id=repo_id,

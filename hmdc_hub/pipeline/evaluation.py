@@ -20,7 +20,8 @@ from hmdc_hub.pipeline.job import RunOptions, complete, disk_errors, forget, pre
 from hmdc_hub.pipeline.recipe import changed, load_recipe
 from hmdc_hub.schema import EvaluateSpec, Recipe, sha256_of
 from hmdc_hub.sources import Source, load_source, resolve_source
-from hmdc_hub.store import RunDir, read_scores
+from hmdc_hub.store.files import read_scores
+from hmdc_hub.store.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch

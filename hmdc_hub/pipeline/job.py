@@ -24,17 +24,16 @@ from hmdc_hub.models import build_for, settle
 from hmdc_hub.publish.verify import verify
 from hmdc_hub.schema import EvaluateSpec, ModelSpec, Recipe, Scores
 from hmdc_hub.sources import Source, load_source, resolve_source
-from hmdc_hub.store import (
-    RunDir,
+from hmdc_hub.store.condensed import read_header
+from hmdc_hub.store.files import (
     json_text,
-    read_header,
     read_info,
     read_scores,
-    remove,
     write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
 )
+from hmdc_hub.store.rundir import RunDir, remove
 
 if TYPE_CHECKING:
     from hmdc_hub.condenser import Ranks
@@ -166,7 +165,7 @@ def _do(
 ) -> None:
     # Imported here: packaging alone does not wait for the condenser, nor condensing alone for the evaluation.
     if stage == "package":
-        from hmdc_hub.publish import package
+        from hmdc_hub.publish.build import package
 
         callback(Stage("package", str(run.package)))
         picture = package(run) / "assets" / recipe.publish.config / "preview.png"
@@ -458,7 +457,7 @@ def score(
     """Score a set by a settled protocol, and write the report, with a picture of it (PNG) if there is one."""
     from hmdc_hub.evaluator import evaluate
     from hmdc_hub.report.scored import write_report
-    from hmdc_hub.store import read_confusion
+    from hmdc_hub.store.files import read_confusion
 
     names = ", ".join(model.name for model in protocol.models)
     callback(Stage("evaluate", f"{names}, {protocol.length} each, protocol {protocol.protocol_hash()[:8]}"))
@@ -489,7 +488,7 @@ def forget(where: RunDir) -> None:
 def preview_png(run: RunDir) -> bytes:
     """Draw the condensed images of a complete run; its package shows the same picture."""
     from hmdc_hub.report.preview import preview_of
-    from hmdc_hub.store import training_shape
+    from hmdc_hub.store.condensed import training_shape
 
     info = read_info(run.info)
     return preview_of(run.parquet, training_shape(info, run.condensed), info.source.class_names)

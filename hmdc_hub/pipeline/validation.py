@@ -13,7 +13,7 @@ from hmdc_hub.evaluator import check_counts
 from hmdc_hub.models import build_model
 from hmdc_hub.schema import LeftOut, ModelSpec, Recipe, SourceSpec
 from hmdc_hub.sources import SourceIndex, SplitSlice, file_keys, index_source, locate, source_notes, undividable
-from hmdc_hub.store import without_network
+from hmdc_hub.store.hub_errors import without_network
 
 CLASSES = 10
 """Outputs of the models where the source is not here to be counted; none fits or fails by their number."""

@@ -17,8 +17,7 @@ from hmdc_hub.publish.verify import step_of, verify
 from hmdc_hub.report.plots import plot_scores
 from hmdc_hub.report.preview import preview_of
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
-from hmdc_hub.store import (
-    RunDir,
+from hmdc_hub.store.files import (
     json_text,
     put,
     read_info,
@@ -28,6 +27,7 @@ from hmdc_hub.store import (
     write_bytes_atomic,
     write_text_atomic,
 )
+from hmdc_hub.store.rundir import RunDir
 
 
 def package(run: RunDir, *, config: str | None = None) -> Path:
@@ -143,7 +143,7 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     """Write every file of the package into an empty folder."""
     import pyarrow.parquet as pq
 
-    from hmdc_hub.store import training_shape  # late: torch
+    from hmdc_hub.store.condensed import training_shape
 
     config = recipe.publish.config
     data = folder / config

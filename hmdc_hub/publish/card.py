@@ -16,7 +16,7 @@ from hmdc_hub.publish.front_matter import Quoted, dump, front_matter, is_hub_id,
 from hmdc_hub.report.tables import table_markdown
 from hmdc_hub.report.text import escape_markdown, one_line
 from hmdc_hub.schema import LOCAL, SourceInfo, sha256_of
-from hmdc_hub.store import split_card
+from hmdc_hub.store.configs import split_card
 
 BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
 END = "<!-- End of yours. -->"

@@ -9,7 +9,7 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError
 from hmdc_hub.schema import PARQUET as PARQUET
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, Recipe, Scores
-from hmdc_hub.store import read_info, read_record, read_scores
+from hmdc_hub.store.files import read_info, read_record, read_scores
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 from hmdc_hub.errors import UsageError
 from hmdc_hub.publish.hub import Remote
 from hmdc_hub.schema import SourceInfo
-from hmdc_hub.store import configs_of, read_card, refuse_newer, split_card
+from hmdc_hub.store.configs import configs_of, read_card, split_card
+from hmdc_hub.store.files import refuse_newer
 
 _ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}$")
 

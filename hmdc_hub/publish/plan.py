@@ -20,7 +20,8 @@ from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config, read_facts
 from hmdc_hub.publish.hub import Hub, Remote
 from hmdc_hub.publish.permissions import check_branch, check_tag, refuse_foreign, refuse_name, visibility
 from hmdc_hub.schema import PackagedFile
-from hmdc_hub.store import json_text, read_card, read_card_text, sha256_file, write_bytes_atomic
+from hmdc_hub.store.configs import read_card, read_card_text
+from hmdc_hub.store.files import json_text, sha256_file, write_bytes_atomic
 
 SMALL = ("manifest.json", "info.json", "recipe.yaml", "scores.json")
 """Files of a configuration that the card is made of."""
@@ -264,7 +265,8 @@ def _same_images(hub: Hub, remote: Remote, package: Path, theirs: ConfigFacts, c
     """Compare pixels, labels and tensors where the bytes differ, as other library versions write them."""
     import torch
 
-    from hmdc_hub.store import read_condensed, read_parquet, training_shape
+    from hmdc_hub.store.condensed import read_condensed, training_shape
+    from hmdc_hub.store.parquet import read_parquet
 
     parquet, tensors = f"{theirs.name}/{PARQUET}", f"{theirs.name}/condensed.safetensors"
     folder = hub.fetch(remote, [parquet, tensors], cache)

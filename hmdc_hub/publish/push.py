@@ -19,8 +19,10 @@ from hmdc_hub.publish.hub import Hub
 from hmdc_hub.publish.permissions import repository_id
 from hmdc_hub.publish.plan import PushOptions, PushPlan, Staged, make_plan
 from hmdc_hub.publish.secret_scan import refuse_secrets
-from hmdc_hub.store import SCORES_CONFIG, RunDir, sha256_file
+from hmdc_hub.store.configs import SCORES_CONFIG
+from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.hub_errors import GO_ON, ConflictError, UnsureError, scrubbed
+from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.temporary import TemporaryFolder
 
 ROUNDS = 6

@@ -33,19 +33,9 @@ from hmdc_hub.schema import (
     Scores,
     is_intact,
 )
-from hmdc_hub.store import (
-    SCORES_CONFIG,
-    RunDir,
-    configs_of,
-    read_card_text,
-    read_confusion,
-    read_info,
-    read_record,
-    read_scores,
-    refuse_links,
-    sha256_file,
-    split_card,
-)
+from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, read_card_text, refuse_links, split_card
+from hmdc_hub.store.files import read_confusion, read_info, read_record, read_scores, sha256_file
+from hmdc_hub.store.rundir import RunDir
 
 PICTURES = ("preview.png", "scores.png")
 ROW = 4096
@@ -248,7 +238,7 @@ def _recipe(at: SetFiles) -> str:
 
 def _tensors(at: SetFiles) -> str:
     """The exact floats can be read, and their header says what info.json says."""
-    from hmdc_hub.store import read_classes, read_header, training_shape  # late: torch
+    from hmdc_hub.store.condensed import read_classes, read_header, training_shape
 
     info = read_info(at.info)
     training_shape(info, at.condensed)
@@ -274,8 +264,8 @@ def _images(at: SetFiles) -> str:
     import torch
 
     from hmdc_hub import multi_formation
-    from hmdc_hub.store import read_classes, to_uint8, training_shape
-    from hmdc_hub.store.parquet import iter_parquet, read_class_names
+    from hmdc_hub.store.condensed import read_classes, training_shape
+    from hmdc_hub.store.parquet import iter_parquet, read_class_names, to_uint8
 
     info = read_info(at.info)
     rows = iter_parquet(at.parquet, training_shape(info, at.condensed))
@@ -301,7 +291,7 @@ def _images(at: SetFiles) -> str:
 
 def _initialisation(run: RunDir) -> str:
     """The images before the first step are as they were written."""
-    from hmdc_hub.store import read_classes, read_header
+    from hmdc_hub.store.condensed import read_classes, read_header
 
     if not run.initialisation.is_file():
         return "none"

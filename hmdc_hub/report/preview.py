@@ -69,7 +69,7 @@ def preview_of(parquet: Path, shape: tuple[int, int, int, int], class_names: Seq
     Raises:
         FormatError, NotFoundError: It cannot be read.
     """
-    from hmdc_hub.store import read_parquet  # late: torch
+    from hmdc_hub.store.parquet import read_parquet
 
     of_each = shape[0] // len(class_names)
     shown, _ = read_parquet(parquet, of_each * min(MAX_ROWS, len(class_names)), shape=shape)

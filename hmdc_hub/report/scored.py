@@ -16,7 +16,7 @@ from hmdc_hub.report.document import Section, Table, render_page
 from hmdc_hub.report.tables import CONDENSED, MEAN, mark, marked_names, model_names, set_label, training_sets
 from hmdc_hub.report.text import NONE, amount, count, difference, interval, one_line, percent, points
 from hmdc_hub.schema import Estimate, EvaluateSpec, Scores, Strict
-from hmdc_hub.store import write_bytes_atomic, write_text_atomic
+from hmdc_hub.store.files import write_bytes_atomic, write_text_atomic
 
 Confusion = Mapping[tuple[str, str], NDArray[np.integer[Any]]]
 """Counts C x C by training set and model, over all trainings: row the true class, column the predicted one."""

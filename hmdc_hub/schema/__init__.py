@@ -50,12 +50,3 @@ from hmdc_hub.schema.recipe import (
     Recipe,
     SourceSpec,
 )
-
-__all__ = [
-    "BASELINES", "CHECKSUM", "CHOSEN", "FORMAT_VERSION", "FORMER_BASELINES", "HUB_DATASET", "HUB_ID", "LOCAL", "NAME",
-    "NEEDED", "PARQUET", "RESERVED", "ArtifactInfo", "AugmentSpec", "Baseline", "Budget", "Cell", "ClusterSpec",
-    "CondenseCutmix", "CondenseSpec", "Estimate", "EvaluateCutmix", "EvaluateSpec", "ImagesSpec", "LearningRates",
-    "LeftOut", "Manifest", "ModelSpec", "NetworksSpec", "PackagedFile", "ProjectionSpec", "PublishSpec", "Ranking",
-    "Recipe", "Scores", "SetHeader", "SourceInfo", "SourceSpec", "Strict", "canonical_json", "is_hub_id", "is_intact",
-    "is_local_path", "plain_models", "present_name", "sealed", "sha256_of", "unsealed",
-]  # fmt: skip

@@ -19,31 +19,3 @@ from hmdc_hub.sources.objects import register_dataset
 from hmdc_hub.sources.pixels import Levels, fill
 from hmdc_hub.sources.reader import Encoded, Reader, SourceFacts, SplitSlice, locate
 from hmdc_hub.sources.source import ClassSortedImages, Source, left_out_notes, make_source, source_notes
-
-__all__ = [
-    "ClassSortedImages",
-    "Detection",
-    "Encoded",
-    "LabelledImages",
-    "Levels",
-    "Reader",
-    "Source",
-    "SourceFacts",
-    "SourceIndex",
-    "SplitSlice",
-    "describe",
-    "file_keys",
-    "fill",
-    "held_out_count",
-    "index_source",
-    "left_out_notes",
-    "load_source",
-    "locate",
-    "make_source",
-    "open_reader",
-    "read_images",
-    "register_dataset",
-    "resolve_source",
-    "source_notes",
-    "undividable",
-]

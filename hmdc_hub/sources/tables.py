@@ -20,9 +20,8 @@ from hmdc_hub.errors import HmdcError, NetworkError, RunError, SourceError
 from hmdc_hub.sources.columns import kind_of
 from hmdc_hub.sources.folder import TABLES, Listing, Names, counted, list_folder, open_images
 from hmdc_hub.sources.reader import Reader, SourceFacts, Split
-from hmdc_hub.store import write_json_atomic
 from hmdc_hub.store.configs import read_card_text, split_card
-from hmdc_hub.store.files import cache_folder
+from hmdc_hub.store.files import cache_folder, write_json_atomic
 from hmdc_hub.store.hub_errors import reading
 
 MANY = 20

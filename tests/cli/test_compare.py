@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hmdc_hub.publish import package
+from hmdc_hub.publish.build import package
 from hmdc_hub.schema import Recipe, sealed
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import CONVNET, MLP, make_recipe, make_run, make_source_info
 from tests.cli.conftest import Call, Done
 from tests.hub import LocalHub

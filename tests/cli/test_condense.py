@@ -18,7 +18,8 @@ from hmdc_hub.events import Event, ImageStep, Training
 from hmdc_hub.pipeline import estimate
 from hmdc_hub.pipeline.job import settled
 from hmdc_hub.pipeline.progress import LogLines
-from hmdc_hub.store import RunDir, sha256_file
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.rundir import RunDir
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from hmdc_hub.sources import load_source
-from hmdc_hub.store import RunDir, read_scores
+from hmdc_hub.store.files import read_scores
+from hmdc_hub.store.rundir import RunDir
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 

@@ -13,8 +13,8 @@ from unittest import mock
 import pytest
 from PIL import ImageFile
 
-from hmdc_hub.publish import package
-from hmdc_hub.store import read_info
+from hmdc_hub.publish.build import package
+from hmdc_hub.store.files import read_info
 from tests import bombs
 from tests.builders import make_run
 from tests.cli.conftest import Call
@@ -84,7 +84,7 @@ def test_evaluate_of_a_package_reads_headers_first(
     from hmdc_hub.catalog import read_recipe_file
     from hmdc_hub.errors import FormatError
     from hmdc_hub.evaluator import of_run
-    from hmdc_hub.store import RunDir
+    from hmdc_hub.store.rundir import RunDir
 
     bomb(folder_of_set / "ipc2")
     run = RunDir(folder_of_set.parent / "adopted")

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import save_file
 
 from hmdc_hub.catalog import load_recipe, read_published_recipe, read_recipe_file
-from hmdc_hub.store import RunDir, read_info, read_scores
+from hmdc_hub.store.files import read_info, read_scores
+from hmdc_hub.store.rundir import RunDir
 from tests.cli import tiny
 from tests.cli.conftest import Call
 from tests.hub import LocalHub

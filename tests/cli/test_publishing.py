@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hmdc_hub.schema import sealed
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run, make_source_info
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
@@ -30,7 +30,7 @@ def token(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> str:
 def run(folder: Path) -> RunDir:
     """A finished run, the newest, in `runs` of the working directory."""
     made = made_run(folder / "runs" / "tiny_ipc2")
-    from hmdc_hub.publish import package
+    from hmdc_hub.publish.build import package
 
     package(made)
     return made
@@ -76,7 +76,7 @@ def test_push_publishes_the_newest_finished_run(
     call: Call, hub: LocalHub, token: str, folder: Path, run: RunDir
 ) -> None:
     older = made_run(folder / "runs" / "older", 5)
-    from hmdc_hub.publish import package
+    from hmdc_hub.publish.build import package
 
     package(older)
     os.utime(older.scores, (1, 1))
@@ -201,7 +201,7 @@ def test_an_unfinished_run_is_not_published(call: Call, hub: LocalHub, token: st
 
 @pytest.fixture
 def published(call: Call, hub: LocalHub, token: str, folder: Path, run: RunDir) -> LocalHub:
-    from hmdc_hub.publish import package
+    from hmdc_hub.publish.build import package
 
     made = made_run(folder / "runs" / "tiny_ipc5", 5)
     package(made)
@@ -365,7 +365,7 @@ def test_a_run_without_scores_is_scored_in_place(call: Call, condensed: RunDir) 
 @pytest.mark.slow
 def test_evaluating_what_cannot_be(call: Call, folder: Path, hub: LocalHub) -> None:
     recipe = make_recipe(source_id="/data/cats")
-    from hmdc_hub.publish import package
+    from hmdc_hub.publish.build import package
 
     local = package(make_run(folder / "run", recipe=recipe, source=make_source_info(recipe, kind="local")))
     wrong(call("evaluate", local), 2, "local:cats", "source.id")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hmdc_hub.publish import package
+from hmdc_hub.publish.build import package
 from hmdc_hub.schema import FORMAT_VERSION
 from tests.builders import make_run
 from tests.cli.conftest import Call

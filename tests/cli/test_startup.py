@@ -29,7 +29,7 @@ def test_help_imports_click_alone(arguments: list[str]) -> None:
     assert "click" in modules
     assert not modules & {*LIBRARIES, "pydantic", "yaml"}
     assert {name for name in modules if name.startswith("hmdc_hub")} <= {
-        "hmdc_hub", "hmdc_hub.cli", "hmdc_hub.cli.main", "hmdc_hub.errors",
+        "hmdc_hub", "hmdc_hub.cli", "hmdc_hub.cli.main", "hmdc_hub.errors", "hmdc_hub.text",
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.schema import sealed
-from hmdc_hub.store import RunDir, read_confusion, read_info, read_scores, write_confusion
+from hmdc_hub.store.files import read_confusion, read_info, read_scores, write_confusion
+from hmdc_hub.store.rundir import RunDir
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 from tests.hub import LocalHub

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hmdc_hub.store import RunDir, read_info
+from hmdc_hub.store.files import read_info
+from hmdc_hub.store.rundir import RunDir
 from tests.cli.conftest import Call, Done
 
 PAGE = Path(__file__).parents[2] / "docs" / "your-model.md"

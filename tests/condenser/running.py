@@ -17,7 +17,8 @@ from hmdc_hub.events import Callback, Event, StopFlag, silent
 from hmdc_hub.execution import Execution
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import RunDir, sha256_file
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.rundir import RunDir
 from tests.tiny import tiny_source
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from hmdc_hub.condenser.checkpoint import Position
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.errors import DivergedError, FormatError
 from hmdc_hub.events import Event, Note, silent
-from hmdc_hub.store import Parts
+from hmdc_hub.store.condensed import Parts
 
 
 class Second(Ranks):

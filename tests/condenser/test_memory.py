@@ -18,7 +18,7 @@ from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import read_condensed
+from hmdc_hub.store.condensed import read_condensed
 from tests.condenser.running import CPU, digest, hmdc_of, networks_of, run
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 

@@ -14,7 +14,8 @@ from hmdc_hub.condenser import condense
 from hmdc_hub.condenser.matching import Objectives, image_gradients, takes_classes_together
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import load_source
-from hmdc_hub.store import RunDir, read_condensed
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.rundir import RunDir
 from tests.condenser import pins
 from tests.condenser.pins import GRADIENTS, LABEL, POOLS, RECIPES, RUNS, Case
 

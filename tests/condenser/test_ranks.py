@@ -26,7 +26,8 @@ from hmdc_hub.errors import HmdcError, PeerLostError
 from hmdc_hub.events import Event, ImageStep, StopFlag
 from hmdc_hub.processes import Launched, begin_worker, launched, worker_context
 from hmdc_hub.schema import Recipe
-from hmdc_hub.store import RunDir, sha256_file
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.rundir import RunDir
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 
 CPU = torch.device("cpu")

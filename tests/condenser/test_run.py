@@ -20,7 +20,11 @@ from hmdc_hub.errors import DivergedError, Interrupted, RunError
 from hmdc_hub.events import Event, ImageGrid, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import ModelSpec, Recipe
-from hmdc_hub.store import Journal, RunDir, read_condensed, read_parquet, sha256_file, to_uint8
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.journal import Journal
+from hmdc_hub.store.parquet import read_parquet, to_uint8
+from hmdc_hub.store.rundir import RunDir
 from tests.condenser.running import CPU, digest, hmdc_of, run
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 

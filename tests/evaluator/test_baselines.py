@@ -13,7 +13,9 @@ from hmdc_hub.evaluator import of_run
 from hmdc_hub.evaluator.baselines import TrainingSet, fresh_model, training_sets
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
-from hmdc_hub.store import RunDir, read_condensed, read_parquet, to_uint8
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.parquet import read_parquet, to_uint8
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_run
 from tests.evaluator.toys import MLP, RESNET, recipe, run, source
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from hmdc_hub.errors import UsageError
 from hmdc_hub.evaluator import EvaluatedSet, evaluated_set, of_run, training_sets
-from hmdc_hub.store import load
+from hmdc_hub.store.dataset import load
 from tests.evaluator import toys
 from tests.evaluator.foreign_sets import LABELS, colour, noise, table, tensors, work_in
 

@@ -21,7 +21,8 @@ from hmdc_hub.evaluator import evaluated_set, read_set
 from hmdc_hub.evaluator.baselines import training_sets
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import load_source
-from hmdc_hub.store import png_bytes, read_parquet, sha256_file
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.parquet import png_bytes, read_parquet
 from tests.evaluator import toys
 from tests.evaluator.foreign_sets import (
     LABELS,

@@ -15,7 +15,7 @@ from hmdc_hub.evaluator import read_set
 from hmdc_hub.evaluator.pixels import USUAL, Statistics
 from hmdc_hub.rng import generator
 from hmdc_hub.sources import Source
-from hmdc_hub.store import to_uint8
+from hmdc_hub.store.parquet import to_uint8
 from tests.evaluator import toys
 from tests.evaluator.foreign_sets import LABELS, colour, noise, tensors, work_in
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.evaluator import of_run, read_set
 from hmdc_hub.schema.base import NAME
-from hmdc_hub.store import sha256_file
+from hmdc_hub.store.files import sha256_file
 from tests.evaluator import toys
 from tests.evaluator.foreign_sets import LABELS, colour, named, noise, parquet, tensors, work_in
 

@@ -16,7 +16,7 @@ from hmdc_hub.evaluator import EvaluatedSet, evaluate
 from hmdc_hub.metrics import CONDENSED
 from hmdc_hub.schema import Estimate, EvaluateSpec, SourceSpec
 from hmdc_hub.sources import Source, load_source
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.evaluator.toys import PLAIN
 
 

@@ -22,7 +22,7 @@ from hmdc_hub.metrics import (
     table,
 )
 from hmdc_hub.schema import Cell
-from hmdc_hub.store import read_scores
+from hmdc_hub.store.files import read_scores
 from tests.builders import make_recipe, make_run
 from tests.evaluator.toys import MLP, recipe
 

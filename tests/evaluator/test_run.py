@@ -25,7 +25,9 @@ from hmdc_hub.evaluator.trainer import _work as work
 from hmdc_hub.events import Event, Note, StopFlag, Training
 from hmdc_hub.models import register_module
 from hmdc_hub.schema import Recipe, Scores
-from hmdc_hub.store import RunDir, read_parquet, read_scores, sha256_file, write_parquet
+from hmdc_hub.store.files import read_scores, sha256_file
+from hmdc_hub.store.parquet import read_parquet, write_parquet
+from hmdc_hub.store.rundir import RunDir
 from tests.evaluator.toys import CONVNET, MLP, recipe, run, source
 
 CPU = torch.device("cpu")

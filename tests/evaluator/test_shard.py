@@ -13,7 +13,7 @@ from hmdc_hub.errors import Interrupted, UsageError
 from hmdc_hub.evaluator import assist, evaluate, of_run, parse_shard, shard_of_torchrun
 from hmdc_hub.evaluator.run import Shard, check_alike
 from hmdc_hub.events import Event, Note, StopFlag, Training
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.evaluator.toys import recipe, run, source
 
 CPU = torch.device("cpu")

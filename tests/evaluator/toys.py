@@ -11,7 +11,7 @@ from torch import Tensor
 from hmdc_hub.rng import generator
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import ClassSortedImages, Source, SourceFacts, make_source
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_run
 
 SIDE = 8

@@ -23,7 +23,7 @@ from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients, takes
 from hmdc_hub.errors import ModelError
 from hmdc_hub.models import PoolModel, register_module
 from hmdc_hub.schema import ModelSpec, Recipe
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.condenser.running import CPU, digest
 from tests.models.builders import build, images, spec_of
 from tests.tiny import CONVNET, RECIPE, tiny_recipe, tiny_source

@@ -12,7 +12,8 @@ import pytest
 from hmdc_hub.cli._errors import present
 from hmdc_hub.errors import FormatError, HmdcError, NotFoundError, RunExistsError
 from hmdc_hub.pipeline.adopt import adopt, chosen_config
-from hmdc_hub.store import RunDir, sha256_file
+from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.rundir import RunDir
 from tests.killing import KILLED, Ended, Fault, forked
 
 FILES = ("train.parquet", "condensed.safetensors", "recipe.yaml", "info.json")

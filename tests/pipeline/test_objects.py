@@ -12,8 +12,9 @@ from torch import nn
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import HmdcError
 from hmdc_hub.evaluator import EvaluatedSet
-from hmdc_hub.pipeline import Recipe, condense, evaluate, load_recipe
+from hmdc_hub.pipeline.api import condense, evaluate
 from hmdc_hub.pipeline.evaluation import ProtocolChanges
+from hmdc_hub.pipeline.recipe import Recipe, load_recipe
 from hmdc_hub.sources import load_source
 from tests.cli import tiny
 from tests.cli.conftest import Call

@@ -15,8 +15,9 @@ import torch
 import hmdc_hub as hmdc
 from hmdc_hub.errors import DeviceError, HmdcError, Interrupted, NotFoundError, RecipeError, RunExistsError, UsageError
 from hmdc_hub.events import Event, ImageStep, StopFlag
-from hmdc_hub.pipeline import Recipe, Run, condense, evaluate, load_recipe
-from hmdc_hub.store import sha256_file
+from hmdc_hub.pipeline.api import Run, condense, evaluate
+from hmdc_hub.pipeline.recipe import Recipe, load_recipe
+from hmdc_hub.store.files import sha256_file
 from tests.cli import tiny
 from tests.cli.conftest import Call
 

@@ -8,7 +8,7 @@ from typing import Any
 from hmdc_hub.publish.hub import Hub
 from hmdc_hub.publish.plan import PushOptions, PushPlan, Wanted
 from hmdc_hub.publish.push import Published, Push, publish
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run
 from tests.hub import LocalHub
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hmdc_hub.errors import FormatError, NotFoundError
-from hmdc_hub.publish import package, read_facts, render
-from hmdc_hub.publish.card import BEGIN, END
-from hmdc_hub.publish.facts import ConfigFacts
+from hmdc_hub.publish.build import package
+from hmdc_hub.publish.card import BEGIN, END, render
+from hmdc_hub.publish.facts import ConfigFacts, read_facts
 from hmdc_hub.publish.front_matter import front_matter
 from hmdc_hub.schema import FORMAT_VERSION, Recipe, sealed
-from hmdc_hub.store import split_card
+from hmdc_hub.store.configs import split_card
 from tests.builders import CONVNET, edit_json, make_recipe, make_run, make_source_info
 
 

@@ -134,7 +134,7 @@ def pixels(run: Path) -> str:
     """Hash what a run's parquet shows, as READER does."""
     import hashlib
 
-    from hmdc_hub.store import read_parquet
+    from hmdc_hub.store.parquet import read_parquet
 
     images, labels = read_parquet(run / "train.parquet")
     digest = hashlib.sha256()
@@ -146,6 +146,6 @@ def pixels(run: Path) -> str:
 def floats(run: Path) -> str:
     import hashlib
 
-    from hmdc_hub.store import read_condensed
+    from hmdc_hub.store.condensed import read_condensed
 
     return hashlib.sha256(read_condensed(run / "condensed.safetensors")[0].numpy().tobytes()).hexdigest()

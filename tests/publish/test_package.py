@@ -16,8 +16,12 @@ import yaml
 from hmdc_hub.catalog import stored_recipe_text
 from hmdc_hub.errors import FormatError, HmdcError
 from hmdc_hub.pipeline.job import package_is_current
-from hmdc_hub.publish import package
-from hmdc_hub.store import RunDir, load, read_condensed, read_parquet, read_scores, write_json_atomic
+from hmdc_hub.publish.build import package
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.dataset import load
+from hmdc_hub.store.files import read_scores, write_json_atomic
+from hmdc_hub.store.parquet import read_parquet
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
 
 

@@ -15,10 +15,11 @@ from huggingface_hub import HfApi
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import AccessError, FormatError, HmdcError, NewerFormatError, RunError, UsageError
-from hmdc_hub.publish import package
+from hmdc_hub.publish.build import package
 from hmdc_hub.publish.card import BEGIN
 from hmdc_hub.schema import FORMAT_VERSION, sealed
-from hmdc_hub.store import RunDir, read_info, write_json_atomic
+from hmdc_hub.store.files import read_info, write_json_atomic
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import edit_json, make_recipe, make_run, make_scores, make_source_info
 from tests.hub import LocalHub, Request
 from tests.publish.pushing import REPO, SOURCE, made_run, plan, prepare, push

@@ -15,7 +15,7 @@ import pytest
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import AccessError, HmdcError, NetworkError, RunError
-from hmdc_hub.store import RunDir
+from hmdc_hub.store.rundir import RunDir
 from tests.hub import Fault, LocalHub, Request
 from tests.publish.pushing import REPO, made_run, prepare, push
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from hmdc_hub.errors import NewerFormatError
-from hmdc_hub.publish import package, render
-from hmdc_hub.publish.card import BEGIN
+from hmdc_hub.publish.build import package
+from hmdc_hub.publish.card import BEGIN, render
 from hmdc_hub.publish.verify import Finding, verify
 from hmdc_hub.schema import FORMAT_VERSION
-from hmdc_hub.store import read_condensed, read_parquet, write_condensed, write_parquet
+from hmdc_hub.store.condensed import read_condensed, write_condensed
+from hmdc_hub.store.parquet import read_parquet, write_parquet
 from tests.builders import edit_json, make_recipe, make_run, make_source_info
 
 DATA = "ipc2/train-00000-of-00001.parquet"

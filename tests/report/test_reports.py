@@ -18,7 +18,9 @@ from hmdc_hub.report import plots, tables
 from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, to_html, to_markdown, to_text
 from hmdc_hub.report.preview import MAX_ROWS, preview, preview_of
 from hmdc_hub.schema import Scores
-from hmdc_hub.store import parquet, read_scores, write_parquet
+from hmdc_hub.store import parquet
+from hmdc_hub.store.files import read_scores
+from hmdc_hub.store.parquet import write_parquet
 from tests.builders import make_run
 
 PNG = b"\x89PNG\r\n\x1a\nrest"

@@ -15,11 +15,19 @@ import pytest
 from markupsafe import escape
 
 from hmdc_hub import metrics
-from hmdc_hub.report import cells_frame, means_frame, plots, set_label, table_markdown, table_text
+from hmdc_hub.report import plots
 from hmdc_hub.report.scored import Confusion, answer, report_html, write_report
-from hmdc_hub.report.tables import TRAINING_SETS, to_csv
+from hmdc_hub.report.tables import (
+    TRAINING_SETS,
+    cells_frame,
+    means_frame,
+    set_label,
+    table_markdown,
+    table_text,
+    to_csv,
+)
 from hmdc_hub.schema import BASELINES, Cell, ModelSpec, Scores
-from hmdc_hub.store import read_scores
+from hmdc_hub.store.files import read_scores
 from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -18,19 +18,17 @@ from safetensors.torch import save_file
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
 from hmdc_hub.schema import FORMAT_VERSION, SetHeader
-from hmdc_hub.store import (
-    load,
+from hmdc_hub.store.condensed import (
+    MAX_HEADER,
     read_classes,
     read_condensed,
     read_header,
-    read_info,
-    sha256_file,
     training_shape,
     write_classes,
     write_condensed,
-    write_json_atomic,
 )
-from hmdc_hub.store.condensed import MAX_HEADER
+from hmdc_hub.store.dataset import load
+from hmdc_hub.store.files import read_info, sha256_file, write_json_atomic
 from tests import bombs
 from tests.builders import make_run
 

@@ -16,8 +16,11 @@ from torch.utils.data import DataLoader
 
 from hmdc_hub import multi_formation
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
-from hmdc_hub.publish import package
-from hmdc_hub.store import RunDir, load, read_condensed, read_parquet, to_uint8, write_condensed
+from hmdc_hub.publish.build import package
+from hmdc_hub.store.condensed import read_condensed, write_condensed
+from hmdc_hub.store.dataset import load
+from hmdc_hub.store.parquet import read_parquet, to_uint8
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run, make_source_info
 
 

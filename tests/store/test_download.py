@@ -12,9 +12,11 @@ import torch
 
 import hmdc_hub
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatError, NotFoundError, UsageError
-from hmdc_hub.publish import package
+from hmdc_hub.publish.build import package
 from hmdc_hub.schema import FORMAT_VERSION, sealed
-from hmdc_hub.store import RunDir, download_package, read_condensed
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.download import download_package
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run
 from tests.hub import Fault, LocalHub, Request
 from tests.publish.pushing import made_run, push

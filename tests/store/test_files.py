@@ -11,8 +11,18 @@ from pydantic import ValidationError
 
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError
 from hmdc_hub.schema import FORMAT_VERSION, Scores, SetHeader
-from hmdc_hub.store import atomic, read_info, read_scores, sha256_file, write_json_atomic, write_text_atomic
-from hmdc_hub.store.files import MAX_KEYS, MAX_RECORD, parse_record, read_record
+from hmdc_hub.store.files import (
+    MAX_KEYS,
+    MAX_RECORD,
+    atomic,
+    parse_record,
+    read_info,
+    read_record,
+    read_scores,
+    sha256_file,
+    write_json_atomic,
+    write_text_atomic,
+)
 from tests.builders import make_run
 
 

@@ -11,7 +11,7 @@ import pytest
 from hmdc_hub import load
 from hmdc_hub.errors import FormatError
 from hmdc_hub.publish.verify import verify
-from hmdc_hub.store import refuse_links
+from hmdc_hub.store.configs import refuse_links
 
 PLACES = [
     "README.md",

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from hmdc_hub.errors import FormatError, NotFoundError
-from hmdc_hub.store import parquet, read_parquet, to_uint8, write_parquet, write_parquet_parts
-from hmdc_hub.store.parquet import read_class_names
+from hmdc_hub.store import parquet
+from hmdc_hub.store.parquet import read_class_names, read_parquet, to_uint8, write_parquet, write_parquet_parts
 from tests import bombs
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from hmdc_hub.errors import NewerFormatError, NotFoundError, RunExistsError, UsageError
-from hmdc_hub.publish import package
+from hmdc_hub.publish.build import package
 from hmdc_hub.schema import FORMAT_VERSION
-from hmdc_hub.store import RunDir, list_runs, remove
+from hmdc_hub.store.rundir import RunDir, list_runs, remove
 from tests.builders import edit_json, make_recipe, make_run
 
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from hmdc_hub.errors import RunError
-from hmdc_hub.store import Parts, content_digest, in_order, write_tensors
+from hmdc_hub.store.condensed import Parts, content_digest, in_order, write_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hmdc_hub.errors import RunExistsError
-from hmdc_hub.store import put, workplace
+from hmdc_hub.store.files import put, workplace
 
 HOLD = """
-import sys; from pathlib import Path; from hmdc_hub.store import workplace
+import sys; from pathlib import Path; from hmdc_hub.store.files import workplace
 with workplace(Path(sys.argv[1])) as folder:
     (folder / "new").mkdir(); (folder / "new" / "half").write_text("x")
     print(flush=True); sys.stdin.read()
