@@ -17,7 +17,8 @@ from hmdc_hub.schema import BASELINES, Recipe
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
 HEADERS = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("model_pool/*.yaml")]
-CODE = [path for folder in ("hmdc_hub", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.[ps][yh]")]
+FOLDERS = ("hmdc_hub", "tests", "tools", "benchmarks")
+CODE = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.[ps][yh]")]
 KEYS = {key for key, _ in all_keys(schema_of(Recipe))}
 
 

@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
-from hmdc_hub.catalog.problems import close, did_you_mean
 from hmdc_hub.catalog.yaml12 import Document, decode, parse, show
 from hmdc_hub.errors import NotFoundError, UsageError
 from hmdc_hub.schema import NAME
+from hmdc_hub.text import close, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _YAML = (".yaml", ".yml")
@@ -22,19 +23,12 @@ _EDITOR_LINE = "# yaml-language-server: $schema="
 
 @dataclass(frozen=True)
 class Kind:
-    """Recipes, protocols or pool entries.
+    """Recipes, protocols or pool entries."""
 
-    Attributes:
-        word: What messages call one of them.
-        folder: Folder that they ship in.
-        listing: Command that lists them.
-        schema: File with their JSON schema, in the same folder.
-    """
-
-    word: str
-    folder: str
-    listing: str
-    schema: str
+    word: str  # what messages call one of them
+    folder: str  # that they ship in
+    listing: str  # the command that lists them
+    schema: str  # file with their JSON schema, in the same folder
 
 
 RECIPES = Kind("recipe", "recipes", "hmdc-hub recipes ls", "hmdc-recipe.schema.json")
@@ -44,25 +38,15 @@ MODELS = Kind("pool entry", "model_pool", "hmdc-hub pool ls", "hmdc-model.schema
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe or pool entry that ships with us, as far as a listing needs it.
-
-    Attributes:
-        name: What it is called on the command line.
-        path: Its file.
-        description: One sentence; for a file that cannot be read, why.
-        header: The comment lines that the file begins with, without their `#`: the runbook.
-        source: Of a recipe the id of its dataset, of a pool entry library and id, such as `builtin:convnet`.
-        ipc: Synthetic images per class of a recipe, None if it cannot be told.
-        pool: Names of the models that a recipe condenses with.
-    """
+    """A recipe or pool entry that ships with us, as far as a listing needs it."""
 
     name: str
     path: Path
-    description: str
-    header: str
-    source: str = ""
-    ipc: int | None = None
-    pool: tuple[str, ...] = ()
+    description: str  # one sentence; for a file that cannot be read, why
+    header: str  # the comment lines that the file begins with, without their `#`: the runbook
+    source: str = ""  # of a recipe the id of its dataset, of a pool entry library and id, such as `builtin:convnet`
+    ipc: int | None = None  # of a recipe; None also if it cannot be told
+    pool: tuple[str, ...] = ()  # names of the models that a recipe condenses with
 
 
 def shipped_folder(kind: Kind) -> Path:
@@ -84,43 +68,33 @@ def shipped(kind: Kind) -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped_folder(kind).glob("*.yaml")) if path.name[0] != "."}
 
 
-def find(kind: Kind, name_or_path: str, folders: tuple[Path, ...] = (Path(),)) -> Path:
-    """Find a recipe or pool entry.
+def find(kind: Kind, name: str, folders: tuple[Path, ...] = (Path(),)) -> Path:
+    """Find a file: by a path from one of `folders`, by a shipped name, `x.yaml` or `recipes/x.yaml` of a shipped one.
 
-    Args:
-        kind: Which of the two.
-        name_or_path: A path, the name of a shipped entry with or without `.yaml`, or `recipes/x.yaml` for one that does
-            not exist there but ships with us.
-        folders: Where relative paths begin, in this order; the current folder by default.
-
-    Raises:
-        NotFoundError: There is none; it lists those that ship with us, close matches first.
-        UsageError: The path is a folder.
+    NotFoundError names those that ship with us, close ones first; UsageError: it is a folder.
     """
-    given, names = Path(name_or_path), shipped(kind)
-    paths = [folder / given for folder in folders] if name_or_path else []
+    given, names = Path(name), shipped(kind)
+    paths = [folder / given for folder in folders] if name else []
     # os.path answers False for a name that is too long for the file system, or has a NUL in it.
     for path in paths:
         if os.path.isfile(path):
             return path
     stem = given.stem if given.suffix in _YAML else given.name
-    if name_or_path and given.parts in {(stem,), (given.name,), (kind.folder, given.name)} and stem in names:
+    if name and given.parts in {(stem,), (given.name,), (kind.folder, given.name)} and stem in names:
         return names[stem]
     for path in paths:
         if os.path.isdir(path):
             recipe = path / "recipe.yaml"
             inside = f"The recipe of a run is inside: {recipe}" if recipe.is_file() else f"See {kind.listing}"
-            raise UsageError(f"{name_or_path} is a folder; a {kind.word} is a YAML file", hint=inside)
+            raise UsageError(f"{name} is a folder; a {kind.word} is a YAML file", hint=inside)
     for path in (Path(f"{path}{suffix}") for path in paths for suffix in _YAML):
         if os.path.isfile(path):
-            raise NotFoundError(f"there is no {kind.word} {name_or_path!r}; did you mean the file {path}?")
-    message = f"there is no {kind.word} {name_or_path!r}"
-    if given_as_file(name_or_path):
-        message = f"there is no file {name_or_path}, and no {kind.word} of that name"
-    if near := close(stem, names):
-        message += f"; {did_you_mean(near)}"
-    known = ", ".join(names) or "none"
-    message += f"\n{kind.folder}/ that ships with hmdc-hub holds: {known}"
+            raise NotFoundError(f"there is no {kind.word} {name!r}; did you mean the file {path}?")
+    message = f"there is no {kind.word} {name!r}"
+    if given_as_file(name):
+        message = f"there is no file {name}, and no {kind.word} of that name"
+    message += f"; {meant}" if (meant := did_you_mean(close(stem, names))) else ""
+    message += f"\n{kind.folder}/ that ships with hmdc-hub holds: {', '.join(names) or 'none'}"
     raise NotFoundError(message, hint=f"See {kind.listing}")
 
 
@@ -129,22 +103,8 @@ def given_as_file(name: str) -> bool:
     return "/" in name or os.sep in name or name.endswith(_YAML)
 
 
-def find_recipe(name: str) -> Path:
-    """Find the file of a recipe; errors as `find`.
-
-    Args:
-        name: A path, the name of a shipped recipe with or without `.yaml`, or `recipes/x.yaml` of a shipped one.
-    """
-    return find(RECIPES, name)
-
-
 def read_text(path: Path, where: str) -> str:
-    """Read a YAML file as text.
-
-    Raises:
-        RecipeError: It is too large, or not UTF-8.
-        UsageError: It cannot be opened.
-    """
+    """Read a YAML file as text; UsageError, or RecipeError if it is too large or not UTF-8, calls it `where`."""
     try:
         with path.open("rb") as file:
             return decode(file.read(1 << 17), where)
@@ -153,38 +113,13 @@ def read_text(path: Path, where: str) -> str:
 
 
 def read_document(path: Path, where: str) -> Document:
-    """Read a YAML file with its line numbers; what can be read past is left in the problems of the result.
-
-    Args:
-        path: The file.
-        where: What error messages call it.
-
-    Raises:
-        RecipeError: It is no YAML file, or too large.
-        UsageError: It cannot be opened.
-    """
+    """Read a YAML file with its line numbers; what can be read past is left in the problems of the result."""
     return parse(read_text(path, where), where)
 
 
-def header_of(text: str) -> str:
-    """Return the comment lines that a file begins with, without their `#` and without the editor's line."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith(_EDITOR_LINE):
-            lines.append(line[1:].removeprefix(" ").rstrip())
-    return "\n".join(lines).strip("\n")
-
-
-def list_recipes() -> list[Entry]:
-    """List the recipes that ship with us, by name, without checking them."""
-    return [_entry(path, RECIPES) for path in shipped(RECIPES).values()]
-
-
-def list_models() -> list[Entry]:
-    """List the pool entries that ship with us, by name, without checking them."""
-    return [_entry(path, MODELS) for path in shipped(MODELS).values()]
+def list_entries(kind: Kind) -> list[Entry]:
+    """List the recipes or pool entries that ship with us, by name, without checking them."""
+    return [_entry(path, kind) for path in shipped(kind).values()]
 
 
 def _entry(path: Path, kind: Kind) -> Entry:
@@ -193,49 +128,31 @@ def _entry(path: Path, kind: Kind) -> Entry:
         data = parse(text, path.name).data
     except UsageError as error:
         return Entry(path.stem, path, f"cannot be read: {error.message.splitlines()[-1].strip()}", "")
-    description, header = str(data.get("description", "")), header_of(text)
+    comments = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    runbook = [line[1:].removeprefix(" ").rstrip() for line in comments if not line.startswith(_EDITOR_LINE)]
+    entry = Entry(path.stem, path, str(data.get("description", "")), "\n".join(runbook).strip("\n"))
     if kind is MODELS:
-        return Entry(path.stem, path, description, header, f"{data.get('source', '?')}:{data.get('id', '?')}")
+        return replace(entry, source=f"{data.get('source', '?')}:{data.get('id', '?')}")
     source, condense, pool = (data.get(key) for key in ("source", "condense", "pool"))
     ipc = condense.get("ipc") if isinstance(condense, dict) else None
     # A recipe calls a model by a name, a path, or a mapping with a name in it.
     models = pool if isinstance(pool, list) else []
-    called = [str(item.get("name", "?") if isinstance(item, dict) else item) for item in models]
-    return Entry(
-        path.stem,
-        path,
-        description,
-        header,
+    called = (item.get("name", "?") if isinstance(item, dict) else item for item in models)
+    return replace(
+        entry,
         source=str(source.get("id", "")) if isinstance(source, dict) else "",
         ipc=ipc if isinstance(ipc, int) else None,
-        pool=tuple(Path(name).name.removesuffix(".yaml").removesuffix(".yml") for name in called),
+        pool=tuple(re.sub(r"\.ya?ml$", "", Path(str(name)).name) for name in called),
     )
 
 
-def copy_recipe(name: str, destination: Path, force: bool = False) -> list[Path]:
-    """Copy a recipe, with the JSON schema that editors complete and check it by beside it.
+def copy_entry(kind: Kind, name: str, destination: Path, force: bool = False) -> list[Path]:
+    """Copy a recipe or pool entry, with the JSON schema that editors complete and check it by beside it.
 
-    Args:
-        name: A shipped recipe, or a path.
-        destination: An existing folder, or a file ending in .yaml; its folder is made.
-        force: Overwrite what is there.
-
-    Returns:
-        The files written, the recipe first. A schema of ours that is there already is brought up to date.
-
-    Raises:
-        NotFoundError: There is no such recipe.
-        UsageError: A file is in the way, or cannot be written.
+    The destination is an existing folder, or a file ending in .yaml, whose folder is made. Returns the files written,
+    the copy first; a schema of ours that is there already is brought up to date. UsageError: a file is in the way, and
+    there is no `force`, or it cannot be written.
     """
-    return _copy(RECIPES, name, destination, force)
-
-
-def copy_model(name: str, destination: Path, force: bool = False) -> list[Path]:
-    """Copy a pool entry in the same way; a recipe beside it names it as `./x.yaml`."""
-    return _copy(MODELS, name, destination, force)
-
-
-def _copy(kind: Kind, name: str, destination: Path, force: bool) -> list[Path]:
     original = find(kind, name)
     target = destination / original.with_suffix(".yaml").name if destination.is_dir() else destination
     if target.suffix not in _YAML:
@@ -268,11 +185,7 @@ def _is_ours(schema: Path, other: Path) -> bool:
 
 
 def _for_its_new_place(text: str, stem: str, target: Path, kind: Kind) -> str:
-    """Return the text of a copy, comments and layout as they are.
-
-    Its first line points at the schema beside it, its name is the new file's, and the commands of its runbook name the
-    copy: `recipes/x.yaml` would go on meaning the original, `runs/x` its run.
-    """
+    """Point the first line at the schema beside the copy, and give name and commands of the runbook the new name."""
     lines = [_EDITOR_LINE + kind.schema]
     for line in text.splitlines():
         if re.fullmatch(rf"name:\s+[\"']?{re.escape(stem)}[\"']?\s*(#.*)?", line):

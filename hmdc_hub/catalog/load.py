@@ -1,23 +1,25 @@
-"""Load recipes and pool entries: names resolved, overrides applied, everything that is wrong said at once."""
+"""Load recipes, models, protocols: names resolved, overrides applied, everything that is wrong said at once."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from hmdc_hub.catalog.entries import MODELS, find, find_recipe, given_as_file, read_document, read_text, shipped
-from hmdc_hub.catalog.problems import check, close, did_you_mean, example_line, line_of, node_at, unknown_key
+from hmdc_hub.catalog.entries import MODELS, PROTOCOLS, RECIPES, find, given_as_file, read_document, read_text, shipped
+from hmdc_hub.catalog.problems import check, example_line, line_of, node_at, unknown_key
 from hmdc_hub.catalog.yaml12 import Document, parse, read_value, show, write_yaml
 from hmdc_hub.errors import FormatError, FormerNameWarning, NotFoundError, Problem, RecipeError, UsageError
-from hmdc_hub.schema import FORMER_BASELINES, NAME, ModelSpec, Recipe, Strict
+from hmdc_hub.schema import FORMER_BASELINES, NAME, EvaluateSpec, ModelSpec, Recipe, Strict
+from hmdc_hub.text import close, did_you_mean, flat
 
 _LISTS_OF_MODELS = (("pool",), ("evaluate", "models"))
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
@@ -31,21 +33,12 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe, apply overrides and resolve it: every default filled in, every model written out.
 
-    Args:
-        name_or_path: A path, or a shipped recipe as `x`, `x.yaml` or `recipes/x.yaml`.
-        overrides: Such as `condense.ipc=10` or `pool.0.lr.condense=0.1`, applied in order.
-        sections: More of them, as nested dicts that are applied last: `{"condense": {"ipc": 1}, "seed": 3}`. A list
-            replaces the whole list; entries of lists of models may be names, mappings or `ModelSpec`.
-
-    Raises:
-        RecipeError: The file or an override breaks the schema; it holds every problem.
-        NotFoundError: There is no such recipe.
-
-    Warns:
-        FormerNameWarning: A key or value has a name of an earlier version; it is read.
+    Overrides such as `condense.ipc=10` or `pool.0.lr.condense=0.1` are applied in order, then `sections`, nested dicts
+    such as `{"condense": {"ipc": 1}}`: a list replaces the whole list, and entries of lists of models may be names,
+    mappings or `ModelSpec`. RecipeError holds every problem; former names of keys and values give FormerNameWarning.
     """
     where = os.fspath(name_or_path)
-    path = find_recipe(where)
+    path = find(RECIPES, where)
     text = read_text(path, where)
     document = rename(Recipe, parse(text, where))
     stored = text.startswith(_HEAD)  # a program wrote it: nobody need be told of its names
@@ -55,8 +48,8 @@ def load_recipe(
         _apply_text(document, override, path.parent)
     if not stored:
         _refuse_python(document)
-    for keys, value in flat(sections or {}):
-        _apply(document, keys, _plain(value), path.parent)
+    for key, value in flat(sections or {}):
+        _apply(document, key, _plain(value), path.parent)
     if "name" not in document.data:
         document.data["name"] = path.stem
         if re.match(NAME, path.stem) is None:
@@ -66,35 +59,29 @@ def load_recipe(
 
 
 def recipe_from_dict(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Make a recipe of nested dicts as a file has them; models by name, as mappings or as `ModelSpec`.
-
-    Args:
-        data: The keys of a recipe; paths of pool entries begin at the current folder.
-        where: What error messages call it.
-
-    Raises:
-        RecipeError: It breaks the schema; it holds every problem, with the key.
-    """
+    """Make a recipe of nested dicts as a file has them; paths of pool entries begin at the current folder."""
     return _resolve(rename(Recipe, Document(_plain(data))), where, Path())
 
 
+def change(recipe: Recipe, overrides: Sequence[str], sections: Mapping[str, Any], where: str) -> Recipe:
+    """Change keys of a recipe that was loaded before, as `load_recipe` changes those of a file."""
+    document = Document(recipe.model_dump(mode="json"))
+    for override in overrides:
+        _apply_text(document, override, Path())
+    for key, value in flat(sections):
+        _apply(document, key, _plain(value), Path())
+    return _resolve(document, where, Path())
+
+
 def _resolve(document: Document, where: str, folder: Path) -> Recipe:
-    tell(document, where)
+    _tell(document, where)
     for place in _LISTS_OF_MODELS:
-        expand_models(document, place, folder)
+        _expand_models(document, place, folder)
     return check(Recipe, document, where)
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> ModelSpec:
-    """Read a pool entry.
-
-    Args:
-        name_or_path: The name of one in model_pool/, or a path.
-
-    Raises:
-        RecipeError: The file breaks the schema; it holds every problem.
-        NotFoundError: There is no such entry.
-    """
+    """Read a pool entry, by the name of one in model_pool/ or by its path."""
     where = os.fspath(name_or_path)
     return _check_model(find(MODELS, where), where)[0]
 
@@ -113,11 +100,7 @@ def stored_recipe_text(recipe: Recipe) -> str:
 def read_recipe_file(path: Path) -> Recipe:
     """Read the recipe of a run directory as it stands: no name is looked up, and no default has changed since.
 
-    A checksum in its last line is compared; one that an older program wrote has none.
-
-    Raises:
-        FormatError: The file is damaged, or another version of hmdc-hub wrote it.
-        NotFoundError: There is no such file.
+    A checksum in its last line is compared; one that an older program wrote has none. FormatError: it is damaged.
     """
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist", hint="A run directory has it as soon as condensing has begun.")
@@ -128,11 +111,12 @@ def read_recipe_file(path: Path) -> Recipe:
         raise FormatError(message, hint="Condense into a new run directory.") from error
     text, found, checksum = path.read_bytes().rpartition(_SEAL.encode())
     if found and hashlib.sha256(text).hexdigest().encode() != checksum.strip():
-        raise FormatError(
-            f"{path} was changed or damaged since it was written: its checksum is another.",
-            hint=f"If you changed it on purpose, delete its last line, which begins with {_SEAL.split(':')[0]!r}.",
-        )
+        hint = f"If you changed it on purpose, delete its last line, which begins with {_SEAL.split(':')[0]!r}."
+        raise FormatError(f"{path} was changed or damaged since it was written: its checksum is another.", hint=hint)
     return recipe
+
+
+# changes
 
 
 def looks_like_override(text: str) -> bool:
@@ -148,25 +132,23 @@ def _apply_text(document: Document, override: str, folder: Path) -> None:
         meant = shlex.quote(override.replace(":", "=", 1)) if ":" in override and not equals else "condense.ipc=10"
         document.problems.append(Problem("", None, override, "must be KEY=VALUE with a dotted key", f"-o {meant}"))
         return
-    path = tuple(key.split("."))
     try:
         value = read_value(text)
     except RecipeError as error:
         document.lines[key] = None
-        example = example_line(Recipe, document, path)
+        example = example_line(Recipe, document, key.split("."))
         document.problems.append(Problem(key, None, text, error.problems[0].rule, example))
         return
-    _apply(document, path, value, folder, text=text)
+    _apply(document, key, value, folder, text=text)
 
 
-def _apply(document: Document, path: tuple[str, ...], value: Any, folder: Path, text: str | None = None) -> None:
+def _apply(document: Document, key: str, value: Any, folder: Path, text: str | None = None) -> None:
     """Put a value in its place; sections that are missing are made, models that are named on the way written out."""
-    old = ".".join(path)
     for former, today in Recipe.former_keys().items():
-        if old == former or old.startswith(f"{former}."):
-            path = tuple((today + old.removeprefix(former)).split("."))
+        if key == former or key.startswith(f"{former}."):
+            key = today + key.removeprefix(former)
             _note(document, None, former, today)
-    key, shown = ".".join(path), show(value) if text is None else text
+    path, shown = key.split("."), show(value) if text is None else text
     if node_at(Recipe, path) is None:
         document.problems.append(Problem(key, None, shown, unknown_key(Recipe, path)))
         return
@@ -174,9 +156,9 @@ def _apply(document: Document, path: tuple[str, ...], value: Any, folder: Path, 
     place: Any
     for length, part in enumerate(path, start=1):
         if isinstance(container, list) and part.isdecimal():
-            count, place = len(container), int(part)
-            if place >= count:
-                has = {0: "no entries", 1: "1 entry, 0"}.get(count, f"{count} entries, 0 to {count - 1}")
+            size, place = len(container), int(part)
+            if place >= size:
+                has = {0: "no entries", 1: "1 entry, 0"}.get(size, f"{size} entries, 0 to {size - 1}")
                 rule = f"{'.'.join(path[: length - 1])} has {has}; to make it longer give the whole list"
                 document.problems.append(Problem(key, None, shown, rule))
                 return
@@ -198,15 +180,6 @@ def _apply(document: Document, path: tuple[str, ...], value: Any, folder: Path, 
     _rename_values(document)
 
 
-def flat(sections: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Go through nested dicts as pairs of path and value; models are in lists, so that their `args` stay whole."""
-    for key, value in sections.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, (*path, str(key)))
-        else:
-            yield (*path, str(key)), value
-
-
 def _plain(value: Any) -> Any:
     """Turn Python values into what YAML would give: pydantic models and mappings into dicts, tuples into lists."""
     if isinstance(value, BaseModel):
@@ -218,28 +191,22 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def tell(document: Document, where: str) -> None:
-    """Warn of the former names in a document."""
-    for note in dict.fromkeys(document.notes):
-        warnings.warn(f"{where}: {note}", FormerNameWarning, stacklevel=4)
+# former names
 
 
 def rename(model: type[Strict], document: Document) -> Document:
     """Give keys and values their names of today, in place, and note which had former ones."""
     for old, new in model.former_keys().items():
         *parents, word = old.split(".")
-        today, section = new.rpartition(".")[2], _inside(document.data, parents)
+        today, section, line = new.rpartition(".")[2], _inside(document.data, parents), document.lines.get(old)
         if not isinstance(section, dict) or word not in section:
             continue
-        line = document.lines.get(old)
+        value = section.pop(word)
         if today in section:
             rule = f"is what {new} was called; that stands here too, so leave one of them out"
             document.problems.append(Problem(old, line, "", rule))
-            del section[word]
             continue
-        items = [(today if key == word else key, item) for key, item in section.items()]
-        section.clear()
-        section.update(items)
+        section[today] = value
         for key in [key for key in document.lines if key == old or key.startswith(f"{old}.")]:
             document.lines[new + key.removeprefix(old)] = document.lines.pop(key)
         document.former[new] = old
@@ -261,14 +228,16 @@ def _note(document: Document, line: int | None, old: str, new: str) -> None:
     document.notes.append(f"{f'line {line}: ' if line else ''}{old} is now {new}; the old name is still read")
 
 
-def expand_models(document: Document, place: tuple[str, ...], folder: Path) -> None:
-    """Replace the names in a list of models by the mappings they stand for.
+def _tell(document: Document, where: str) -> None:
+    for note in dict.fromkeys(document.notes):
+        warnings.warn(f"{where}: {note}", FormerNameWarning, stacklevel=4)  # at who called the caller of our caller
 
-    Args:
-        document: With the list; what is wrong is added to its problems.
-        place: Of the list.
-        folder: Where relative paths begin.
-    """
+
+# models by name
+
+
+def _expand_models(document: Document, place: tuple[str, ...], folder: Path) -> None:
+    """Replace the names in a list of models by the mappings they stand for; paths begin at the folder, or here."""
     for index, model in enumerate(_list_in(document.data, place)):
         if isinstance(model, str):
             _expand(document, (*place, str(index)), folder)
@@ -285,14 +254,14 @@ def _list_in(data: Any, place: Sequence[str]) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _expand(document: Document, place: tuple[str, ...], folder: Path) -> None:
+def _expand(document: Document, place: Sequence[str], folder: Path) -> None:
     """Replace the name at a place by the mapping it stands for; if that fails, note why in the document."""
     models, index = _list_in(document.data, place[:-1]), int(place[-1])
     name: str = models[index]
-    is_path = given_as_file(name)
+    is_path, names = given_as_file(name), shipped(MODELS)
     try:
         # A path begins at the recipe's folder or at the current one.
-        path = find(MODELS, name, (folder, Path())) if is_path else shipped(MODELS).get(name)
+        path = find(MODELS, name, (folder, Path())) if is_path else names.get(name)
         if path is None:
             raise NotFoundError(name)
         models[index] = _check_model(path, name if is_path else f"model_pool/{path.name}")[1].data
@@ -300,11 +269,17 @@ def _expand(document: Document, place: tuple[str, ...], folder: Path) -> None:
     except RecipeError as error:
         rules = [f"{error.where}{', ' if inner.line else ': '}{inner}" for inner in error.problems]
     except NotFoundError:
-        rules = [_unknown_model(name, folder)]
+        if is_path:
+            rules = [f"is no file, neither beside the recipe ({folder}) nor in the current folder"]
+        elif os.path.isfile(folder / f"{name}.yaml"):  # False also for a name that is too long for a file
+            rules = [f"is not in the model pool; did you mean ./{name}.yaml, the file beside the recipe?"]
+        else:
+            meant = did_you_mean(close(name, names)) or f"it holds {', '.join(names) or 'nothing'}"
+            rules = [f"is not in the model pool; {meant}"]
     except UsageError as error:
         rules = [error.message]
-    key, line = ".".join(place), line_of(document, place)
-    document.problems += [Problem(key, line, name, rule) for rule in rules]
+    line = line_of(document, place)
+    document.problems += [Problem(".".join(place), line, name, rule) for rule in rules]
 
 
 def _check_model(path: Path, where: str) -> tuple[ModelSpec, Document]:
@@ -329,11 +304,59 @@ def _refuse_python(document: Document) -> None:
         document.problems.append(Problem("source.id", line, str(source["id"]), _PYTHON))
 
 
-def _unknown_model(name: str, folder: Path) -> str:
-    if given_as_file(name):
-        return f"is no file, neither beside the recipe ({folder}) nor in the current folder"
-    if os.path.isfile(folder / f"{name}.yaml"):  # False also for a name that is too long for a file
-        return f"is not in the model pool; did you mean ./{name}.yaml, the file beside the recipe?"
-    names = shipped(MODELS)
-    near = close(name, names)
-    return f"is not in the model pool; {did_you_mean(near) if near else 'it holds ' + (', '.join(names) or 'nothing')}"
+# protocols: recipes/protocols/*.yaml, the `evaluate` section of a recipe, or that of scores
+
+
+def protocol_overrides(name_or_path: str) -> list[str]:
+    """Read a protocol as overrides of a recipe, such as `evaluate.epochs=2000`.
+
+    It is the name of a shipped protocol (quick, paper) or recipe, or the path of a YAML file with some keys of a
+    recipe's `evaluate` section, of a recipe, or of a scores.json. UsageError: it holds no protocol, or a wrong one.
+    """
+    try:
+        path = find(PROTOCOLS, name_or_path)
+    except NotFoundError:
+        if name_or_path not in shipped(RECIPES):
+            raise
+        path = shipped(RECIPES)[name_or_path]
+    section = (_scored if path.suffix == ".json" else _written)(path, name_or_path)
+    return [f"evaluate.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flat(section)]
+
+
+def protocol_name(name_or_path: str) -> str:
+    """Give a short name of a protocol, for directories."""
+    path = Path(name_or_path)
+    name = path.resolve().parent.name if path.name in ("scores.json", "recipe.yaml") else path.stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "custom"
+
+
+def _scored(path: Path, where: str) -> dict[str, Any]:
+    try:
+        protocol = EvaluateSpec.model_validate(json.loads(path.read_text(encoding="utf-8"))["protocol"])
+    except OSError as error:
+        raise UsageError(f"{where} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{where} is no scores.json of this version of hmdc-hub: it holds no protocol.",
+            hint="A protocol is also a recipe, or a YAML file with some keys of a recipe's evaluate section.",
+        ) from error
+    local = [name for model in protocol.models for name in model.local_names().values()]
+    if local:  # scores may be a stranger's, and are data
+        hint = "If it is yours: --protocol takes the run's recipe.yaml, too."
+        raise UsageError(f"{where} names {local[0]}, a file of whoever made the scores.", hint=hint)
+    return protocol.model_dump(mode="json")
+
+
+def _written(path: Path, where: str) -> dict[str, Any]:
+    document = rename(EvaluateSpec, read_document(path, where))
+    data = document.data
+    if "evaluate" in data:
+        return load_recipe(path).evaluate.model_dump(mode="json")
+    _tell(document, where)
+    for key in ("name", "description"):
+        data.pop(key, None)
+    # Models may stay as a recipe has them; whether the rest is right is found with any.
+    left_out = {"models"} - data.keys()
+    data.setdefault("models", [{"name": "any", "source": "builtin", "id": "mlp"}])
+    _expand_models(document, ("models",), path.parent)
+    return check(EvaluateSpec, document, where).model_dump(mode="json", exclude=left_out, exclude_unset=True)

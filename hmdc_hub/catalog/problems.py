@@ -5,10 +5,9 @@ What may stand where, and what would be right there, is looked up in the JSON sc
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,10 +16,10 @@ from pydantic import BaseModel, ValidationError
 from hmdc_hub.catalog.yaml12 import Document, plain, show
 from hmdc_hub.errors import Problem, RecipeError
 from hmdc_hub.schema import NAME
+from hmdc_hub.text import close, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
-Node = Mapping[str, Any]
-"""A part of a JSON schema: what may stand at one key."""
+Node = Mapping[str, Any]  # a part of a JSON schema: what may stand at one key
 
 
 @cache
@@ -82,29 +81,17 @@ def example_value(node: Node) -> str:
     return "" if node.get("default") in (None, "") else show(node["default"])
 
 
-def close(word: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """Pick up to three names that look like the word, best first; case is no matter."""
-    lower = {name.lower(): name for name in names}
-    return [lower[match] for match in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=cutoff)]
-
-
-def did_you_mean(names: Sequence[str]) -> str:
-    """Turn close names, one or more, into "did you mean a, b or c?"."""
-    first = ", ".join(names[:-1])
-    return f"did you mean {first} or {names[-1]}?" if first else f"did you mean {names[-1]}?"
-
-
 def unknown_key(model: type[BaseModel], path: Sequence[str]) -> str:
     """Say that a key is not known, and which one may have been meant: one beside it, else one of the whole file."""
     *parent, word = path
     above = node_at(model, parent)
     here = section(above or {})
-    near = [".".join((*parent, name)) for name in close(word, here or ())[:1]]
+    near = [".".join((*parent, name)) for name in close(word, here or (), most=1)]
     if not near:
         dotted = [name for name, _ in all_keys(schema_of(model))]
         last = [name.rpartition(".")[2] for name in dotted]
-        words = [word] if word in last else close(word, last, cutoff=0.75)[:1]
-        near = close(".".join(path), dotted, cutoff=0.85)[:1]
+        words = [word] if word in last else close(word, last, most=1, cutoff=0.75)
+        near = close(".".join(path), dotted, most=1, cutoff=0.85)
         near = near or [name for name, other in zip(dotted, last, strict=True) if other in words][:3]
     if near:
         return f"is not a known key; {did_you_mean(near)}"
@@ -116,16 +103,10 @@ def unknown_key(model: type[BaseModel], path: Sequence[str]) -> str:
 
 
 def check(model: type[Model], document: Document, where: str) -> Model:
-    """Check a file against its schema.
+    """Check a file, overrides applied, against its schema.
 
-    Args:
-        model: What the file must be.
-        document: The file, overrides applied.
-        where: What error messages call it.
-
-    Raises:
-        RecipeError: Holds all problems in the order of their lines, overrides last; those of the document, and of the
-            others what does not follow from them.
+    RecipeError holds all problems in the order of their lines, overrides last; those of the document, and of the
+    others what does not follow from them.
     """
     checked: Model | None = None
     found: dict[tuple[str, ...], list[Any]] = {}
@@ -172,20 +153,27 @@ def example_line(model: type[BaseModel], document: Document, path: Sequence[str]
 def _problem(model: type[BaseModel], document: Document, path: tuple[str, ...], errors: list[Any]) -> Problem:
     """Turn what pydantic says of one key, once for each alternative of a union, into one problem."""
     kind = errors[0]["type"]
-    value = None if kind == "missing" else _value_at(document.data, path)
-    if kind == "value_error":
-        return _broken_rule(document, path, str(errors[0]["ctx"]["error"]))
-    key, line, example = ".".join(path), line_of(document, path), ""
-    if kind == "extra_forbidden":
-        rule = unknown_key(model, path)
-    elif kind == "missing":
-        rule, line, example = errors[0]["msg"], line_of(document, path[:-1]), example_line(model, document, path)
-    else:
-        messages = list(dict.fromkeys(_plain_words(one) for one in errors))
-        rule = messages[0] + "".join(f" or {text.removeprefix('Input should be ')}" for text in messages[1:])
-        rule += _remark({one["type"] for one in errors}, value, node_at(model, path) or {}, errors[0])
+    if kind == "value_error":  # a rule about several keys; a message that begins with a dotted key stands at that key
+        message = str(errors[0]["ctx"]["error"])
+        word, _, rest = message.partition(" ")
+        names = word.rstrip(":").split(".")
+        if re.fullmatch(r"\w+(\.\w+)+:?", word) and names[: len(path)] == list(path):
+            path, message = tuple(names), rest
+        key = ".".join(path)
+        return Problem(document.former.get(key, key), line_of(document, path or names), "", message)
+    key, line = ".".join(path), line_of(document, path)
+    if kind == "missing":
         example = example_line(model, document, path)
-    return Problem(document.former.get(key, key), line, show(value) if kind != "missing" else "", rule, example)
+        return Problem(key, line_of(document, path[:-1]), "", errors[0]["msg"], example)
+    value: Any = document.data
+    for part in path:
+        value = value[int(part) if isinstance(value, list) else part]
+    if kind == "extra_forbidden":
+        return Problem(key, line, show(value), unknown_key(model, path))
+    messages = list(dict.fromkeys(_plain_words(one) for one in errors))
+    rule = messages[0] + "".join(f" or {text.removeprefix('Input should be ')}" for text in messages[1:])
+    rule += _remark({one["type"] for one in errors}, value, node_at(model, path) or {}, errors[0])
+    return Problem(document.former.get(key, key), line, show(value), rule, example_line(model, document, path))
 
 
 def _plain_words(error: Mapping[str, Any]) -> str:
@@ -215,7 +203,7 @@ def _remark(kinds: set[str], value: Any, node: Node, error: Mapping[str, Any]) -
     if not isinstance(value, str):
         return ""
     choices = re.findall(r"'(.*?)'", str(error.get("ctx", {}).get("expected", "")))
-    if near := close(value, choices)[:1]:
+    if near := close(value, choices, most=1):
         return f"; {did_you_mean(near)}"
     if "bool_type" in kinds and value.lower() in ("yes", "no", "on", "off", "y", "n"):
         return f"; {value} is text in YAML 1.2, true and false are not"
@@ -224,18 +212,3 @@ def _remark(kinds: set[str], value: Any, node: Node, error: Mapping[str, Any]) -
     if kinds & {"int_type", "float_type"} and re.fullmatch(r"[-+]?\d+([_, ]\d+)+", value):
         return f"; write {re.sub('[_, ]', '', value)}"
     return "; write a space after each colon" if ":" in value and kinds & {"model_type", "dict_type"} else ""
-
-
-def _broken_rule(document: Document, path: tuple[str, ...], message: str) -> Problem:
-    """Place a rule about several keys; a message that begins with a dotted key stands at that key."""
-    word, _, rest = message.partition(" ")
-    name = word.rstrip(":")
-    if re.fullmatch(r"\w+(\.\w+)+", name) and name.split(".")[: len(path)] == list(path):
-        return Problem(document.former.get(name, name), line_of(document, name.split(".")), "", rest)
-    return Problem(".".join(path), line_of(document, path or (name,)), "", message)
-
-
-def _value_at(value: Any, path: Sequence[str]) -> Any:
-    for part in path:
-        value = value[int(part) if isinstance(value, list) else part]
-    return value

@@ -21,62 +21,46 @@ _HINT = "Nothing in it was read or run. Look at the file; if you trust it, copy 
 _SOURCE = rf"builtin:\w+|torchvision:\w+|local:[^/\\\x00-\x1f\x7f]+|{HUB_DATASET}"
 _MODEL = rf"{HUB_DATASET}(@[\w.-]+)?|local:[^/\\~.\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*"
 
-_MODULE = r"[\w.<>]+@[0-9a-f]{8}"
-"""A module of a Python session: no program looks it up."""
-
-_SOURCE_FILES = {".parquet"}
-"""What `sources` takes for a file even if it is not there."""
-
+_MODULE = r"[\w.<>]+@[0-9a-f]{8}"  # of a Python session: no program looks it up
+_SOURCE_FILES = {".parquet"}  # what `sources` takes for a file even if it is not there
 _MODEL_FILES = {
     ".bin", ".ckpt", ".gguf", ".gz", ".h5", ".json", ".msgpack", ".npy", ".npz", ".onnx", ".pickle", ".pkl", ".pt",
     ".pth", ".py", ".safetensors", ".tar", ".tgz", ".yaml", ".yml", ".zip",
 }  # fmt: skip
-
 _TAKEN = (
     "names a local path: a folder or file of that name is in the current folder, and would be read instead of what the "
     "author meant; run the command in another folder"
 )
-
-_ONLY_READ = {"name", "description", "license"}
-"""Texts of a model that no program opens."""
+_ONLY_READ = {"name", "description", "license"}  # texts of a model that no program opens
 
 
 def read_published_recipe(path: Path, *, where: str | None = None, here: bool = True) -> Recipe:
-    """Read a recipe that came from the Hub.
+    """Read a recipe that came from the Hub; messages call it `where`.
 
-    Args:
-        path: The file.
-        where: What messages call it; None: the path.
-        here: Also refuse names of the Hub that are a folder or file in the current folder, as that would be read in
-            their place. False: what lies in the current folder does not matter, since nothing will be read.
-
-    Raises:
-        FormatError: It is damaged, has unknown keys, or names a local path or a file of weights; all of it in one
-            message.
-        NotFoundError: There is no such file.
+    FormatError: it is damaged, has unknown keys, or names a local path or a file of weights, all of it in one message.
+    `here`: names of the Hub that are a folder or file in the current folder are refused, too, as that would be read in
+    their place; False where nothing will be read.
     """
     where = where or str(path)
     if not path.is_file():
         raise NotFoundError(f"{where} does not exist.")
     try:
         recipe = check(Recipe, rename(Recipe, read_document(path, where)), where)
-        if problems := [*_about_source(recipe.source.id, here), *_about_models(recipe, here)]:
+        if problems := list(_local_names(recipe, here)):
             raise RecipeError(where, problems)
     except UsageError as error:
         raise FormatError(error.message, hint=_HINT) from error
     return recipe
 
 
-def _about_source(source: str, here: bool) -> Iterator[Problem]:
+def _local_names(recipe: Recipe, here: bool) -> Iterator[Problem]:
+    source = recipe.source.id
     rule = _TAKEN if here and ":" not in source and os.path.exists(source) else ""
     file = PurePosixPath(source).suffix in _SOURCE_FILES and ":" not in source
     if file or not re.fullmatch(_SOURCE, source, re.ASCII):
         rule = "names a local path; a published recipe names builtin:, torchvision: or a Hub dataset, or local:<name>"
     if rule:
         yield Problem("source.id", None, show(source), rule)
-
-
-def _about_models(recipe: Recipe, here: bool) -> Iterator[Problem]:
     for place, models in (("pool", recipe.pool), ("evaluate.models", recipe.evaluate.models)):
         for number, model in enumerate(models):
             for key, text in _texts("", model.model_dump(mode="json", exclude=_ONLY_READ)):

@@ -3,7 +3,8 @@
 PyYAML takes the text apart into events; what an unquoted scalar means is decided here, by the core schema of YAML 1.2.2
 (section 10.3.2): PyYAML's YAML 1.1 reads `1e-3` as text, `off` as false, `12:30` as 750, and keeps the last of two
 equal keys. (ruamel.yaml reads `1_000`, `0b11` and `2024-01-01` as no text, fails at `=`, and is forty times slower.)
-Anchors, aliases, tags and merge keys are refused: people read recipes.
+Anchors, aliases, tags and merge keys are refused: people read recipes. (Nodes, as `yaml.compose` gives them, no longer
+know of anchors.)
 """
 
 from __future__ import annotations
@@ -65,22 +66,14 @@ def show(value: Any, limit: int = 60) -> str:
 
 @dataclass
 class Document:
-    """A YAML mapping that was read.
+    """A YAML mapping that was read; keys are dotted, such as `pool.0.args.depth`."""
 
-    Attributes:
-        data: Plain values: dicts with text keys, lists, text, numbers, booleans, None.
-        lines: 1-based line of each dotted key, such as `pool.0.args.depth`; None where `-o` set it,
-            0 where Python code did.
-        problems: What this reader refuses but could read past, in the order of their lines.
-        former: The names that keys had in the file, by the names they have today, both dotted.
-        notes: What the user should be told of such names, one sentence each.
-    """
-
-    data: dict[str, Any]
+    data: dict[str, Any]  # plain values: dicts with text keys, lists, text, numbers, booleans, None
+    # 1-based line of each key; None where `-o` set it, 0 where Python code did
     lines: dict[str, int | None] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    former: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)  # what is refused but could be read past, in order of lines
+    former: dict[str, str] = field(default_factory=dict)  # the names that keys had in the file, by those of today
+    notes: list[str] = field(default_factory=list)  # what the user should be told of such names, a sentence each
 
 
 def decode(data: bytes, where: str) -> str:
@@ -96,16 +89,7 @@ def decode(data: bytes, where: str) -> str:
 
 
 def parse(text: str, where: str, *, loader: Any = _FAST) -> Document:
-    """Read a YAML mapping; what can be read past is left in `problems` of the result.
-
-    Args:
-        text: The whole file.
-        where: What error messages call it.
-        loader: The PyYAML loader that takes the text apart.
-
-    Raises:
-        RecipeError: The text cannot be read: not YAML, empty, no mapping, several documents, too deep, too large.
-    """
+    """Read a YAML mapping; what can be read past is left in `problems` of the result, anything else is RecipeError."""
     reader = _Reader(text, where, loader)
     data = reader.document()
     if data is None:
@@ -126,11 +110,7 @@ def read_yaml(text: str, where: str) -> Document:
 
 
 def read_value(text: str) -> Any:
-    """Read one value as it stands behind a key, such as `1e-3`, `[a, b]` or `{every: 5}`; empty text is null.
-
-    Raises:
-        RecipeError: The text is no YAML value, or one that files may not hold either.
-    """
+    """Read one value as it stands behind a key, such as `1e-3`, `[a, b]` or `{every: 5}`; empty text is null."""
     reader = _Reader(text, text, _FAST)
     value = reader.document()
     if reader.problems:
@@ -199,7 +179,14 @@ class _Reader:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             self._refuse(key, event, "tags are not read; write the value without it", tag)
         if isinstance(event, events.ScalarEvent):
-            return self._scalar(event, key)
+            value = plain(event.value) if _is_plain(event) else event.value
+            if isinstance(value, float) and not math.isfinite(value):
+                self._refuse(key, event, "must be a finite number", event.value[:60])
+            elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+                self._refuse(key, event, "is too large; whole numbers have 64 bits", event.value[:60])
+            elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                self._refuse(key, event, "holds half a surrogate pair, which is no character")
+            return value
         if depth == MAX_DEPTH:
             raise self.unreadable(_line(event), f"is nested more than {MAX_DEPTH} levels deep", key=key[:60])
         if isinstance(event, events.MappingStartEvent):
@@ -214,10 +201,10 @@ class _Reader:
     def _mapping(self, where: str, depth: int) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         while not isinstance(event := next(self.events), events.CollectionEndEvent):
-            before = len(self.problems)
+            before, written = len(self.problems), getattr(event, "value", "?")[:60]
             merge = _is_plain(event) and event.value == "<<"
-            name = "<<" if merge else self._node(event, _join(where, getattr(event, "value", "?")[:60]), depth + 1)
-            key = _join(where, name if isinstance(name, str) else getattr(event, "value", "?")[:60])
+            name = "<<" if merge else self._node(event, _join(where, written), depth + 1)
+            key = _join(where, name if isinstance(name, str) else written)
             value = next(self.events)
             if merge:
                 self._refuse(key, event, "merge keys are not read; write the keys out")
@@ -236,18 +223,6 @@ class _Reader:
             self._node(value, key, depth + 1)  # read past, with whatever is wrong in it
             del self.problems[before:]
         return mapping
-
-    def _scalar(self, event: events.ScalarEvent, key: str) -> Any:
-        if not _is_plain(event):
-            if any("\ud800" <= character <= "\udfff" for character in event.value):
-                self._refuse(key, event, "holds half a surrogate pair, which is no character")
-            return event.value
-        value = plain(event.value)
-        if isinstance(value, float) and not math.isfinite(value):
-            self._refuse(key, event, "must be a finite number", event.value[:60])
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            self._refuse(key, event, "is too large; whole numbers have 64 bits", event.value[:60])
-        return value
 
 
 def _join(where: str, name: str) -> str:
@@ -287,16 +262,14 @@ class _Writer(yaml.SafeDumper):
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        """Indent the entries of a list below its key, which PyYAML does not."""
-        super().increase_indent(flow, False)
+        super().increase_indent(flow, False)  # entries of a list stand below its key, which PyYAML does not ask for
 
 
 def _represent_text(writer: yaml.SafeDumper, text: str) -> yaml.Node:
     # PyYAML quotes what YAML 1.1 would take for something else; what only YAML 1.2 would is left to us. It also writes
     # the line breaks of YAML 1.1 (NEL, LS, PS) bare, and reads them back as spaces; in double quotes they are escapes.
-    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
-    if style is None and not isinstance(plain(text), str):
-        style = "'"
+    style = "'" if not isinstance(plain(text), str) else None
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else style
     return writer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -310,9 +283,5 @@ _Writer.add_representer(list, _represent_list)
 
 
 def write_yaml(data: dict[str, Any]) -> str:
-    """Write plain values as YAML text that `read_yaml` reads as the same values (and YAML 1.1 readers, too).
-
-    Args:
-        data: Dicts with text keys, lists, text, finite numbers, booleans and None; the order of keys is kept.
-    """
+    """Write plain values as YAML that `read_yaml`, and readers of YAML 1.1, read as the same; keys keep their order."""
     return yaml.dump(data, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=False)

@@ -70,7 +70,7 @@ def init(
         _refuse_target(file, force)
     if keys["test_split"] is not None and keys["test_fraction"] is not None:
         raise UsageError("--test-split and --test-fraction both say what is scored on.", hint="Leave one out.")
-    from hmdc_hub.catalog import json_schema
+    from hmdc_hub.catalog import RECIPES, shipped_folder
     from hmdc_hub.pipeline.proposal import preset_here, propose, render
     from hmdc_hub.sources import describe
     from hmdc_hub.store.files import write_text_atomic
@@ -91,9 +91,9 @@ def init(
         output.hint("save it as FILE.yaml, then hmdc-hub recipes validate FILE.yaml")
     else:
         write_text_atomic(file, text)
-        schema = file.with_name("hmdc-recipe.schema.json")
+        schema = file.with_name(RECIPES.schema)
         if not schema.exists():
-            write_text_atomic(schema, json_schema())
+            write_text_atomic(schema, (shipped_folder(RECIPES) / RECIPES.schema).read_text(encoding="utf-8"))
         output.talk(f"wrote {file}")
         output.hint(f"hmdc-hub condense {shlex.quote(str(file))} --dry-run")
 

@@ -43,9 +43,9 @@ def pool() -> None:
 @JSON
 def list_(as_json: bool) -> None:
     """List the models that come with hmdc-hub."""
-    from hmdc_hub.catalog import list_models
+    from hmdc_hub.catalog import MODELS, list_entries
 
-    print_entries(list_models(), as_json, "hmdc-hub pool show NAME")
+    print_entries(list_entries(MODELS), as_json, "hmdc-hub pool show NAME")
 
 
 @pool.command("show", short_help="Print a pool entry.")
@@ -67,9 +67,9 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def copy(name: str, destination: Path, force: bool) -> None:
     """Copy pool entry NAME to DESTINATION, a file or a folder (default: here), with the schema for editors."""
-    from hmdc_hub.catalog import copy_model
+    from hmdc_hub.catalog import MODELS, copy_entry
 
-    written = copy_model(name, destination, force=force)
+    written = copy_entry(MODELS, name, destination, force=force)
     output.data("\n".join(str(path) for path in written))
     output.hint(f"edit it, then name it in a recipe: pool: [./{written[0].name}, ...]")
 
@@ -89,7 +89,7 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
     What is wrong with a model is said in one line, and the exit status is then 1. Pretrained weights are not
     downloaded.
     """
-    from hmdc_hub.catalog import list_models, load_model
+    from hmdc_hub.catalog import MODELS, list_entries, load_model
     from hmdc_hub.pipeline.device import pick
 
     if bool(names) == everything:
@@ -97,7 +97,7 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
         raise UsageError(rule, hint="hmdc-hub pool ls lists them.")
     if as_json and markdown:
         raise UsageError("--json and --markdown are two forms of the same output.", hint="Leave one out.")
-    specs = [load_model(name) for name in (names or [entry.name for entry in list_models()])]
+    specs = [load_model(name) for name in (names or [entry.name for entry in list_entries(MODELS)])]
     rows = list(checked(specs, str(pick(device))))
     good = [(spec, result) for spec, result in rows if not isinstance(result, str)]
     if as_json:

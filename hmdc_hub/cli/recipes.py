@@ -31,9 +31,9 @@ def recipes() -> None:
 @JSON
 def list_(as_json: bool) -> None:
     """List the recipes that come with hmdc-hub."""
-    from hmdc_hub.catalog import list_recipes
+    from hmdc_hub.catalog import RECIPES, list_entries
 
-    print_entries(list_recipes(), as_json, "hmdc-hub recipes show NAME, hmdc-hub condense NAME")
+    print_entries(list_entries(RECIPES), as_json, "hmdc-hub recipes show NAME, hmdc-hub condense NAME")
 
 
 @recipes.command("show", cls=RecipeCommand, short_help="Print a recipe.")
@@ -43,7 +43,7 @@ def list_(as_json: bool) -> None:
 @JSON
 def show(recipe: str, resolved: bool, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print RECIPE as it was written, with its header."""
-    from hmdc_hub.catalog import dump_recipe, find_recipe, load_recipe
+    from hmdc_hub.catalog import RECIPES, dump_recipe, find, load_recipe
 
     if as_json:
         output.document(load_recipe(recipe, overrides).model_dump(mode="json"))
@@ -52,7 +52,7 @@ def show(recipe: str, resolved: bool, overrides: tuple[str, ...], as_json: bool)
     elif overrides:
         raise click.UsageError("-o changes the resolved recipe, not the file: add --resolved.")
     else:
-        output.data(find_recipe(recipe).read_text(encoding="utf-8"))
+        output.data(find(RECIPES, recipe).read_text(encoding="utf-8"))
 
 
 @recipes.command("cp", short_help="Copy a recipe to edit it.")
@@ -61,9 +61,9 @@ def show(recipe: str, resolved: bool, overrides: tuple[str, ...], as_json: bool)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def copy(name: str, destination: Path, force: bool) -> None:
     """Copy recipe NAME to DESTINATION, a file or a folder (default: here), with the schema that editors check it by."""
-    from hmdc_hub.catalog import copy_recipe
+    from hmdc_hub.catalog import RECIPES, copy_entry
 
-    written = copy_recipe(name, destination, force=force)
+    written = copy_entry(RECIPES, name, destination, force=force)
     output.data("\n".join(str(path) for path in written))
     output.hint(f"edit it, then hmdc-hub recipes validate {shlex.quote(str(written[0]))}")
 

@@ -1,9 +1,10 @@
-"""Networks of our own, for small images. A new one is a network, a function that makes it, and a line in BUILTIN."""
+"""Networks of our own, for small images. A new one is a network, its arguments, and a line in BUILTIN."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
@@ -45,19 +46,21 @@ class ConvNet(StagedNetwork):
     """
 
     def __init__(self, depth: int, width: int, norm: str, pooling: str, shape: Shape) -> None:
+        deepest = shape.side.bit_length() - 1
+        if depth > deepest:
+            good = f"args: depth of at most {deepest}, or " if deepest >= 1 else ""
+            raise ModelError(
+                f"depth {depth} halves a side of {shape.side} pixels away: it needs at least {2**depth}",
+                hint=f"Set {good}input_size: {2**depth} or more.",
+            )
         sides = [shape.side >> i for i in range(depth + 1)]
         super().__init__(tuple(TapInfo(f"block{i}", "map", width, sides[i]) for i in range(1, depth + 1)), shape)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                OrderedDict(
-                    conv=nn.Conv2d(width if i else shape.channels, width, 3, padding=1),
-                    norm=_norm(norm, width, sides[i]),
-                    relu=nn.ReLU(),
-                    pool=nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2),
-                )
-            )
-            for i in range(depth)
-        )
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            conv = nn.Conv2d(width if i else shape.channels, width, 3, padding=1)
+            pool = nn.AvgPool2d(2) if pooling == "avg" else nn.MaxPool2d(2)
+            parts = OrderedDict(conv=conv, norm=_norm(norm, width, sides[i]), relu=nn.ReLU(), pool=pool)
+            self.blocks.append(nn.Sequential(parts))
         self.classifier = nn.Linear(width * sides[-1] ** 2, shape.classes)
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -114,6 +117,15 @@ class ResNet(StagedNetwork):
     """
 
     def __init__(self, width: int, blocks: list[int], norm: str, shape: Shape) -> None:
+        # How often a map of at least 2 pixels must remain: before the last halving, or after it for instance
+        # normalisation, which gives its bias for any map of one pixel.
+        smallest = 2 ** (len(blocks) - 1 if norm == "instance" else max(len(blocks) - 2, 0)) + 1
+        if shape.side < smallest:
+            raise ModelError(
+                f"{len(blocks)} stages with norm {norm} need a side of at least {smallest} pixels, "
+                f"this one is {shape.side}",
+                hint=f"Set input_size: {smallest} or more, or give fewer blocks (one number per stage).",
+            )
         sides = [-(-shape.side // 2**i) for i in range(len(blocks))]  # with stride 2 and 'same' padding
         widths = [width << i for i in range(len(blocks))]
         stages = (TapInfo(f"stage{i + 1}", "map", widths[i], sides[i]) for i in range(len(blocks)))
@@ -163,38 +175,6 @@ def _norm(name: str, channels: int, side: int) -> nn.Module:
     return nn.LayerNorm([channels, side, side]) if name == "layer" else nn.Identity()
 
 
-def make_convnet(args: Mapping[str, Any], shape: Shape) -> ConvNet:
-    """Build a ConvNet; raises ModelError if the side cannot be halved `depth` times."""
-    depth, deepest = args["depth"], shape.side.bit_length() - 1
-    if depth > deepest:
-        good = f"args: depth of at most {deepest}, or " if deepest >= 1 else ""
-        raise ModelError(
-            f"depth {depth} halves a side of {shape.side} pixels away: it needs at least {2**depth}",
-            hint=f"Set {good}input_size: {2**depth} or more.",
-        )
-    return ConvNet(**args, shape=shape)
-
-
-def make_mlp(args: Mapping[str, Any], shape: Shape) -> MLP:
-    """Build an MLP."""
-    return MLP(**args, shape=shape)
-
-
-def make_resnet(args: Mapping[str, Any], shape: Shape) -> ResNet:
-    """Build a residual network; raises ModelError if the side is too small for the stages."""
-    stages = len(args["blocks"])
-    # How often a map of at least 2 pixels must remain: before the last halving, or after it for instance
-    # normalisation, which gives its bias for any map of one pixel.
-    smallest = 2 ** (stages - 1 if args["norm"] == "instance" else max(stages - 2, 0)) + 1
-    if shape.side < smallest:
-        raise ModelError(
-            f"{stages} stages with norm {args['norm']} need a side of at least {smallest} pixels, "
-            f"this one is {shape.side}",
-            hint=f"Set input_size: {smallest} or more, or give fewer blocks (one number per stage).",
-        )
-    return ResNet(**args, shape=shape)
-
-
 class ConvNetArgs(Strict):
     """`depth` blocks of `width` channels."""
 
@@ -219,8 +199,12 @@ class ResNetArgs(Strict):
     norm: Norm = "batch"
 
 
+def _make(kind: Callable[..., Network], args: Mapping[str, Any], shape: Shape) -> Network:
+    return kind(**args, shape=shape)
+
+
 BUILTIN: Mapping[str, Family] = {
-    "convnet": Family(make_convnet, ConvNetArgs),
-    "mlp": Family(make_mlp, MLPArgs),
-    "resnet": Family(make_resnet, ResNetArgs),
+    "convnet": Family(partial(_make, ConvNet), ConvNetArgs),
+    "mlp": Family(partial(_make, MLP), MLPArgs),
+    "resnet": Family(partial(_make, ResNet), ResNetArgs),
 }

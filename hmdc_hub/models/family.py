@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -12,45 +11,35 @@ from torch import Tensor, nn
 
 from hmdc_hub.errors import ModelError
 from hmdc_hub.schema.base import Strict
+from hmdc_hub.text import close, did_you_mean
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)
 class TapInfo:
-    """One layer whose features are read.
+    """One layer whose features are read."""
 
-    Attributes:
-        name: What it is called in its family, such as `block1`.
-        kind: Where the semantic vector comes from: the average of a map, or a class token beside patch tokens.
-        channels: Length of the semantic vector and channels of the spatial map.
-        side: Side of the spatial map, the shorter one if it is no square.
-        grid: Its height and width if it is none, as where patches are not square.
-    """
-
-    name: str
-    kind: Literal["map", "tokens"]
-    channels: int
-    side: int
-    grid: tuple[int, int] | None = None
+    name: str  # what it is called in its family, such as `block1`
+    kind: Literal["map", "tokens"]  # the semantic vector is the average of a map, or a class token beside patch tokens
+    channels: int  # length of the semantic vector and channels of the spatial map
+    side: int  # side of the spatial map, the shorter one if it is no square
+    grid: tuple[int, int] | None = None  # its height and width if it is none, as where patches are not square
 
 
 class TapOutput(NamedTuple):
-    """Features of one tap: `semantic` B x channels, `spatial` B x channels x side x side (or the tap's `grid`)."""
+    """Features of one tap."""
 
-    semantic: Tensor
-    spatial: Tensor
+    semantic: Tensor  # B x channels
+    spatial: Tensor  # B x channels x side x side (or the tap's `grid`)
 
 
 class Pass(NamedTuple):
-    """What one pass gives: `stages`, the features of every tap as the network lays them out, and the rest.
+    """What one pass gives."""
 
-    `embedding` is what the classifier sees, B x D; `logits` are B x classes.
-    """
-
-    stages: Sequence[Tensor]
-    embedding: Tensor
-    logits: Tensor
+    stages: Sequence[Tensor]  # the features of every tap as the network lays them out
+    embedding: Tensor  # what the classifier sees, B x D
+    logits: Tensor  # B x classes
 
 
 class Network(nn.Module):
@@ -81,53 +70,38 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a network is built for.
-
-    Attributes:
-        classes: Number of classes.
-        side: Side of its input in pixels.
-        channels: Colour channels of the source, or of the pretrained weights.
-        modules: Modules to tap by name, for networks of libraries; None: the default ones.
-    """
+    """What a network is built for."""
 
     classes: int
-    side: int
-    channels: int
-    modules: tuple[str, ...] | None = None
+    side: int  # of its input in pixels
+    channels: int  # colour channels of the source, or of the pretrained weights
+    modules: tuple[str, ...] | None = None  # modules to tap by name, for networks of libraries; None: the default ones
 
 
 @dataclass(frozen=True)
 class Family:
-    """One id of a source.
+    """One id of a source."""
 
-    Attributes:
-        make: Builds the network from all arguments and the shape, drawing from torch's global CPU generator as its
-            library does. Raises ModelError for a side or a combination of arguments that does not work. A module-level
-            function, so that models can be copied and pickled.
-        args: The arguments whose values and defaults are ours to say.
-        known: Without `args`: the names that the library takes; None if it says itself what it does not take.
-        fixed: Arguments of the library that are not for specs to set, each with the reason.
-        load: Turns the tensors of a checkpoint, under its library's names, into values for a network that `make` built:
-            every parameter and buffer that the checkpoint has, classifiers left out or not. Raises ModelError.
-    """
-
+    # Builds the network from all arguments and the shape, drawing from torch's global CPU generator as its library
+    # does; ModelError for a side or a combination of arguments that does not work. It can be pickled, as models are.
     make: Callable[[Mapping[str, Any], Shape], Network]
-    args: type[Strict] | None = None
-    known: tuple[str, ...] | None = ()
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    args: type[Strict] | None = None  # the arguments whose values and defaults are ours to say
+    known: tuple[str, ...] | None = ()  # without `args`: those that the library takes; None if it says itself
+    fixed: Mapping[str, str] = field(default_factory=dict)  # those that specs may not set, each with the reason
+    # Turns the tensors of a checkpoint, under its library's names, into values for a network that `make` built: every
+    # parameter and buffer that the checkpoint has, classifiers left out or not.
     load: Callable[[Network, Mapping[str, Tensor]], dict[str, Tensor]] = lambda net, state: dict(state)
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the arguments of a spec, and fill in the defaults of `args`.
-
-        Raises:
-            ModelError: They are wrong, all of them at once.
-        """
+        """Check the arguments of a spec, all of them at once, and fill in the defaults of `args`."""
         found = [f"args.{name} cannot be set: {self.fixed[name]}" for name in given if name in self.fixed]
         values = {name: value for name, value in given.items() if name not in self.fixed}
         unknown = [name for name in values if self.known is not None and name not in self.known]
+        names = self.known or ()
+        others = "its configuration has no such field" if names else "this model takes no args"
         if self.args is not None:
-            unknown = []
+            unknown, names = [], tuple(self.args.model_fields)
+            others = f"allowed are {', '.join(names)}"
             try:
                 values = self.args.model_validate(values).model_dump()
             except ValidationError as error:
@@ -137,19 +111,9 @@ class Family:
                         unknown.append(name)
                     else:
                         found.append(f"args.{name} = {one['input']!r}: {one['msg']}")
-        found += [f"args.{name} is unknown: {self._alternatives(name)}" for name in unknown]
+        for name in unknown:
+            meant = did_you_mean(close(name, names, most=1))
+            found.append(f"args.{name} is unknown: {f'{meant} ' if meant else ''}{others}")
         if found:
             raise ModelError("; ".join(found))
         return values
-
-    def _alternatives(self, name: str) -> str:
-        if self.known:
-            return f"{did_you_mean(name, self.known)}its configuration has no such field"
-        names = list(self.args.model_fields) if self.args else []
-        return f"{did_you_mean(name, names)}allowed are {', '.join(names)}" if names else "this model takes no args"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name that is closest, as the start of a sentence; empty if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""

@@ -1,8 +1,9 @@
-"""Where a library's network has features (taps): found by running it once, so that any architecture can join a pool.
+"""Networks of libraries behind our interface: run as their library runs them, features (taps) kept on the way by hooks.
 
-The rules: a network whose blocks all work at one resolution (ViT, MLP-Mixer) has a tap after every block, before its
-final norm. One whose resolution falls has a tap at the end of every resolution. A family that has a customary choice
-names its modules instead (`ResNet`: the stem after max-pooling and the four stages).
+Where the taps are is found by running a network once, so that any architecture can join a pool. The rules: a network
+whose blocks all work at one resolution (ViT, MLP-Mixer) has a tap after every block, before its final norm. One whose
+resolution falls has a tap at the end of every resolution. A family that has a customary choice names its modules
+instead (`ResNet`: the stem after max-pooling and the four stages).
 """
 
 from __future__ import annotations
@@ -10,40 +11,36 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import TapInfo, TapOutput
+from hmdc_hub.models.family import Network, Pass, Shape, TapInfo, TapOutput
+from hmdc_hub.text import first_line
 
-MOST_PREFIXES = 16
-"""Class, distillation and register tokens that a sequence may begin with."""
+MOST_PREFIXES = 16  # class, distillation and register tokens that a sequence may begin with
+EMBEDDING = -1
 
 Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class FeatureLayer:
-    """A module whose output is a tap.
+    """A module whose output is a tap."""
 
-    Attributes:
-        module: Its dotted name.
-        info: What the tap is.
-        layout: How the output is laid out: B x C x H x W, B x H x W x C, B x tokens x C, or B x C, a map of one pixel.
-        prefix: Tokens before the patches; those behind a class token are registers and the like, and no tap reads them.
-        class_token: Whether the first of them is a class token.
-    """
-
-    module: str
+    module: str  # its dotted name
     info: TapInfo
+    # B x C x H x W, B x H x W x C, B x tokens x C, or B x C, a map of one pixel
     layout: Literal["nchw", "nhwc", "tokens", "vector"]
-    prefix: int = 0
-    class_token: bool = False
+    prefix: int = 0  # tokens before the patches; no tap reads those behind a class token: registers and the like
+    class_token: bool = False  # whether the first of them is a class token
 
     @property
     def grid(self) -> Grid:
@@ -64,50 +61,169 @@ class FeatureLayer:
 
 @dataclass(frozen=True)
 class Hints:
-    """What a library says about one of its networks, beyond what running it shows.
+    """What a library says about one of its networks, beyond what running it shows."""
 
-    Attributes:
-        heads: Dotted names of the classifiers.
-        modules: Dotted names of the modules to tap; None: by the rules.
-        nhwc: Whether maps are laid out B x H x W x C.
-        patch: Height and width of a patch in pixels, where all tokens are patches of one size; None: the
-            convolutions that read the image say how many rows and columns there are, and each stage may halve them.
-        class_token: Whether a first token that is no patch is a class token.
-        vectors: Whether hidden linear layers are tapped where nothing gives maps or tokens, as in a perceptron.
+    heads: tuple[str, ...]  # dotted names of the classifiers
+    modules: tuple[str, ...] | None = None  # dotted names of the modules to tap; None: by the rules
+    nhwc: bool = False  # whether maps are laid out B x H x W x C
+    # Height and width of a patch in pixels, where all tokens are patches of one size; None: the convolutions that read
+    # the image say how many rows and columns there are, and each stage may halve them.
+    patch: Grid | None = None
+    class_token: bool = True  # whether a first token that is no patch is a class token
+    vectors: bool = False  # whether hidden linear layers are tapped where nothing gives maps or tokens: perceptrons
+
+
+class LibraryNetwork(Network):
+    """A network of torchvision, transformers or timm, or anybody's.
+
+    Hooks keep what the tapped modules give. They stay, hold nothing between passes, and know which thread they serve,
+    so that several threads can run one network at a time. Activations are made ones that can be differentiated twice.
     """
 
-    heads: tuple[str, ...]
-    modules: tuple[str, ...] | None = None
-    nhwc: bool = False
-    patch: Grid | None = None
-    class_token: bool = True
-    vectors: bool = False
+    def __init__(
+        self, model: nn.Module, layers: tuple[FeatureLayer, ...], heads: tuple[str, ...], channels: int
+    ) -> None:
+        taps = tuple(layer.info for layer in layers)
+        super().__init__(taps=taps, channels=channels, heads=tuple(f"model.{head}" for head in heads))
+        self.model, self.layers = model, layers
+        for module in list(model.modules()):  # in-place activations, and one without a second derivative
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # type: ignore[assignment]
+            for name, child in module.named_children():
+                if isinstance(child, nn.Hardsigmoid):
+                    setattr(module, name, PlainHardsigmoid())
+        for index, layer in enumerate(layers):
+            model.get_submodule(layer.module).register_forward_hook(_Keep(index))
+        model.get_submodule(heads[0]).register_forward_pre_hook(_Keep(EMBEDDING))
+
+    def run(self, x: Tensor) -> Pass:
+        """Run images through everything."""
+        with _keeping() as kept:
+            logits = self.logits(x)
+        return Pass([kept[i] for i in range(len(self.layers))], kept[EMBEDDING].flatten(1), logits)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Compute the logits alone: what the library returns, or what stands as `logits` in it."""
+        output = self.model(x)
+        logits: Tensor = getattr(output, "logits", output)
+        return logits
+
+    def tap(self, index: int, stage: Tensor) -> TapOutput:
+        """Split what a tapped module gave by its layout."""
+        return self.layers[index].read(stage)
+
+
+class PlainHardsigmoid(nn.Module):
+    """`nn.Hardsigmoid` in parts that have second derivatives: torch's own has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute min(max(x + 3, 0), 6) / 6."""
+        return F.relu6(x + 3) / 6
+
+
+@dataclass(frozen=True)
+class _Keep:
+    """A hook: keeps a module's output, or as a hook before it its input, for the pass that is going on."""
+
+    index: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+        kept = _passes.kept
+        if kept is not None:
+            tensor = _first_tensor(args if self.index == EMBEDDING else output)
+            assert tensor is not None, f"{type(module).__name__} gave no tensor"
+            kept[self.index] = tensor
+
+
+class _Passes(threading.local):
+    kept: dict[int, Tensor] | None = None
+
+
+_passes = _Passes()
+
+
+@contextmanager
+def _keeping() -> Iterator[dict[int, Tensor]]:
+    before, _passes.kept = _passes.kept, {}
+    try:
+        yield _passes.kept
+    finally:
+        _passes.kept = before
+
+
+_known: dict[Any, tuple[tuple[FeatureLayer, ...], tuple[str, ...]]] = {}
+
+
+def wrap(
+    construct: Callable[[], nn.Module], hints: Callable[[nn.Module], Hints], shape: Shape, key: Any
+) -> LibraryNetwork:
+    """Build a network, see whether it works on images of this shape, and find its taps; modules of the shape go first.
+
+    `key` tells networks of one structure: a reset builds a network again, and need not look for its taps again.
+    """
+    key, images = (key, shape), torch.zeros(2, shape.channels, shape.side, shape.side)
+    try:
+        model = construct().eval()
+        _start_off_zero(model, shape.channels)
+        if key in _known:
+            return LibraryNetwork(model, *_known[key], shape.channels)
+        found = hints(model)
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a library raises for settings or sizes that do not go together
+        raise _unfit("be built for", images, first_line(error)) from error
+    if found.heads:
+        layers = find_feature_layers(model, images, replace(found, modules=shape.modules or found.modules))
+        net = LibraryNetwork(model, layers, found.heads, shape.channels)
+        with torch.no_grad(), _keeping() as kept:
+            logits = net.logits(images)
+        if EMBEDDING in kept and logits.shape == (2, shape.classes):
+            _known[key] = net.layers, found.heads
+            return net
+    raise ModelError("no classifier can be found in it")
+
+
+def _unfit(what: str, images: Tensor, why: str) -> ModelError:
+    sizes = " x ".join(map(str, images.shape[1:]))
+    hint = "Set another input_size, or look at args and id."
+    return ModelError(f"it cannot {what} images of {sizes}: {why}", hint=hint)
+
+
+def _start_off_zero(model: nn.Module, channels: int) -> None:
+    """Give the stem torch's usual bias where a library starts it at zero and nothing tells the tokens apart.
+
+    An area of the mean colour, as cutout and shifts make it, is zero after normalisation. With no bias and no position
+    embedding its tokens stay exactly zero, where every layer normalisation multiplies gradients by 1 / sqrt(eps):
+    measured for a Swin of four blocks, one such area gave a gradient of 1e14.
+    """
+    normalised = any("LayerNorm" in type(module).__name__ for module in model.modules())
+    placed = any(re.search(r"pos(ition)?_?embed", name) for name, _ in model.named_parameters())
+    stem = next((m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == channels), None)
+    if normalised and not placed and stem is not None and stem.bias is not None and not bool(stem.bias.any()):
+        bound = stem.weight[0].numel() ** -0.5
+        nn.init.uniform_(stem.bias, -bound, bound)
 
 
 def find_feature_layers(model: nn.Module, images: Tensor, hints: Hints) -> tuple[FeatureLayer, ...]:
-    """Find the taps of a network.
+    """Find the taps of a network in evaluation mode by running it on images B x channels x side x side, B > 1.
 
-    Args:
-        model: In evaluation mode.
-        images: B x channels x side x side with B > 1, of any values: what the network is run on.
-        hints: What its library says about it.
-
-    Raises:
-        ModelError: A named module does not exist or gives no features, or nothing in the network does.
+    ModelError: a named module does not exist or gives no features, or nothing in the network does.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     unknown = [name for name in hints.modules or () if name not in modules]
     if unknown:
         ending = [name for name in modules if name.rpartition(".")[2] == unknown[0].rpartition(".")[2]][:5]
         near = ", ".join(ending or difflib.get_close_matches(unknown[0], modules, n=5))
-        raise ModelError(
-            f"it has no module {unknown[0]!r} to tap",
-            hint=f"Modules with such names: {near or '`pool check` prints its taps'}.",
-        )
+        hint = f"Modules with such names: {near or '`pool check` prints its taps'}."
+        raise ModelError(f"it has no module {unknown[0]!r} to tap", hint=hint)
     wanted = list(hints.modules) if hints.modules is not None else _candidates(model, hints.heads)
-    outputs, stems = _run(model, {name: modules[name] for name in wanted}, images)
-    if hints.patch:
-        stems = [(images.shape[-1] // hints.patch[0], images.shape[-1] // hints.patch[1])]
+    side, patch = images.shape[-1], hints.patch
+    if patch and any(side % length for length in patch):
+        size = patch[0] if patch[0] == patch[1] else patch
+        raise _unfit("work on", images, f"patch_size = {size} does not divide the side of {side} pixels")
+    _, outputs, stems = run_recorded(model, {name: modules[name] for name in wanted}, images)
+    if patch:
+        stems = [(side // patch[0], side // patch[1])]
     grids = [grid for stem in stems for grid in _halved(stem)]
     found = {
         name: layer
@@ -126,12 +242,10 @@ def find_feature_layers(model: nn.Module, images: Tensor, hints: Hints) -> tuple
         return tuple(found[name] for name in hints.modules)
     chosen = _by_the_rules(found, modules)
     if not chosen and hints.vectors:
-        hidden: dict[str, nn.Module] = {
-            name: m for name, m in modules.items() if isinstance(m, nn.Linear) and name not in hints.heads
-        }
-        vectors = {name: vector for name, vector in _run(model, hidden, images)[0].items() if vector.dim() == 2}
-        chosen = list(vectors)
+        hidden = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and n not in hints.heads}
+        vectors = {n: v for n, v in run_recorded(model, hidden, images)[1].items() if v.dim() == 2}
         found = {n: FeatureLayer(n, _info(n, "map", v.shape[1], (1, 1)), "vector") for n, v in vectors.items()}
+        chosen = list(found)
     if not chosen:
         raise ModelError(f"nothing in it gives maps or tokens{of_grids}", hint="Name its modules under taps.")
     return tuple(found[name] for name in chosen)
@@ -194,12 +308,8 @@ def _halved(grid: Grid) -> list[Grid]:
 
 
 def _layer(name: str, output: Tensor, hints: Hints, grids: list[Grid]) -> FeatureLayer | None:
-    """Say how a module's output for square images is laid out; None if it is neither a map nor tokens of one.
-
-    Maps have one of the grids (if there are any, and they are no squares), or are squares; tokens are those of the
-    largest grid that leaves few before them.
-    """
-    if output.dim() == 4:
+    """Say how a module's output for square images is laid out; None if it is neither a map nor tokens of one."""
+    if output.dim() == 4:  # one of the grids, if there are any and they are no squares, or a square
         height, width, channels = (output.shape[i] for i in ((1, 2, 3) if hints.nhwc else (2, 3, 1)))
         square = not grids or grids[0][0] == grids[0][1]
         if height != width if square else (height, width) not in grids:
@@ -214,7 +324,7 @@ def _layer(name: str, output: Tensor, hints: Hints, grids: list[Grid]) -> Featur
     fitting = [grid for grid in grids if 0 <= length - math.prod(grid) <= MOST_PREFIXES]
     if not fitting:
         return None
-    grid = max(fitting, key=math.prod)
+    grid = max(fitting, key=math.prod)  # the largest that leaves few tokens before it
     prefix = length - math.prod(grid)
     class_token = prefix > 0 and hints.class_token
     info = _info(name, "tokens" if class_token else "map", channels, grid)
@@ -225,39 +335,43 @@ def _info(name: str, kind: Literal["map", "tokens"], channels: int, grid: Grid) 
     return TapInfo(name, kind, channels, min(grid), grid if grid[0] != grid[1] else None)
 
 
-def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> tuple[dict[str, Tensor], list[Grid]]:
-    """Run a network once.
+def run_recorded(
+    model: nn.Module, modules: Mapping[str, nn.Module], images: Tensor
+) -> tuple[Any, dict[str, Tensor], list[Grid]]:
+    """Run a network once; ModelError if it does not take such images, or halves a map of one pixel.
 
-    Returns:
-        The output of each module that was called, in the order in which they ended; and height and width of what the
-        convolutions give that read the image.
+    Returns its output, that of each module that was called, in the order in which they ended, and height and width of
+    what the convolutions give that read the image.
     """
     found: dict[str, Tensor] = {}
     stems: dict[Grid, None] = {}
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
+            tensor = _first_tensor(output)
             if tensor is not None:
                 found.pop(name, None)
                 found[name] = tensor
 
         return hook
 
-    def measure(module: nn.Module, args: Any, output: Tensor) -> None:
-        stems.setdefault((output.shape[-2], output.shape[-1]))
+    def look(module: nn.Conv2d, args: Any, output: Tensor) -> None:
+        if module.in_channels == images.shape[1]:
+            stems.setdefault((output.shape[-2], output.shape[-1]))
+        if max(module.stride) > 1 and max(module.kernel_size) > 1 and args[0].shape[-1] == 1:
+            raise ValueError("a map of one pixel would be halved")
 
-    reading = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == images.shape[1]]
-    hooks = [(module, record(name)) for name, module in modules.items()] + [(module, measure) for module in reading]
+    convolutions = [(module, look) for module in model.modules() if isinstance(module, nn.Conv2d)]
     with ExitStack() as stack, torch.no_grad():
-        for module, hook in hooks:
+        for module, hook in [(module, record(name)) for name, module in modules.items()] + convolutions:
             stack.callback(module.register_forward_hook(hook).remove)
-        model(images)
-    return found, list(stems)
+        try:
+            return model(images), found, list(stems)
+        except Exception as error:  # whatever a library or the caller's code raises
+            raise _unfit("work on", images, first_line(error)) from error
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """Give what a module returned, or the first part of it."""
+def _first_tensor(output: Any) -> Tensor | None:
     while isinstance(output, tuple | list) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None

@@ -1,28 +1,39 @@
-"""One model of the pool, as condensing and evaluation use it, whatever family its network is of."""
+"""One model of the pool, as condensing and evaluation use it, and how a pool entry becomes one."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
-from hmdc_hub.models.family import BATCH_NORMS, Network, TapInfo, TapOutput
+from hmdc_hub.models import user_modules, weights
+from hmdc_hub.models.builtin import BUILTIN
+from hmdc_hub.models.family import BATCH_NORMS, Family, Network, Shape, TapInfo, TapOutput
+from hmdc_hub.models.libraries import LIBRARIES
 from hmdc_hub.multi_formation import resize
 from hmdc_hub.schema import ModelSpec
+from hmdc_hub.text import close, did_you_mean
+
+if TYPE_CHECKING:
+    from hmdc_hub.sources import Source
 
 
 class Features(NamedTuple):
-    """What a forward pass gives: `logits` B x classes, and one `TapOutput` per selected tap."""
+    """What a forward pass gives."""
 
-    logits: Tensor
-    taps: tuple[TapOutput, ...]
+    logits: Tensor  # B x classes
+    taps: tuple[TapOutput, ...]  # one for each selected tap
 
 
 class PoolModel(nn.Module):
@@ -33,18 +44,13 @@ class PoolModel(nn.Module):
     evaluation mode.
 
     Args:
-        spec: The pool entry.
-        make: Builds the network, drawing from torch's global CPU generator.
-        net: A network that `make` built.
+        spec, num_classes: As for `build_model`.
+        make: Builds the network, drawing from torch's global CPU generator, as it built `net`.
         taps: Indices into the network's taps; one may stand twice.
-        num_classes: Number of classes.
         input_size: Side in pixels of what the network sees.
         affine: Scale and shift, each 1 x channels x 1 x 1, from source-normalised pixels to the network's own; None if
             it takes source-normalised ones.
-        pretrained: Values of everything but the classifiers, by the network's names; None: from scratch.
-
-    Attributes:
-        taps: The selected taps.
+        pretrained: Values of everything but the classifiers, by the network's names; none: from scratch.
     """
 
     def __init__(
@@ -61,7 +67,7 @@ class PoolModel(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.net, self.num_classes, self.input_size = spec, net, num_classes, input_size
-        self.taps: tuple[TapInfo, ...] = tuple(net.taps[i] for i in taps)
+        self.taps: tuple[TapInfo, ...] = tuple(net.taps[i] for i in taps)  # the selected ones
         self._make, self._pretrained, self._tap_indices = make, dict(pretrained or {}), taps
         self._batch_norms = [m for m in net.modules() if isinstance(m, BATCH_NORMS)]
         self.scale: Tensor | None
@@ -77,12 +83,8 @@ class PoolModel(nn.Module):
     def prepare(self, x: Tensor) -> Tensor:
         """Turn source-normalised images into what the network sees; differentiable, and linear up to a constant.
 
-        Args:
-            x: B x channels x side x side of any side, float, source-normalised.
-
-        Returns:
-            B x network channels x input_size x input_size: resized, grey repeated if the network takes colour, in the
-            network's own normalisation.
+        B x channels x side x side become B x network channels x input_size x input_size: resized, grey repeated if the
+        network takes colour, in the network's own normalisation.
         """
         x = resize(x, self.input_size)
         if x.shape[1] != self.net.channels:
@@ -104,12 +106,8 @@ class PoolModel(nn.Module):
     def run_with(self, parameters: Mapping[str, Tensor], x: Tensor) -> Features:
         """Do the same in the entry's `precision`, with other values of some parameters; works in `torch.func.vmap`.
 
-        In bfloat16 all parameters and buffers are cast once for the pass, but those of batch normalisation that learns
-        its statistics.
-
-        Args:
-            parameters: By name; may be empty.
-            x: Prepared images.
+        `x` are prepared images, `parameters` by name, maybe none. In bfloat16 all parameters and buffers are cast once
+        for the pass, but those of batch normalisation that learns its statistics.
         """
         values = dict(parameters)
         if self.spec.precision == "bfloat16":
@@ -235,3 +233,137 @@ def _wide(x: Tensor) -> Tensor:
 
 def _parameters_and_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return itertools.chain(net.named_parameters(), net.named_buffers())
+
+
+def build_for(spec: ModelSpec, source: Source) -> PoolModel:
+    """Build a model of the pool for a loaded source; everything else as `build_model`."""
+    train = source.train
+    return build_model(
+        spec,
+        num_classes=train.num_classes,
+        source_size=train.side,
+        channels=train.channels,
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def build_model(
+    spec: ModelSpec, *, num_classes: int, source_size: int, channels: int, mean: Tensor, std: Tensor
+) -> PoolModel:
+    """Build a model of the pool, on the CPU and in evaluation mode.
+
+    Its values come from a fixed generator, whatever the recipe's seed: call `reset` before using them. Torch's global
+    generator is left alone.
+
+    Args:
+        spec: The pool entry.
+        num_classes: Number of classes of the source.
+        source_size: Side of the source's images in pixels, and of the network's input unless the spec says otherwise.
+        channels: Colour channels of the source, 1 or 3.
+        mean: Channel means that source-normalised images were shifted by, `channels` numbers.
+        std: Channel standard deviations that they were divided by.
+
+    Raises:
+        ModelError: The id is unknown, an argument is unknown or wrong, the network cannot have that input size, a tap
+            does not exist, the statistics do not fit the channels, or the weights are not there or do not fit.
+        NetworkError: The Hub cannot be reached, or the cache does not hold a file while offline.
+        AccessError: This account may not read a repository of the Hub.
+    """
+    input_size = spec.input_size or source_size
+    try:
+        family = _family(spec)
+        args = family.complete(spec.args)
+        modules = tuple(tap for tap in spec.taps or () if isinstance(tap, str)) or None
+        # The other libraries build for colour images whatever the source has.
+        colour = spec.source == "transformers" and spec.weights != "none"
+        shape = Shape(num_classes, input_size, 3 if colour else channels, modules)
+        make = partial(family.make, args, shape)
+        with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
+            net = make()
+            pretrained = weights.pretrained(spec, family, net)
+        return PoolModel(
+            spec,
+            make,
+            net,
+            taps=_tap_indices(spec, net),
+            num_classes=num_classes,
+            input_size=input_size,
+            affine=_affine(spec, net.channels, mean, std),
+            pretrained=pretrained,
+        )
+    except ModelError as error:
+        raise ModelError(f"Pool entry {spec.name}: {error.message.rstrip('.')}.", hint=error.hint) from error.__cause__
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Count the numbers in all parameters, trained or not."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def forward_flops(model: PoolModel) -> int:
+    """Count the operations of convolutions, matrix products and attention in one image's forward pass.
+
+    A multiplication with addition counts two, as in `torch.utils.flop_counter`.
+    """
+    image = next(model.parameters()).new_zeros(1, model.net.channels, model.input_size, model.input_size)
+    counter = FlopCounterMode(display=False)
+    # Plain attention: torch 2.11 does not count the fused kernel of the CPU.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        model.logits(image)
+    return int(counter.get_total_flops())
+
+
+def _family(spec: ModelSpec) -> Family:
+    source, found = spec.source, None
+    if source == "python":
+        return user_modules.family(spec)
+    if source == "builtin":
+        found = BUILTIN.get(spec.id)
+    elif (of_config := LIBRARIES[source].family_of_config) is not None and re.search(r"[/:]", spec.id):
+        found = of_config(spec.id, weights.config_of(spec))
+    else:
+        found = LIBRARIES[source].family(spec.id)
+    if found is not None:
+        return found
+    known = _known(source)
+    here = ", ".join(known) if len(known) < 10 else f"{len(known)}, such as {', '.join(known[:3])}"
+    elsewhere = [other for other in ("builtin", *LIBRARIES) if other != source and spec.id in _known(other)]
+    alike = [name for name in known if name.startswith(spec.id)]
+    hint = did_you_mean(close(spec.id, known, most=1)).capitalize()
+    if elsewhere:
+        hint = f"Set source: {elsewhere[0]} for {spec.id}."
+    elif alike:
+        hint = f"Names that begin like it: {', '.join(alike[:5])}."
+    raise ModelError(f"{source} has no model with id {spec.id!r}; it has {here}", hint=hint)
+
+
+def _known(source: str) -> list[str]:
+    try:
+        return list(BUILTIN if source == "builtin" else LIBRARIES[source].names())
+    except ModelError:  # timm is not installed
+        return []
+
+
+def _tap_indices(spec: ModelSpec, net: Network) -> tuple[int, ...]:
+    if spec.taps is None:
+        return tuple(range(len(net.taps)))
+    known = {tap.name: index for index, tap in enumerate(net.taps)}
+    indices = [known.get(tap, len(net.taps)) if isinstance(tap, str) else tap for tap in spec.taps]
+    if not indices or max(indices) >= len(net.taps):
+        hint = f"Its taps are {', '.join(f'{i} ({tap.name})' for i, tap in enumerate(net.taps))}."
+        raise ModelError(f"taps = {spec.taps} must be at least one index from 0 to {len(net.taps) - 1}", hint=hint)
+    return tuple(indices)
+
+
+def _affine(spec: ModelSpec, channels: int, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Fold `x * std + mean` and `(. - own mean) / own std` into one scale and shift, each 1 x channels x 1 x 1."""
+    if spec.mean is None or spec.std is None:
+        return None
+    if len(spec.mean) != channels:
+        hint = f"Give {channels} of each, or set normalize: source."
+        raise ModelError(f"mean and std hold {len(spec.mean)}, the network's channels number {channels}.", hint=hint)
+    source_mean, source_std = (t.detach().to("cpu", torch.float64).expand(channels) for t in (mean, std))
+    own_mean, own_std = (torch.tensor(values, dtype=torch.float64) for values in (spec.mean, spec.std))
+    scale, shift = source_std / own_std, (source_mean - own_mean) / own_std
+    return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)

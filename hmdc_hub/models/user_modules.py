@@ -13,7 +13,6 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType
@@ -27,9 +26,9 @@ from torch.nn.parameter import is_lazy
 from hmdc_hub import rng
 from hmdc_hub.errors import ModelError
 from hmdc_hub.models.family import Family, Shape
-from hmdc_hub.models.feature_layers import Hints
-from hmdc_hub.models.library import LibraryNetwork, first_line, sizes_that_work, wrap
+from hmdc_hub.models.feature_layers import Hints, LibraryNetwork, run_recorded, wrap
 from hmdc_hub.schema import ModelSpec, canonical_json
+from hmdc_hub.text import first_line
 
 PASS_A_FUNCTION = "Pass a function that makes it, as in register_module(lambda: MyNet(classes=10))."
 
@@ -44,8 +43,8 @@ class _Entry:
         return self  # copies of a model are made by the same
 
 
+# By id and name: functions that a forward calls may differ where nothing else does.
 _entries: dict[tuple[str, str], _Entry] = {}
-"""By id and name: functions that a forward calls may differ where nothing else does."""
 
 
 def register_module(module: nn.Module | Callable[[], nn.Module], name: str | None = None, **spec: Any) -> ModelSpec:
@@ -77,9 +76,8 @@ def register_module(module: nn.Module | Callable[[], nn.Module], name: str | Non
         if isinstance(entry.module, nn.Module):
             _refuse_what_is_not_reset(entry.module)
         elif net is _made(entry):
-            raise ModelError(
-                f"{_kind(net)}: the function returns the same module again", hint="Let every call make a new one."
-            )
+            same = f"{_kind(net)}: the function returns the same module again"
+            raise ModelError(same, hint="Let every call make a new one.")
     kind = _kind(net)
     id_ = f"{kind}@{_digest(net)}"
     name = name or kind.rpartition(".")[2]
@@ -98,11 +96,7 @@ def register_module(module: nn.Module | Callable[[], nn.Module], name: str | Non
 
 
 def family(spec: ModelSpec) -> Family:
-    """Describe a registered network.
-
-    Raises:
-        ModelError: This process has none of that id.
-    """
+    """Describe a registered network; ModelError if this process has none of that id."""
     alike = [key for key in _entries if key[0] == spec.id]
     if not alike:
         kind = spec.id.partition("@")[0]
@@ -118,13 +112,7 @@ def family(spec: ModelSpec) -> Family:
 
 def _make(entry: _Entry, args: Mapping[str, Any], shape: Shape) -> LibraryNetwork:
     shape, heads = _fitted(entry, shape)
-    return wrap(
-        partial(_construct, entry), lambda model: Hints(heads, shape.modules, vectors=True), shape, ("python", entry)
-    )
-
-
-def _construct(entry: _Entry, side: int) -> nn.Module:
-    return _made(entry).to(torch.get_default_device())
+    return wrap(partial(_made, entry), lambda model: Hints(heads, vectors=True), shape, ("python", entry))
 
 
 def _made(entry: _Entry) -> nn.Module:
@@ -143,7 +131,7 @@ def _made(entry: _Entry) -> nn.Module:
     lazy = [name for name, parameter in net.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ModelError(f"{_kind(net)}: {lazy[0]} is lazy", hint="Give the layer its sizes: nn.Linear(128, 10).")
-    return net.float()
+    return net.float().cpu()
 
 
 @torch.no_grad()
@@ -162,9 +150,8 @@ def _refuse_what_is_not_reset(module: nn.Module) -> None:
     _reset(probe)
     left = [name for name, parameter in probe.named_parameters() if not bool(parameter.isfinite().all())]
     if left:
-        raise ModelError(
-            f"{_kind(module)}: no reset_parameters of its modules gives {left[0]} fresh values", hint=PASS_A_FUNCTION
-        )
+        why = f"{_kind(module)}: no reset_parameters of its modules gives {left[0]} fresh values"
+        raise ModelError(why, hint=PASS_A_FUNCTION)
 
 
 def _kind(net: nn.Module) -> str:
@@ -174,37 +161,27 @@ def _kind(net: nn.Module) -> str:
 
 def _digest(net: nn.Module) -> str:
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    kinds = (kind for part in net.modules() for kind in type(part).__mro__)
+    own = [kind for kind in kinds if kind is not object and kind.__module__.partition(".")[0] != "torch"]
     facts = [
         [[name, _kind(part), _attributes(part)] for name, part in net.named_modules()],
         [[name, list(value.shape), str(value.dtype)] for name, value in tensors.items()],
-        [
-            [kind.__qualname__, _code(kind)]
-            for kind in dict.fromkeys(kind for part in net.modules() for kind in _own(part))
-        ],
+        [[kind.__qualname__, _code(kind)] for kind in dict.fromkeys(own)],
     ]
     return hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:8]
 
 
 def _attributes(part: nn.Module) -> dict[str, str]:
     """Give what a module was made with, as far as it is plain: a stride, a probability, the name of a function."""
-    found = {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "training"}
-    named = {
-        name: value.__qualname__
-        for name, value in found.items()
-        if isinstance(value, FunctionType | BuiltinFunctionType)
-    }
-    plain = (bool, int, float, str, type(None))
-    return named | {
-        name: repr(value)
-        for name, value in found.items()
-        if isinstance(value, plain)
-        or (isinstance(value, tuple | list) and all(isinstance(one, plain) for one in value))
-    }
-
-
-def _own(part: nn.Module) -> list[type]:
-    """List the classes of a module that are not torch's own."""
-    return [kind for kind in type(part).__mro__ if kind is not object and kind.__module__.partition(".")[0] != "torch"]
+    found, plain = {}, (bool, int, float, str, type(None))
+    for name, value in vars(part).items():
+        if name.startswith("_") or name == "training":
+            continue
+        if isinstance(value, FunctionType | BuiltinFunctionType):
+            found[name] = value.__qualname__
+        elif all(isinstance(one, plain) for one in (value if isinstance(value, tuple | list) else (value,))):
+            found[name] = repr(value)
+    return found
 
 
 def _code(kind: type) -> list[str]:
@@ -216,9 +193,8 @@ def _code(kind: type) -> list[str]:
                 found.append(textwrap.dedent(inspect.getsource(value)))
             except (OSError, SyntaxError, tokenize.TokenError):  # no file, or another one than was read
                 code = value.__code__
-                # A set of texts has another order in every process.
                 constants = [
-                    repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)
+                    repr(sorted(map(repr, one)) if isinstance(one, frozenset) else one)  # in one order in all processes
                     for one in code.co_consts
                     if not isinstance(one, CodeType)
                 ]
@@ -228,18 +204,16 @@ def _code(kind: type) -> list[str]:
 
 @cache
 def _fitted(entry: _Entry, shape: Shape) -> tuple[Shape, tuple[str, ...]]:
-    """Run a network once: the shape with the colour channels that it takes, and the name of its classifier.
-
-    Raises:
-        ModelError: It cannot run on such images, or gives other outputs than one for each class.
-    """
+    """Run a network once: the shape with the colour channels that it takes, and the name of its classifier."""
     with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
-        net = _construct(entry, shape.side).eval()
+        net = _made(entry).eval()
+        layers = {name: part for name, part in net.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
         errors = []
         for channels in dict.fromkeys((shape.channels, 3, 1)):
+            images = torch.zeros(2, channels, shape.side, shape.side)
             try:
-                output, called = _run(net, torch.zeros(2, channels, shape.side, shape.side))
-            except Exception as error:  # whatever the caller's code raises
+                output, called, _ = run_recorded(net, layers, images)
+            except ModelError as error:
                 errors.append(error)
                 continue
             if channels < shape.channels:
@@ -247,43 +221,16 @@ def _fitted(entry: _Entry, shape: Shape) -> tuple[Shape, tuple[str, ...]]:
                     f"it takes images of {channels} channel, and the source has {shape.channels}",
                     hint=f"Make its first layer take {shape.channels} channels, or set source.channels: {channels}.",
                 )
-            return replace(shape, channels=channels), _heads(output, called, shape.classes)
-        works = sizes_that_work(partial(_construct, entry), lambda model: Hints(()), shape)
-        raise ModelError(
-            f"it cannot work on images of {shape.channels} x {shape.side} x {shape.side}: {first_line(errors[0])}",
-            hint=f"Set input_size: {' or '.join(map(str, works))}." if works else "",
-        ) from errors[0]
-
-
-def _run(net: nn.Module, images: Tensor) -> tuple[Any, list[tuple[str, int]]]:
-    """Return the output, and the layers that could be classifiers as they are called, with their numbers of outputs."""
-    called: list[tuple[str, int]] = []
-
-    def note(name: str, outputs: int) -> Callable[..., None]:
-        return lambda *_: called.append((name, outputs))
-
-    with ExitStack() as stack, torch.no_grad():
-        for name, part in net.named_modules():
-            if isinstance(part, nn.Linear | nn.Conv2d):
-                outputs = part.out_features if isinstance(part, nn.Linear) else part.out_channels
-                stack.callback(part.register_forward_hook(note(name, outputs)).remove)
-        return net(images), called
-
-
-def _heads(output: Any, called: list[tuple[str, int]], classes: int) -> tuple[str, ...]:
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise ModelError(f"it returns a {type(output).__name__}, not logits or an object that has them as `logits`")
-    if logits.ndim != 2 or len(logits) != 2:
-        raise ModelError(f"it returns {' x '.join(map(str, logits.shape))} numbers for 2 images, not 2 x {classes}")
-    if logits.shape[1] != classes:
-        raise ModelError(
-            f"it has {logits.shape[1]} outputs, and the source {classes} classes",
-            hint=f"Make its last layer give {classes}.",
-        )
-    heads = [name for name, outputs in called if outputs == classes and name]
-    if not heads:
-        raise ModelError(
-            "no classifier can be found in it", hint=f"Let its last layer be an nn.Linear with {classes} outputs."
-        )
-    return (heads[-1],)
+            logits = getattr(output, "logits", output)
+            if not isinstance(logits, Tensor):
+                kind = type(output).__name__
+                raise ModelError(f"it returns a {kind}, not logits or an object that has them as `logits`")
+            if logits.shape != (2, shape.classes):
+                numbers, hint = " x ".join(map(str, logits.shape)), f"Make its last layer give {shape.classes}."
+                raise ModelError(f"it returns {numbers} numbers for 2 images, not 2 x {shape.classes}", hint=hint)
+            outputs = {n: p.out_features if isinstance(p, nn.Linear) else p.out_channels for n, p in layers.items()}
+            if heads := [name for name in called if outputs[name] == shape.classes and name]:
+                return replace(shape, channels=channels), (heads[-1],)
+            hint = f"Let its last layer be an nn.Linear with {shape.classes} outputs."
+            raise ModelError("no classifier can be found in it", hint=hint)
+        raise errors[0]

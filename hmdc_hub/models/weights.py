@@ -14,9 +14,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import huggingface_hub
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 import hmdc_hub
 from hmdc_hub.errors import FormatError, ModelError, NetworkError, NotFoundError
 from hmdc_hub.models.family import Family, Network
-from hmdc_hub.models.library import LibraryNetwork
+from hmdc_hub.models.feature_layers import LibraryNetwork
 from hmdc_hub.schema import LOCAL, ModelSpec, is_hub_id, is_local_path
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.hub_errors import reading
@@ -40,16 +40,91 @@ SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "co
 FITTING = "Make id and args those of the network that the weights were trained in."
 
 
+def _client() -> huggingface_hub.HfApi:
+    return huggingface_hub.HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
+
+
+class Place(NamedTuple):
+    """Where the files are that a pool entry's `id` or `weights` mean: here, or in a repository of the Hub."""
+
+    name: str
+    path: Path | None  # a folder or file here, there or not; None: on the Hub
+    revision: str | None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, key: Literal["id", "weights"]) -> Place:
+        """Read a key; ModelError if it can be neither, or is a published recipe's stand-in for somebody's file."""
+        name = getattr(spec, key)
+        if name.startswith(LOCAL):
+            hint = "Ask them for it, and put its path here."
+            raise ModelError(f"{key}: {name} stands for a file of whoever published this recipe", hint=hint)
+        if is_local_path(name):
+            try:
+                return cls(name, Path(name).expanduser(), spec.revision)
+            except (RuntimeError, ValueError) as error:  # no such user
+                raise ModelError(f"{name!r} cannot be a path: {error}") from error
+        if not is_hub_id(name):
+            none, hint = ("none, ", "") if key == "weights" else ("", "For example google/vit-base-patch16-224.")
+            if spec.source == "torchvision":
+                hint = "torchvision's models also take names such as IMAGENET1K_V1."
+            rule = f"is neither {none}a Hub id (owner/name) nor a path (./x.safetensors)"
+            raise ModelError(f"{key}: {name!r} {rule}", hint=hint)
+        return cls(name, None, spec.revision)
+
+    def get(self, file: str) -> Path | None:
+        """Give a file of the folder or repository; None if it has none of that name."""
+        if self.path is not None:
+            return path if os.path.isfile(path := self.path / file) else None
+        with reading(self.name, self.revision, kind="model"):
+            try:
+                return Path(_client().hf_hub_download(self.name, file, revision=self.revision))
+            except hub.LocalEntryNotFoundError:
+                raise  # the cache has none; whether the Hub has is not known
+            except hub.EntryNotFoundError:
+                return None
+
+    def weights(self) -> list[Path]:
+        """List its safetensors, whole or in parts."""
+        name = self.name
+        if self.path is not None and not os.path.isdir(self.path):
+            if not os.path.isfile(self.path):
+                raise ModelError(f"weights: there is no file {name}", hint="Paths begin in the current folder.")
+            if not name.lower().endswith(".safetensors"):
+                raise ModelError(
+                    f"weights: {name} is no .safetensors file, and others may run code when they are read",
+                    hint="safetensors.torch.save_file(model.state_dict(), 'model.safetensors') writes one.",
+                )
+            return [self.path]
+        if (single := self.get(SINGLE)) is not None:
+            return [single]
+        if (index := self.get(INDEX)) is not None:
+            try:
+                parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+                wrong = [p for p in parts if not isinstance(p, str) or not re.fullmatch(r"[\w.-]+\.safetensors", p)]
+                if wrong or not parts:
+                    raise ValueError(f"it names {wrong[:1] or 'no file'}")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ModelError(f"{INDEX} of {name} is damaged: {error}") from error
+            found = {part: self.get(part) for part in parts}
+            if absent := [part for part, path in found.items() if path is None]:
+                raise ModelError(f"{name} lacks {absent[0]}, which its {INDEX} names")
+            return [path for path in found.values() if path is not None]
+        if self.path is not None:
+            raise ModelError(f"{name} holds no {SINGLE}", hint="save_pretrained of a library writes such a folder.")
+        raise ModelError(
+            f"{name} has no {SINGLE} at revision {self.revision or 'main'}, and weights in pickle files are not "
+            "loaded: reading them may run code",
+            hint="Many repositories have one in a pull request: set revision to its commit.",
+        )
+
+
 def settle(spec: ModelSpec) -> ModelSpec:
     """Fill the revision of a pool entry: the commit that a branch or tag means now, or a local file's fingerprint.
 
-    Raises:
-        ModelError: A local file is not there, or HF_HUB_OFFLINE is set and the revision is no commit.
-        NotFoundError: There is no such repository or revision, or this account does not see it.
-        NetworkError: The Hub cannot be reached.
+    ModelError also if HF_HUB_OFFLINE is set and the revision is no commit; otherwise the errors of `reading`.
     """
     names = (spec.weights, spec.id) if spec.source in ("transformers", "timm") else (spec.weights,)
-    repo = next((name for name in names if _is_hub_id(name)), None)
+    repo = next((name for name in names if is_hub_id(name) and not is_local_path(name)), None)
     if repo is not None and not re.fullmatch(r"[0-9a-f]{40}", spec.revision or ""):
         if constants.HF_HUB_OFFLINE:
             raise ModelError(
@@ -57,9 +132,8 @@ def settle(spec: ModelSpec) -> ModelSpec:
                 f"a full commit, not {spec.revision or 'main'!r}.",
                 hint="Unset HF_HUB_OFFLINE, or copy  revision: <40 hex digits>  from an earlier run's recipe.yaml.",
             )
-        api = huggingface_hub.HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
         with reading(repo, spec.revision, kind="model"):
-            commit = api.model_info(repo, revision=spec.revision, timeout=30).sha
+            commit = _client().model_info(repo, revision=spec.revision, timeout=30).sha
         return spec.model_copy(update={"revision": str(commit)})
     if repo is None and spec.local_names() and spec.revision is None:
         try:
@@ -67,6 +141,43 @@ def settle(spec: ModelSpec) -> ModelSpec:
         except ModelError as error:
             raise ModelError(f"Pool entry {spec.name}: {error.message}.", hint=error.hint) from error
     return spec
+
+
+def _fingerprint(spec: ModelSpec) -> str:
+    """Say which local files these are, by the beginning of the SHA-256 of each."""
+    id_, weights = (Place.of(spec, key) if key in spec.local_names() else None for key in ("id", "weights"))
+    files = [id_.path / CONFIG] if id_ and id_.path else []
+    files += weights.weights() if weights else []
+    try:
+        return "-".join(sha256_file(file)[:16] for file in files)
+    except (NotFoundError, FormatError) as error:
+        raise ModelError(error.message.rstrip("."), hint="Paths begin in the current folder.") from error
+
+
+def _unchanged(spec: ModelSpec, key: Literal["id", "weights"]) -> Place:
+    """Read a key whose files are to be opened; ModelError if they are here and no longer what they were."""
+    place = Place.of(spec, key)
+    if place.path is not None and spec.revision is not None and _fingerprint(spec) != spec.revision:
+        raise ModelError(
+            f"{' and '.join(dict.fromkeys(spec.local_names().values()))}: no longer what revision {spec.revision} says",
+            hint="Put the old files back; or take the new ones: no revision, and --force or another --run-dir.",
+        )
+    return place
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """Read the config.json of the repository or folder that a pool entry has as its id."""
+    path = _unchanged(spec, "id").get(CONFIG)
+    if path is None:
+        hint = "Name the architecture under id and its settings under args."
+        raise ModelError(f"{spec.id} has no {CONFIG}", hint=hint)
+    try:
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("it is no mapping")
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{CONFIG} of {spec.id} is damaged: {error}") from error
+    return config
 
 
 def pretrained(spec: ModelSpec, family: Family, net: Network) -> dict[str, Tensor]:
@@ -99,41 +210,15 @@ def pretrained(spec: ModelSpec, family: Family, net: Network) -> dict[str, Tenso
     return _fitting(spec.weights, net, values)
 
 
-def config_of(spec: ModelSpec) -> dict[str, Any]:
-    """Read the config.json of the repository or folder that a pool entry has as its id.
-
-    Raises:
-        ModelError: There is none, or it is damaged.
-        NetworkError: The Hub cannot be reached, or the cache does not hold it while offline.
-    """
-    _refuse_what_cannot_be_read(spec, "id")
-    if not is_local_path(spec.id) and not _is_hub_id(spec.id):
-        hint = "For example google/vit-base-patch16-224."
-        raise ModelError(f"id: {spec.id!r} is neither a Hub id nor a path", hint=hint)
-    path = _getter(spec, spec.id)(CONFIG)
-    if path is None:
-        raise ModelError(
-            f"{spec.id} has no {CONFIG}", hint="Name the architecture under id and its settings under args."
-        )
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{CONFIG} of {spec.id} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{CONFIG} of {spec.id} is damaged: it is no mapping")
-    return config
-
-
 def _named_by_torchvision(spec: ModelSpec) -> dict[str, Tensor]:
     """Fetch weights that torchvision names: compared with the hash in their address, read as tensors only."""
-    from hmdc_hub.models.vision import named_weights
+    import torchvision
 
-    known = named_weights(spec.id)
+    # Without DEFAULT: it means others in each version.
+    known = {member.name: member for member in torchvision.models.get_model_weights(spec.id)}
     if spec.weights not in known:
-        raise ModelError(
-            f"torchvision has no weights {spec.weights!r} for {spec.id}",
-            hint=f"It has {', '.join(known) or 'none'}; weights: none trains from scratch.",
-        )
+        hint = f"It has {', '.join(known) or 'none'}; weights: none trains from scratch."
+        raise ModelError(f"torchvision has no weights {spec.weights!r} for {spec.id}", hint=hint)
     weights = known[spec.weights]
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     if constants.HF_HUB_OFFLINE and not file.is_file():
@@ -141,9 +226,7 @@ def _named_by_torchvision(spec: ModelSpec) -> dict[str, Tensor]:
             f"Pool entry {spec.name}: HF_HUB_OFFLINE is set, and {file.name} is not in torch's cache.",
             hint="Unset HF_HUB_OFFLINE, run the same command again, and it is there from then on.",
         )
-    expected = re.search(
-        r"-([0-9a-f]{8,})\.", file.name
-    )  # torch compares it with what it downloads, not with its cache
+    expected = re.search(r"-([0-9a-f]{8,})\.", file.name)  # torch compares it with a download, not with its cache
     if file.is_file() and expected is not None and not sha256_file(file).startswith(expected.group(1)):
         raise ModelError(f"{file} is not the file that its name says", hint="Remove it; it is downloaded again.")
     try:
@@ -158,10 +241,15 @@ def _named_by_torchvision(spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
-    """Read safetensors, whole or in parts, under the names in them."""
-    _refuse_what_cannot_be_read(spec, "weights")
+    """Read safetensors under the names in them."""
+    place = _unchanged(spec, "weights")
+    if place.path is None and is_hub_id(spec.id) and not is_local_path(spec.id) and spec.id != spec.weights:
+        raise ModelError(
+            f"id {spec.id} and weights {spec.weights} are two repositories, and revision can be of one only",
+            hint="Name the architecture under id, or the same repository twice.",
+        )
     state: dict[str, Tensor] = {}
-    for file in _files(spec):
+    for file in place.weights():
         try:
             state |= load_file(file)
         except (SafetensorError, OSError, ValueError) as error:
@@ -173,113 +261,6 @@ def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
     return state
 
 
-def _files(spec: ModelSpec) -> list[Path]:
-    name = spec.weights
-    if not is_local_path(name) and not _is_hub_id(name):
-        raise ModelError(
-            f"weights: {name!r} is neither none, a Hub id (owner/name) nor a path (./x.safetensors)",
-            hint="torchvision's models also take names such as IMAGENET1K_V1." if spec.source == "torchvision" else "",
-        )
-    if _is_hub_id(name) and "/" in spec.id and _is_hub_id(spec.id) and spec.id != name:
-        raise ModelError(
-            f"id {spec.id} and weights {name} are two repositories, and revision can be of one only",
-            hint="Name the architecture under id, or the same repository twice.",
-        )
-    if is_local_path(name) and not os.path.isdir(_path(name)):
-        if not os.path.isfile(_path(name)):
-            raise ModelError(f"weights: there is no file {name}", hint="Paths begin in the current folder.")
-        if not name.lower().endswith(".safetensors"):
-            raise ModelError(
-                f"weights: {name} is no .safetensors file, and others may run code when they are read",
-                hint="safetensors.torch.save_file(model.state_dict(), 'model.safetensors') writes one.",
-            )
-        return [_path(name)]
-    get = _getter(spec, name)
-    if (single := get(SINGLE)) is not None:
-        return [single]
-    if (index := get(INDEX)) is not None:
-        parts = {part: get(part) for part in _parts(index.read_bytes(), name)}
-        absent = [part for part, path in parts.items() if path is None]
-        if absent:
-            raise ModelError(f"{name} lacks {absent[0]}, which its {INDEX} names")
-        return [path for path in parts.values() if path is not None]
-    if is_local_path(name):
-        raise ModelError(f"{name} holds no {SINGLE}", hint="save_pretrained of a library writes such a folder.")
-    raise ModelError(
-        f"{name} has no {SINGLE} at revision {spec.revision or 'main'}, and weights in pickle files are not loaded: "
-        "reading them may run code",
-        hint="Many repositories have one in a pull request: set revision to its commit.",
-    )
-
-
-def _parts(index: bytes, name: str) -> list[str]:
-    try:
-        parts = sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{INDEX} of {name} is damaged") from error
-    wrong = [part for part in parts if not isinstance(part, str) or not re.fullmatch(r"[\w.-]+\.safetensors", part)]
-    if wrong or not parts:
-        raise ModelError(f"{INDEX} of {name} is damaged: it names {wrong[:1] or 'no file'}")
-    return parts
-
-
-def _getter(spec: ModelSpec, name: str) -> Callable[[str], Path | None]:
-    """Return what gives a file of a folder here or of a repository by its name; None if it has none of that name."""
-
-    def local(file: str) -> Path | None:
-        return path if os.path.isfile(path := _path(name) / file) else None
-
-    def download(file: str) -> Path | None:
-        with reading(name, spec.revision, kind="model"):
-            try:
-                path = huggingface_hub.hf_hub_download(
-                    name, file, revision=spec.revision, library_name="hmdc-hub", library_version=hmdc_hub.__version__
-                )
-            except hub.LocalEntryNotFoundError:
-                raise  # the cache has none; whether the Hub has is not known
-            except hub.EntryNotFoundError:
-                return None
-        return Path(path)
-
-    return local if is_local_path(name) else download
-
-
-def _path(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except (RuntimeError, ValueError) as error:  # no such user
-        raise ModelError(f"{name!r} cannot be a path: {error}") from error
-
-
-def _is_hub_id(name: str) -> bool:
-    return not is_local_path(name) and is_hub_id(name)
-
-
-def _fingerprint(spec: ModelSpec) -> str:
-    """Say which local files these are, by the beginning of the SHA-256 of each."""
-    files = [_path(spec.id) / CONFIG] if is_local_path(spec.id) else []
-    files += _files(spec) if is_local_path(spec.weights) else []
-    try:
-        return "-".join(sha256_file(file)[:16] for file in files)
-    except (NotFoundError, FormatError) as error:
-        raise ModelError(error.message.rstrip("."), hint="Paths begin in the current folder.") from error
-
-
-def _refuse_what_cannot_be_read(spec: ModelSpec, key: str) -> None:
-    """Refuse a published recipe's stand-in for somebody's file, and files that are no longer what they were."""
-    name = str(getattr(spec, key))
-    if name.startswith(LOCAL):
-        raise ModelError(
-            f"{key}: {name} stands for a file of whoever published this recipe",
-            hint="Ask them for it, and put its path here.",
-        )
-    if is_local_path(name) and spec.revision is not None and _fingerprint(spec) != spec.revision:
-        raise ModelError(
-            f"{' and '.join(dict.fromkeys(spec.local_names().values()))}: no longer what revision {spec.revision} says",
-            hint="Put the old files back; or take the new ones: no revision, and --force or another --run-dir.",
-        )
-
-
 def _fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Choose what the network's body needs, in its shapes; position embeddings are resized to its grid.
 
@@ -287,9 +268,6 @@ def _fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str,
         name: What messages call the weights.
         net: The network.
         values: Tensors by its names; those of its classifiers, and others that it does not have, are left out.
-
-    Raises:
-        ModelError: One is missing or has another shape.
     """
     heads = tuple(f"{head}." for head in net.heads)
     wanted = {
@@ -309,7 +287,8 @@ def _fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str,
         if given.shape != value.shape:
             given = _resized(key, given, value, net)
         if given.shape != value.shape:
-            wrong.append(f"{said} is {_shape(given)} there and {_shape(value)} here")
+            there, here = (" x ".join(map(str, tensor.shape)) or "a number" for tensor in (given, value))
+            wrong.append(f"{said} is {there} there and {here} here")
             continue
         if value.is_floating_point() and not bool(torch.isfinite(given).all()):
             strange.append(f"{said} holds numbers that are not finite")
@@ -335,10 +314,6 @@ def _resized(key: str, given: Tensor, wanted: Tensor, net: Network) -> Tensor:
             grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
             return torch.cat([given[:, :prefix].float(), grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
     return given
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "a number"
 
 
 def _some(items: list[str]) -> str:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html import escape
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PrivateAttr
 
 from hmdc_hub import catalog, schema
-from hmdc_hub.errors import RecipeError, UsageError
+from hmdc_hub.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -183,14 +180,7 @@ def changed(recipe: schema.Recipe, where: str, overrides: Sequence[str], section
         overrides: As for `load_recipe`.
         sections: Likewise.
     """
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "recipe.yaml")
-        file.write_text(catalog.dump_recipe(recipe), encoding="utf-8")
-        try:
-            return _load(file, overrides, sections)
-        except RecipeError as error:
-            problems = [replace(problem, line=None) for problem in error.problems]
-            raise RecipeError(where, problems, hint=error.hint) from error
+    return catalog.change(recipe, overrides, with_modules(sections), where)
 
 
 def _load(file: str | os.PathLike[str], overrides: Sequence[str], sections: Mapping[str, Any]) -> schema.Recipe:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hmdc_hub.catalog import (
+    change,
     dump_recipe,
     load_model,
     load_recipe,
@@ -47,6 +48,17 @@ def test_nested_dicts_change_what_they_name_and_keep_the_rest(write: WriteRecipe
     assert recipe.evaluate.models == [load_model("net_b")]
     assert recipe.source.id == "some/folder"
     assert load_recipe(write(), sections={"source": recipe.source}).source == recipe.source
+
+
+def test_a_loaded_recipe_is_changed_as_a_file_is(write: WriteRecipe, pool: Path) -> None:
+    recipe, changes = load_recipe(write()), {"evaluate": {"models": ["net_b"]}, "condense": {"images": {"lr": 1}}}
+    made = change(recipe, ["condense.ipc=3", "pool.0.args.depth=4"], changes, "mine")
+    assert made == load_recipe(write(), ["condense.ipc=3", "pool.0.args.depth=4"], changes)
+    assert change(recipe, [], {}, "mine") == recipe
+    with pytest.raises(RecipeError, match=r"(?s)^mine: 2 problems.*sede = 1: .*condense.ipc = 0: .*-o condense.ipc=10"):
+        change(recipe, ["condense.ipc=0"], {"sede": 1}, "mine")
+    with pytest.warns(FormerNameWarning, match="mine: condense.start is now condense.initialisation"):
+        assert change(recipe, ["condense.start=random"], {}, "mine").condense.initialisation == "random"
 
 
 def test_dicts_give_the_hashes_of_overrides(write: WriteRecipe) -> None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hmdc_hub.catalog import dump_recipe, list_models, list_recipes, load_model, load_recipe, read_recipe_file
-from hmdc_hub.catalog.entries import MODELS, RECIPES, Entry
+from hmdc_hub.catalog import (
+    MODELS,
+    RECIPES,
+    Entry,
+    dump_recipe,
+    list_entries,
+    load_model,
+    load_recipe,
+    read_recipe_file,
+)
 from hmdc_hub.catalog.problems import all_keys, example_value, node_at, schema_of
-from hmdc_hub.catalog.reference import generated_files, json_schema, model_json_schema
 from hmdc_hub.catalog.yaml12 import read_value, read_yaml
 from hmdc_hub.schema import ModelSpec, Recipe
+from tools.reference import generated_files, json_schema, main, model_json_schema
 
-SHIPPED_RECIPES, SHIPPED_MODELS = list_recipes(), list_models()
+SHIPPED_RECIPES, SHIPPED_MODELS = list_entries(RECIPES), list_entries(MODELS)
 
 
 def names(entries: list[Entry]) -> list[str]:
@@ -73,15 +80,15 @@ def test_every_shipped_model_is_right(entry: Entry) -> None:
 
 @pytest.mark.parametrize("path", generated_files(), ids=lambda path: path.name)
 def test_generated_files_are_up_to_date(path: Path) -> None:
-    assert path.read_text(encoding="utf-8") == generated_files()[path], "run python -m hmdc_hub.catalog"
+    assert path.read_text(encoding="utf-8") == generated_files()[path], "run python -m tools.reference"
 
 
 def test_generated_files_are_written_anew_by_one_command(pool: Path) -> None:
-    page = "# Head\n" + 2 * "<!-- Written by `python -m hmdc_hub.catalog` from hmdc_hub/schema/; edit the schema. -->\n"
+    page = "# Head\n" + 2 * "<!-- Written by `python -m tools.reference` from hmdc_hub/schema/; edit the schema. -->\n"
     page = page.replace("schema. -->\n", "schema. -->\nold\n<!-- End of what is written. -->\nKept.\n")
     (pool / "docs").mkdir()
     (pool / "docs" / "recipes.md").write_text(page)
-    runpy.run_module("hmdc_hub.catalog", run_name="__main__")
+    main()
     assert (pool / "recipes" / RECIPES.schema).read_text() == json_schema()
     assert (pool / "model_pool" / MODELS.schema).read_text() == model_json_schema()
     written = (pool / "docs" / "recipes.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmdc_hub.catalog import list_models, load_model
+from hmdc_hub.catalog import MODELS, list_entries, load_model
 from hmdc_hub.cli import pool as command
 from hmdc_hub.cli.pool import check_one
 from hmdc_hub.condenser import check, matching
@@ -103,7 +103,7 @@ def test_markdown_of_all(call: Call, found: dict[str, Check | str]) -> None:
     done = call("pool", "check", "--all", "--markdown")
     assert done.status == 0
     lines = done.out.splitlines()
-    assert len(lines) == 2 + len(list_models()) and all(line.count("|") == 10 for line in lines)
+    assert len(lines) == 2 + len(list_entries(MODELS)) and all(line.count("|") == 10 for line in lines)
     assert lines[0].startswith("| name | input |") and "| vit_micro | 32 |" in done.out
 
 
@@ -141,7 +141,7 @@ class NoSecondDerivative(torch.nn.Module):
 
 
 def test_what_a_library_raises_becomes_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmdc_hub.models.library.PlainHardsigmoid", NoSecondDerivative)
+    monkeypatch.setattr("hmdc_hub.models.feature_layers.PlainHardsigmoid", NoSecondDerivative)
     text = check_one(spec_of("mobilenet"), "cpu")
     assert isinstance(text, str) and "\n" not in text
     assert text.startswith(
@@ -155,7 +155,7 @@ def test_weights_are_left_out() -> None:
     assert isinstance(check_one(spec, "cpu"), Check)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in list_models()])
+@pytest.mark.parametrize("name", [entry.name for entry in list_entries(MODELS)])
 def test_every_shipped_entry_says_what_people_need(name: str) -> None:
     spec = load_model(name)
     assert spec.description and spec.name == name
@@ -166,7 +166,7 @@ def test_every_shipped_entry_says_what_people_need(name: str) -> None:
 
 
 def test_at_least_24_entries_of_every_library_ship() -> None:
-    specs: list[ModelSpec] = [load_model(entry.name) for entry in list_models()]
+    specs: list[ModelSpec] = [load_model(entry.name) for entry in list_entries(MODELS)]
     assert len(specs) >= 24
     assert {spec.source for spec in specs} == {"builtin", "torchvision", "transformers", "timm"}
     assert sum(spec.weights != "none" for spec in specs) >= 6

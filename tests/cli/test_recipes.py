@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from hmdc_hub.catalog import list_models, list_recipes, load_recipe, read_recipe_file
+from hmdc_hub import catalog
+from hmdc_hub.catalog import list_entries, load_recipe, read_recipe_file
 from tests.cli import tiny
 from tests.cli.conftest import Call
 from tests.hub import LocalHub
 from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
 from tests.sources.files import image_folder
 
-RECIPES = [entry.name for entry in list_recipes()]
-MODELS = [entry.name for entry in list_models()]
+RECIPES = [entry.name for entry in list_entries(catalog.RECIPES)]
+MODELS = [entry.name for entry in list_entries(catalog.MODELS)]
 
 
 @pytest.mark.parametrize(("verb", "names"), [("recipes", RECIPES), ("pool", MODELS)])

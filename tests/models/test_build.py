@@ -9,7 +9,7 @@ import pytest
 from hmdc_hub.errors import ModelError
 from hmdc_hub.models import forward_flops, parameter_count
 from hmdc_hub.models.builtin import BUILTIN
-from hmdc_hub.models.hf import VIT
+from hmdc_hub.models.libraries import VIT
 from tests.models.builders import TINY_VIT, build, spec_of, tiny
 
 
@@ -82,15 +82,14 @@ def test_resnet_too_small(blocks: list[int], norm: str, smallest: int) -> None:
 
 def test_resnet18_too_small() -> None:
     text = failure("resnet18", input_size=16)
-    assert "cannot work on 16 x 16 pixels" in text and "input_size: 17" in text
+    assert "cannot work on images of 3 x 16 x 16" in text and "Set another input_size" in text
 
 
 def test_vit_patches_must_divide_the_side() -> None:
     text = failure("vit", source_size=20)
-    assert "patch_size = 8 does not divide the side of 20 pixels" in text
-    assert "input_size: 16 or 24" in text
-    assert "patch_size of 2, 4, 5, 10, 20" in text
-    assert "input_size: 8," in failure("vit", source_size=7)
+    assert "cannot work on images of 3 x 20 x 20: patch_size = 8 does not divide the side of 20 pixels" in text
+    assert "Set another input_size, or look at args" in text
+    assert "patch_size = 8 does not divide the side of 7 pixels" in failure("vit", source_size=7)
 
 
 def test_vit_heads_must_divide_the_hidden_size() -> None:

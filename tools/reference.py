@@ -1,6 +1,6 @@
-"""What is generated from the schema: the two JSON schemas and the tables of docs/recipes.md.
+"""Write what is generated from the schema anew, in a checkout: the two JSON schemas and the tables of docs/recipes.md.
 
-`python -m hmdc_hub.catalog` writes them anew in a checkout; a test holds them equal to the code.
+`python -m tools.reference`; a test holds the files equal to the code.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _tidy(node: Any) -> Any:
     return tidy
 
 
-_BEGIN = "<!-- Written by `python -m hmdc_hub.catalog` from hmdc_hub/schema/; edit the schema. -->\n"
+_BEGIN = "<!-- Written by `python -m tools.reference` from hmdc_hub/schema/; edit the schema. -->\n"
 _END = "<!-- End of what is written. -->\n"
 
 
@@ -137,3 +137,13 @@ def generated_files() -> dict[Path, str]:
         models / MODELS.schema: model_json_schema(),
         page: recipe_reference(page.read_text(encoding="utf-8")),
     }
+
+
+def main() -> None:
+    """Write them."""
+    for file, content in generated_files().items():
+        file.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
