@@ -32,6 +32,7 @@ from hmdc_hub.condenser import condense
 from hmdc_hub.condenser.balance import normalise
 from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.metrics import estimate
+from hmdc_hub.processes import Work
 from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store.rundir import RunDir
@@ -113,7 +114,8 @@ def cell(
         wall, processor = time.monotonic(), time.process_time()
         info = condense(recipe, source, run, device=CPU)
         wall, processor = time.monotonic() - wall, time.process_time() - processor
-        scores = evaluate(of_run(recipe, run), recipe.evaluate, source, run, device=CPU)
+        scores = evaluate(of_run(recipe, run), recipe.evaluate, source, run, Work(CPU))
+        assert scores is not None
     return {
         "image_steps": info.image_steps,
         "resets": recipe.condense.resets,

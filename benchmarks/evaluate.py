@@ -33,6 +33,7 @@ from plain_loop import HABIT, Loop
 from hmdc_hub import metrics, multi_formation, rng
 from hmdc_hub.evaluator import EvaluatedSet, TrainingSet, evaluate, training_sets
 from hmdc_hub.models import build_for
+from hmdc_hub.processes import Work
 from hmdc_hub.provenance import device_name
 from hmdc_hub.schema import Cell, EvaluateSpec, Recipe
 from hmdc_hub.sources import Source, load_source
@@ -99,9 +100,9 @@ class Both:
             multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
             began = time.perf_counter()
             protocol = protocol_of(self.recipe, self.sets, names, seeds)
-            scores = evaluate(
-                self.subject, protocol, self.source, run, device=self.device, workers=self.workers, cache=cache
-            )
+            work = Work(self.device, workers=self.workers, cache=cache)
+            scores = evaluate(self.subject, protocol, self.source, run, work)
+            assert scores is not None
             return time.perf_counter() - began, scores.cells
 
 

@@ -24,6 +24,7 @@ from scipy.stats import kendalltau, spearmanr
 from hmdc_hub.catalog import load_recipe, protocol_overrides, read_recipe_file
 from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.metrics import MEAN, estimate
+from hmdc_hub.processes import Work
 from hmdc_hub.schema import Scores
 from hmdc_hub.sources import load_source
 from hmdc_hub.store.rundir import RunDir
@@ -36,7 +37,9 @@ def scored(run: RunDir, protocol: str, overrides: list[str], device: torch.devic
     where = RunDir(run.evaluations / f"{Path(protocol).stem}-{wanted.protocol_hash()[:8]}")
     with where.lock():
         source = load_source(recipe.source)
-        return evaluate(of_run(recipe, run), wanted, source, where, device=device, workers=workers)
+        scores = evaluate(of_run(recipe, run), wanted, source, where, Work(device, workers=workers))
+        assert scores is not None
+        return scores
 
 
 Rows = dict[tuple[str, int], list[float]]

@@ -12,6 +12,7 @@ from hmdc_hub.condenser import condense
 from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.events import Event, ImageStep, Note
 from hmdc_hub.execution import Execution, settings
+from hmdc_hub.processes import Work
 from hmdc_hub.schema import Recipe, Scores
 from hmdc_hub.store.condensed import read_condensed
 from hmdc_hub.store.files import sha256_file
@@ -91,7 +92,9 @@ def test_a_replayed_graph_gives_what_the_first_call_gives() -> None:
 def scored(folder: Path, device: torch.device, **protocol: Any) -> Scores:
     recipe = toys.recipe(epochs=30, baselines=["random"], random_draws=1, **protocol)
     run = toys.run(folder, recipe)
-    return evaluate(of_run(recipe, run), recipe.evaluate, toys.source(), run, device=device, workers=0, reuse=False)
+    scores = evaluate(of_run(recipe, run), recipe.evaluate, toys.source(), run, Work(device, workers=0, reuse=False))
+    assert scores is not None
+    return scores
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from hmdc_hub.pipeline.text import columns as columns
-from hmdc_hub.pipeline.text import duration as duration
-from hmdc_hub.pipeline.text import write
+from hmdc_hub.pipeline.progress import columns as columns
+from hmdc_hub.pipeline.progress import write
 from hmdc_hub.report.text import amount as amount
+from hmdc_hub.text import duration as duration
 
 if TYPE_CHECKING:
     from hmdc_hub.pipeline.api import Run

@@ -6,4 +6,4 @@ from hmdc_hub.evaluator.cost import EvaluationCost, planned
 from hmdc_hub.evaluator.evaluated_set import EvaluatedSet, of_run
 from hmdc_hub.evaluator.foreign import evaluated_set, read_set
 from hmdc_hub.evaluator.result_log import result_logs
-from hmdc_hub.evaluator.run import Shard, assist, evaluate, parse_shard, shard_of_torchrun
+from hmdc_hub.evaluator.run import evaluate

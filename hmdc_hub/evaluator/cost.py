@@ -19,29 +19,20 @@ from hmdc_hub.processes import usable_cores
 from hmdc_hub.schema import CHOSEN, EvaluateSpec, Recipe
 from hmdc_hub.sources import Source
 
-PROBE = 16
-"""Images that a probe trains on; costs grow linearly from there."""
+PROBE = 16  # images that a probe trains on; costs grow linearly from there
 
-STEP_SECONDS = 0.001
-"""Least time of a training step; with the next, for guessing which trainings are long, and whether all are short."""
-
-FLOPS_PER_SECOND = 1e10
-"""Of one core, roughly."""
+# For guessing which trainings are long, and whether all are short.
+STEP_SECONDS = 0.001  # least time of a training step
+FLOPS_PER_SECOND = 1e10  # of one core, roughly
 
 
 @dataclass(frozen=True)
 class EvaluationCost:
-    """What evaluating will do and take.
+    """What evaluating will do and take."""
 
-    Attributes:
-        trainings: Architectures x training sets with their draws x seeds.
-        seconds: Estimated, over all workers; None until all architectures are measured.
-        per_model: Estimated seconds of one training on the condensed set, by architecture that is measured.
-    """
-
-    trainings: int
-    seconds: float | None
-    per_model: dict[str, float]
+    trainings: int  # architectures x training sets with their draws x seeds
+    seconds: float | None  # estimated, over all workers; None until all architectures are measured
+    per_model: dict[str, float]  # estimated, of one training on the condensed set, by architecture that is measured
 
 
 def planned(
@@ -49,13 +40,8 @@ def planned(
 ) -> Iterator[EvaluationCost]:
     """Estimate the time of an evaluation: first what can be counted, then one architecture after another.
 
-    Each is trained for a few steps; nothing is written. The values of the pixels are of no matter.
-
-    Args:
-        recipe: Resolved.
-        source: Loaded, or of the same shape.
-        device: Where it would run; nothing is put there before the first plan was taken.
-        workers: As for `evaluate`.
+    Each is trained for a few steps; nothing is written. The values of the source's pixels are of no matter, and nothing
+    is put on the device before the first estimate was taken.
     """
     protocol, train = recipe.evaluate.settled(), source.train
     synthetic = train.num_classes * recipe.condense.ipc

@@ -23,8 +23,7 @@ from hmdc_hub.provenance import versions
 from hmdc_hub.schema import Cell, EvaluateSpec, is_intact, plain_models, sealed, sha256_of, unsealed
 from hmdc_hub.store.files import write_text_atomic
 
-CellName = tuple[str, str, int, int]
-"""Model, training set, draw and seed: the name of a training within its evaluation."""
+CellName = tuple[str, str, int, int]  # model, training set, draw and seed: the name of a training in its evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,28 +59,19 @@ class FinishedTraining:
 class ResultLog:
     """cells.jsonl: finished trainings, one line each; and what other processes write into `cells-*.jsonl` beside it.
 
-    Args:
-        path: The file that this process writes.
-        hashes: What a training depends on beside its name (hashes of set, protocol and source); lines about something
-            else are kept and not used.
-        environment: Device, program and versions, on which it depends too.
-        images: Images that are scored on.
-
-    Attributes:
-        finished: Trainings by name.
-        elsewhere: What is only finished in another environment, by name: what differs there.
-        dropped: Lines that were there and are damaged or have no checksum, as older programs wrote them; those
-            trainings are done again.
+    A training depends, beside its name, on the hashes of set, protocol and source, and on the environment: device,
+    program, versions. Lines about something else are kept and not used. `path` is the file that this process writes,
+    `images` the number of those that are scored on.
     """
 
     def __init__(self, path: Path, hashes: Mapping[str, Any], environment: Mapping[str, str], images: int) -> None:
         self.path, self.hashes, self.environment, self.images = path, dict(hashes), dict(environment), images
         self.finished: dict[CellName, FinishedTraining] = {}
-        self.elsewhere: dict[CellName, str] = {}
+        self.elsewhere: dict[CellName, str] = {}  # what is only finished in another environment: what differs there
         text = _text(path)
         lines = text.splitlines()
         kept = [line for line in lines if self._take(line)]
-        self.dropped = len(lines) - len(kept)
+        self.dropped = len(lines) - len(kept)  # damaged, or without a checksum as older programs wrote them
         if (clean := "".join(line + "\n" for line in kept)) != text:  # such as a line that a kill cut in two
             write_text_atomic(path, clean)
         self.look()
@@ -144,16 +134,9 @@ def _intact(text: str) -> dict[str, Any]:
 class BaselineCache:
     """Trainings on real images, kept for every later evaluation that would do exactly the same.
 
-    Real images, the full set above all, depend on the source and the budget alone: whoever scores ten condensed sets of
-    one source trains on what they are compared with once. Modules of a Python session are left out: their id does not
-    tell what they compute.
-
-    Args:
-        folder: Where; made when the first one is kept.
-        protocol: Says how.
-        fingerprint: Of the source.
-        images: Images that are scored on.
-        device: Name of the device: another one rounds differently.
+    Real images, the full set above all, depend on the source and the budget alone: whoever scores ten condensed sets
+    of one source trains on what they are compared with once. Another device rounds differently. Modules of a Python
+    session are left out: their id does not tell what they compute.
     """
 
     def __init__(self, folder: Path, protocol: EvaluateSpec, fingerprint: str, images: int, device: str) -> None:

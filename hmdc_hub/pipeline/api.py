@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cached_property
 from html import escape
 from inspect import signature
@@ -19,13 +19,12 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError, UsageError
 from hmdc_hub.events import Callback, StopFlag
 from hmdc_hub.pipeline.recipe import Recipe, load_recipe
-from hmdc_hub.pipeline.signals import stop_on_signals
-from hmdc_hub.pipeline.text import duration
-from hmdc_hub.processes import launched
+from hmdc_hub.processes import Work, launched, parse_share, stop_on_signals
 from hmdc_hub.report.tables import table_text
 from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Scores
 from hmdc_hub.store.files import read_info, read_scores
 from hmdc_hub.store.rundir import RunDir, RunState
+from hmdc_hub.text import close, duration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,13 +32,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hmdc_hub.pipeline.adopt import Agreement
-    from hmdc_hub.pipeline.job import RunOptions, StageName
+    from hmdc_hub.pipeline.job import Job, StageName
     from hmdc_hub.publish.push import Published
     from hmdc_hub.store.dataset import CondensedDataset
     from hmdc_hub.trackers import Tracker
 
-RUNS = Path("runs")
-"""Folder of runs, in the current one."""
+RUNS = Path("runs")  # folder of runs, in the current one
 
 
 class Run:
@@ -207,9 +205,6 @@ class Evaluation:
         path: Directory with scores.json.
         run: The run, if it was scored by its own protocol.
         published: How the scores compare with published ones of the same protocol.
-
-    Attributes:
-        path: The directory.
     """
 
     def __init__(
@@ -235,11 +230,20 @@ class Evaluation:
 
     def summary(self) -> str:
         """Write the protocol and the table of means, with gains over what the set must beat."""
-        scores = self.scores
+        scores, protocol = self.scores, self.scores.protocol
+        augmented = [name for name, value in protocol.augment.model_dump().items() if value]
+        words = [
+            protocol.protocol_hash()[:8],
+            f"{protocol.length} of batch {protocol.batch}",
+            f"{protocol.optimizer}, {protocol.schedule} rate",
+            f"CutMix {'on' if protocol.cutmix.evaluate else 'off'}",
+            f"augmented by {' '.join(augmented)}" if augmented else "not augmented",
+            *([] if protocol.holdout is None else [f"scored on {protocol.holdout:.0%} of the train split"]),
+        ]
         return "\n".join(
             [
                 f"set        {scores.name}",
-                textwrap.fill(f"protocol   {_protocol_text(scores.protocol)}", 80, subsequent_indent=" " * 11),
+                textwrap.fill(f"protocol   {', '.join(words)}", 80, subsequent_indent=" " * 11),
                 f"scores     {self.path / 'scores.json'}",
                 f"report     {self.report}",
                 "",
@@ -253,20 +257,6 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(self.summary())}</pre>"
-
-
-def _protocol_text(protocol: EvaluateSpec) -> str:
-    augmented = [name for name, value in protocol.augment.model_dump().items() if value]
-    return ", ".join(
-        [
-            protocol.protocol_hash()[:8],
-            f"{protocol.length} of batch {protocol.batch}",
-            f"{protocol.optimizer}, {protocol.schedule} rate",
-            f"CutMix {'on' if protocol.cutmix.evaluate else 'off'}",
-            f"augmented by {' '.join(augmented)}" if augmented else "not augmented",
-            *([] if protocol.holdout is None else [f"scored on {protocol.holdout:.0%} of the train split"]),
-        ]
-    )
 
 
 def condense(
@@ -308,82 +298,64 @@ def condense(
         Interrupted: It was stopped at a safe place; the same call goes on from there.
     """
     from hmdc_hub.pipeline.device import pick
-    from hmdc_hub.pipeline.job import RunOptions, run_directory
+    from hmdc_hub.pipeline.job import Job
 
     found = recipe if isinstance(recipe, schema.Recipe) else load_recipe(recipe)
     started = launched()
     chosen = pick(device, started.local if started else 0)
-    overridden = isinstance(found, Recipe) and found.overridden
-    run = RunDir(Path(run_dir)) if run_dir is not None else run_directory(found, overridden=overridden)
+    name = found.name
+    if isinstance(found, Recipe) and found.overridden:
+        # Before its source is looked up: a dataset that moves on does not move the directory.
+        digest = hashlib.sha256((found.condense_hash() + found.protocol_hash()).encode()).hexdigest()
+        name = f"{name}-{digest[:8]}"
+    where = RunDir(RUNS / name if run_dir is None else Path(run_dir))
     grids = bool(report_to) or bool(callbacks)
-    options = RunOptions(chosen, resume=resume, force=force, evaluate=evaluate, workers=workers, image_grids=grids)
     with stop_on_signals(stop) as flag:
-        if started is not None:
-            return _condense_together(found, run, options, started.index, callbacks, report_to, progress, flag)
-        return _condense(found, run, options, callbacks, report_to, progress, flag)
+        work = Work(chosen, workers, stop=flag, share=started)
+        job = Job(found, where, work, resume=resume, force=force, evaluate=evaluate, image_grids=grids)
+        if started is None:
+            return _condense(job, callbacks, report_to, progress)
+        from hmdc_hub.condenser import Ranks
+
+        # The first of several processes of torchrun tells the others what is to be done.
+        ranks = Ranks.of_torchrun(chosen)
+        job = replace(job, ranks=ranks)
+        if started.index == 0:
+            done = _condense(job, callbacks, report_to, progress)
+        else:
+            job.assist()
+            done = Run(where.path)
+        ranks.close()
+        return done
 
 
 def _condense(
-    recipe: schema.Recipe,
-    run: RunDir,
-    options: RunOptions,
-    callbacks: Callback | Sequence[Callback],
-    report_to: str | Sequence[str],
-    progress: bool | None,
-    stop: StopFlag | None,
+    job: Job, callbacks: Callback | Sequence[Callback], report_to: str | Sequence[str], progress: bool | None
 ) -> Run:
-    from hmdc_hub.pipeline.job import prepared, run_recipe
     from hmdc_hub.pipeline.progress import reporting
 
-    _trackers(report_to, run, recipe)  # one that is not there is found before anything is asked for
-    recipe = prepared(recipe, run, force=options.force)
-    trackers = _trackers(report_to, run, recipe)
+    _trackers(report_to, job)  # one that is not there is found before anything is asked for
+    job = job.prepared()
+    trackers = _trackers(report_to, job)
     several = [callbacks] if callable(callbacks) else callbacks
     try:
         with reporting(progress, [*several, *trackers]) as callback:
-            return Run(run.path, run_recipe(recipe, run, options, callback=callback, stop=stop))
+            return Run(job.run.path, replace(job, work=replace(job.work, callback=callback)).do())
     finally:
         for tracker in trackers:
             tracker.close()
 
 
-def _trackers(report_to: str | Sequence[str], run: RunDir, recipe: schema.Recipe) -> Sequence[Tracker]:
+def _trackers(report_to: str | Sequence[str], job: Job) -> Sequence[Tracker]:
     if not report_to:
         return ()
     from hmdc_hub.trackers import make_callbacks
 
-    return make_callbacks(report_to, run.path, recipe)
-
-
-def _condense_together(recipe: schema.Recipe, run: RunDir, options: RunOptions, index: int, *how: Any) -> Run:
-    """Do the part of one of several processes of torchrun; the first tells the others what is to be done."""
-    from hmdc_hub.condenser import Ranks
-    from hmdc_hub.evaluator import shard_of_torchrun
-    from hmdc_hub.pipeline.job import assist
-
-    ranks = Ranks.of_torchrun(options.device)
-    options = replace(options, ranks=ranks, shard=shard_of_torchrun())
-    if index == 0:
-        done = _condense(recipe, run, options, *how)
-    else:
-        assist(run, options, how[-1] or StopFlag())
-        done = Run(run.path)
-    ranks.close()
-    return done
+    return make_callbacks(report_to, job.run.path, job.recipe)
 
 
 class EvaluateOptions(TypedDict, total=False):
-    """Rarer options of `evaluate`.
-
-    Attributes:
-        holdout: Score on this share of the train split: for choosing settings without the test split.
-        overrides: Keys of the protocol in the form of the command line, such as `"evaluate.epochs=200"`.
-        normalised: The floats of a safetensors file are source-normalised, not pixels.
-        root: Folder of the runs.
-        resume: False: train all again in place of taking trainings that are done.
-        share: Do this part of the trainings only, such as `"1/4"`; the same call without it puts the scores together.
-        stop: Set it to stop at the next safe place.
-    """
+    """Rarer options of `evaluate`, which says what they are."""
 
     holdout: float | None
     overrides: Sequence[str]
@@ -433,32 +405,43 @@ def evaluate(
         workers: CPU processes; None: one per core.
         callbacks: A function, or several, called with every event.
         progress: Whether to show progress on stderr; None: yes.
-        **more: See `EvaluateOptions`.
+        **more: Rarer ones. `holdout`: score on this share of the train split, for choosing settings without the test
+            split. `overrides`: keys of the protocol in the form of the command line, `"evaluate.epochs=200"`.
+            `normalised`: the floats of a safetensors file are source-normalised, not pixels. `root`: folder of the
+            runs. `resume`: False trains all again in place of taking trainings that are done. `share`: do this part of
+            the trainings only, `"1/4"`; the same call without it puts the scores together. `stop`: set it to stop at
+            the next safe place.
 
     Raises:
         UsageError: The target, the protocol or a model is not as it must be; nothing was written.
         Interrupted: It was stopped; trainings that are done are kept.
     """
-    from hmdc_hub.pipeline.evaluation import ProtocolChanges, Target, evaluate_target, work_options
+    from hmdc_hub.pipeline.device import pick
+    from hmdc_hub.pipeline.evaluation import EvaluateRequest
     from hmdc_hub.pipeline.progress import reporting
 
     if unknown := sorted(more.keys() - EvaluateOptions.__annotations__.keys()):
         raise _unknown_argument(unknown[0])
-    changes = ProtocolChanges(protocol, models, baselines, seeds, more.get("holdout"), tuple(more.get("overrides", ())))
-    options = work_options(device, workers, more.get("share"), resume=more.get("resume", True))
-    place = target.path if isinstance(target, Run) else target
-    subject = Target(
-        place,
+    share, resume = launched(), more.get("resume", True)
+    if (given := more.get("share")) is not None:
+        if share is not None:
+            raise UsageError("--share and torchrun are two ways to the same.", hint="Leave --share out.")
+        share = parse_share(given)
+    if share is not None and not resume:
+        raise UsageError(
+            "--fresh removes what other processes may be working on.",
+            hint="Call once with --fresh and without sharing, or remove the evaluation's directory first.",
+        )
+    chosen = pick(device, 0 if share is None else share.local)
+    request = EvaluateRequest(
+        target.path if isinstance(target, Run) else target,
         like.recipe if isinstance(like, Run) else like,
-        config,
-        revision,
-        more.get("root", RUNS),
-        run_dir,
-        normalised=more.get("normalised", False),
-    )
+        protocol, models, baselines, seeds, config, revision, run_dir, more.get("root", RUNS),
+        more.get("normalised", False), more.get("holdout"), more.get("overrides", ()),
+    )  # fmt: skip
     several = [callbacks] if callable(callbacks) else callbacks
     with stop_on_signals(more.get("stop")) as stop, reporting(progress, several) as callback:
-        found = evaluate_target(subject, changes, options, callback, stop)
+        found = request.score(Work(chosen, workers, callback, stop, resume, share))
     return Evaluation(found.where.path, Run(found.where.path) if found.of_run else None, found.published)
 
 
@@ -469,8 +452,8 @@ def _unknown_argument(name: str) -> UsageError:
             hint=f"Write  protocol={{{name!r}: ...}} , or  overrides=['evaluate.{name}=...'] .",
         )
     known = [*signature(evaluate).parameters][1:-1] + [*EvaluateOptions.__annotations__]
-    close = get_close_matches(name, known, 1)
+    near = close(name, known, most=1)
     return UsageError(
-        f"evaluate() has no argument {name!r}" + (f"; did you mean {close[0]!r}?" if close else "."),
+        f"evaluate() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."),
         hint=f"It takes {', '.join(known)}.",
     )

@@ -16,16 +16,11 @@ def available() -> list[str]:
 
 
 def pick(name: str | torch.device, local: int = 0) -> torch.device:
-    """Find the device that a name means.
+    """Find the device that a name means; DeviceError, with those that are here, if it is not.
 
-    Args:
-        name: `auto` (the first GPU that CUDA or ROCm shows, otherwise the CPU; MPS only when asked for, since no score
-            has been compared there), `cpu`, `cuda`, `cuda:1`, `mps`.
-        local: Number of this process among those that work together on this machine; each takes a GPU of its own for
-            `auto` and `cuda`.
-
-    Raises:
-        DeviceError: There is no such device here; the message lists those that are.
+    `auto` is the first GPU that CUDA or ROCm shows, otherwise the CPU; MPS only when asked for, since no score has been
+    compared there. `local` is the number of this process among those that work together on this machine: each takes a
+    GPU of its own for `auto` and `cuda`.
     """
     name, here, own = str(name), available(), f"cuda:{local}"
     if name == "auto":

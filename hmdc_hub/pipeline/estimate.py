@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,41 +21,30 @@ from hmdc_hub.evaluator import planned as evaluation_costs
 from hmdc_hub.events import Callback, Stage, silent
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.pipeline.job import settled
-from hmdc_hub.pipeline.text import columns, duration
+from hmdc_hub.pipeline.progress import columns
 from hmdc_hub.pipeline.validation import SourceRows
 from hmdc_hub.processes import begin_worker, starting_workers, worker_context
-from hmdc_hub.report.text import amount
 from hmdc_hub.schema import Recipe, SourceInfo
 from hmdc_hub.sources import ClassSortedImages, Source, index_source
+from hmdc_hub.text import amount, count, duration
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-SECONDS = 30.0
-"""How long is measured at most."""
+SECONDS = 30.0  # how long is measured at most
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will be, as far as it is known; its text is for people.
+    """What a run will be, as far as it is known; its text is for people."""
 
-    Attributes:
-        recipe: With its source settled.
-        rows: Classes and images of its source.
-        condensing: Objectives, steps, parameters of the pool, memory; time and operations once they are measured.
-        evaluation: Trainings; time once it is measured.
-        parameters: Of the evaluated networks, by name.
-        device: Where.
-        lost: Why measuring ended early; None if it did not.
-    """
-
-    recipe: Recipe
-    rows: SourceRows
-    condensing: CostEstimate
-    evaluation: EvaluationCost
-    parameters: dict[str, int]
+    recipe: Recipe  # with its source settled
+    rows: SourceRows  # classes and images of its source
+    condensing: CostEstimate  # objectives, steps, parameters, memory; time and operations once they are measured
+    evaluation: EvaluationCost  # trainings; time once it is measured
+    parameters: dict[str, int]  # of the evaluated networks, by name
     device: str
-    lost: str | None = None
+    lost: str | None = None  # why measuring ended early
 
     @property
     def unmeasured(self) -> list[str]:
@@ -96,12 +86,7 @@ class RunEstimate:
 def estimate_run(
     recipe: Recipe, device: torch.device, *, ranks: int = 1, workers: int | None = None, callback: Callback = silent
 ) -> RunEstimate:
-    """Look at the source's rows, build every model, and measure each on a few images of noise.
-
-    Raises:
-        UsageError: The source or a model is broken.
-        HmdcError: What the probe met, such as a model that does not run.
-    """
+    """Look at the source's rows, build every model, and measure each on a few images of noise."""
     # Models of this session are known in this process alone.
     here = any(not spec.reproducible for spec in (*recipe.pool, *recipe.evaluate.models))
     with nullcontext() if here else _probing() as probe:
@@ -141,11 +126,9 @@ def _noise(recipe: Recipe, rows: SourceRows) -> Source:
         train_counts=list(rows.train_counts), test_count=rows.test_count, size=spec.size, channels=spec.channels,
         mean=[0.5] * spec.channels, std=[0.25] * spec.channels, license=None, gated=False,
     )  # fmt: skip
-    offsets = [0]
-    for number in rows.train_counts:
-        offsets.append(offsets[-1] + number)
+    offsets = (0, *accumulate(rows.train_counts))
     labels = torch.zeros(rows.test_count, dtype=torch.int64)
-    return Source(ClassSortedImages(images[: offsets[-1]], tuple(offsets)), images[: rows.test_count], labels, info)
+    return Source(ClassSortedImages(images[: offsets[-1]], offsets), images[: rows.test_count], labels, info)
 
 
 @contextmanager
@@ -246,7 +229,7 @@ def _measured_text(found: RunEstimate) -> str:
     lines = [f"measured on {found.device}, on a few images of noise; as long as nothing else runs there"]
     if "graphs" in plan.memory:
         few, classes = plan.at_once, plan.classes_at_once
-        many = f"{classes} class{'es' * (classes != 1)}" if few is None else f"{few} images"
+        many = count(classes or 0, "class", "classes") if few is None else f"{few} images"
         lines.append(
             f"memory      {amount(plan.memory_bytes)} beside the libraries' own, graphs {amount(plan.memory['graphs'])}"
             f", of {many} at a time, among it"

@@ -6,26 +6,21 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from hmdc_hub.events import Callback, Event, ImageStep, Note, Stage, Training
-from hmdc_hub.pipeline.text import duration, write
+from hmdc_hub.text import duration
 
+# Lines per stage without a terminal, about: how often one is written depends on steps done, never on the clock.
 LINES = 10
-"""Lines per stage without a terminal, about: how often one is written depends on steps done, never on the clock."""
 
 
 @contextmanager
 def reporting(shown: bool | None, callbacks: Sequence[Callback] = ()) -> Iterator[Callback]:
-    """Show progress while the block runs.
+    """Show progress while the block runs, unless `shown` is False; gives what is to be told of every event.
 
-    Args:
-        shown: Whether to show it; None: unless it is turned off (`HF_HUB_DISABLE_PROGRESS_BARS` turns off the bars, as
-            those of the Hub's own libraries, not the lines).
-        callbacks: Told of every event, too.
-
-    Yields:
-        What is to be told of every event.
+    `HF_HUB_DISABLE_PROGRESS_BARS` turns off the bars, as those of the Hub's own libraries, not the lines. `callbacks`
+    are told of every event, too.
     """
     display = None if shown is False else Bars() if bars_wanted() else LogLines()
     everyone = [*callbacks] if display is None else [display, *callbacks]
@@ -130,9 +125,7 @@ def line_of(event: Event) -> str:
 def figures(event: ImageStep | Training, shares: Mapping[str, float]) -> str:
     """Write what a step or a training came to.
 
-    Args:
-        event: The step or training.
-        shares: The latest shares of the image gradient by objective, as steps between two updates carry none.
+    `shares` are the latest of the image gradient by objective, as steps between two updates carry none.
     """
     if isinstance(event, Training):
         return f"{event.model} on {event.training_set}: {event.accuracy:.1%}"
@@ -152,3 +145,25 @@ def figures(event: ImageStep | Training, shares: Mapping[str, float]) -> str:
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share == 0 or share >= 0.0995 else f"{share:.1%}"
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write text to a stream of the process and flush.
+
+    A reader that has gone (`| head -1`, a log viewer that was closed) is no reason to fail or to stop a long run: what
+    is written from then on is dropped.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at exit: give it somewhere to flush to.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out under a header, with as many cells each, in columns two spaces apart."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)

@@ -14,6 +14,7 @@ from hmdc_hub import metrics, rng
 from hmdc_hub.catalog import load_model
 from hmdc_hub.evaluator import EvaluatedSet, evaluate
 from hmdc_hub.metrics import CONDENSED
+from hmdc_hub.processes import Work
 from hmdc_hub.schema import Estimate, EvaluateSpec, SourceSpec
 from hmdc_hub.sources import Source, load_source
 from hmdc_hub.store.rundir import RunDir
@@ -37,7 +38,8 @@ def score(images: Tensor, labels: Tensor, source: Source, folder: Path, model: s
     stored = tuple(torch.bincount(labels, minlength=10).tolist())
     folder.mkdir()
     evaluated = EvaluatedSet("digits", images, labels, stored, sha256="0" * 64)
-    scores = evaluate(evaluated, protocol, source, RunDir(folder), device=torch.device("cpu"), workers=1)
+    scores = evaluate(evaluated, protocol, source, RunDir(folder), Work(torch.device("cpu"), workers=1))
+    assert scores is not None
     return [100 * accuracy for accuracy in metrics.by_seed(scores.cells, CONDENSED, model)]
 
 

@@ -16,6 +16,7 @@ from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.evaluator.baselines import TrainingSet
 from hmdc_hub.evaluator.result_log import BaselineCache, FinishedTraining, ResultLog
 from hmdc_hub.events import Event, Note, Training
+from hmdc_hub.processes import Work
 from hmdc_hub.schema import Cell, Scores
 from tests.evaluator.toys import recipe, run, source
 
@@ -156,9 +157,10 @@ def test_real_images_are_trained_on_once(tmp_path: Path) -> None:
         events: list[Event] = []
         told.append(events)
         where = run(tmp_path / name, of)
-        return evaluate(
-            of_run(of, where), of.evaluate, source(), where, device=CPU, callback=events.append, **keys
-        )  # fmt: skip
+        work = Work(CPU, callback=events.append, **keys)
+        scores = evaluate(of_run(of, where), of.evaluate, source(), where, work)
+        assert scores is not None
+        return scores
 
     first, second, third = scored("a"), scored("b"), scored("c", reuse=False)
     trained = [[event.training_set for event in events if isinstance(event, Training)] for events in told]

@@ -9,18 +9,21 @@ from torch import Tensor
 
 from hmdc_hub import augment, rng
 from hmdc_hub.errors import Interrupted
-from hmdc_hub.evaluator.train import Images, Normalisation, TrainingResult, steps_of, train_and_score
+from hmdc_hub.evaluator.train import Images, Setting, TrainingResult, steps_of, train_and_score
 from hmdc_hub.events import StopFlag
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import EvaluateSpec
 from tests.evaluator.toys import CONVNET, MLP, PLAIN, RESNET, model_spec, recipe, source, toys
 
-NORMALISE = Normalisation(torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.25))
 TEST = Images(*toys((10, 10, 10), 1))
 
 
 def protocol(**keys: Any) -> EvaluateSpec:
     return recipe(**{"augment": PLAIN, "cutmix": {"evaluate": False}, **keys}).evaluate
+
+
+def setting(spec: EvaluateSpec, stop: StopFlag | None = None) -> Setting:
+    return Setting(spec, TEST, torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.25), stop or StopFlag())
 
 
 def build(plain: dict[str, Any], **keys: Any) -> PoolModel:
@@ -30,8 +33,8 @@ def build(plain: dict[str, Any], **keys: Any) -> PoolModel:
     )
 
 
-def train(model: PoolModel, images: Images, spec: EvaluateSpec, **keys: Any) -> float:
-    return train_and_score(model, images, TEST, NORMALISE, spec, 1, **keys).accuracy
+def train(model: PoolModel, images: Images, spec: EvaluateSpec, stop: StopFlag | None = None) -> float:
+    return train_and_score(model, images, [1], setting(spec, stop))[0].accuracy
 
 
 def plain_training(model: PoolModel, images: Images, spec: EvaluateSpec) -> float:
@@ -103,7 +106,7 @@ def test_same_key_same_bits_and_another_seed_others() -> None:
     train(first, images, spec)
     train(second, TEST, spec)  # what a model was trained on before is forgotten
     train(second, images, spec)
-    train_and_score(third, images, TEST, NORMALISE, spec, 2)
+    train_and_score(third, images, [2], setting(spec))
     bits = [torch.cat([w.flatten() for w in m.parameters()]) for m in (first, second, third)]
     assert torch.equal(bits[0], bits[1])
     assert not torch.equal(bits[0], bits[2])
@@ -164,7 +167,7 @@ def test_frozen_batch_norm_is_calibrated_on_the_training_images() -> None:
     model, same = build(RESNET, batch_norm="frozen"), build(RESNET, batch_norm="frozen")
     train(model, images, spec)
     same.reset(rng.generator(0, "evaluate-weights", "res", 1))
-    same.calibrate([same.prepare(NORMALISE(images.pixels[:8]))])
+    same.calibrate([same.prepare(setting(spec).normalise(images.pixels[:8]))])
     for (name, a), (_, b) in zip(model.named_buffers(), same.named_buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
     assert any("running_mean" in name and bool(b.abs().sum() > 0) for name, b in model.named_buffers())
@@ -179,7 +182,7 @@ def test_a_stop_ends_a_training_after_its_epoch() -> None:
 def outcome(spec: EvaluateSpec, images: Images | None = None, **keys: Any) -> TrainingResult:
     images = images or Images(*toys((4, 4, 2), 2))
     # What a protocol says of every model is written into its models.
-    return train_and_score(build(spec.settled().models[0].model_dump()), images, TEST, NORMALISE, spec, 0, **keys)
+    return train_and_score(build(spec.settled().models[0].model_dump()), images, [0], setting(spec), **keys)[0]
 
 
 @pytest.mark.parametrize(
@@ -232,9 +235,9 @@ def test_the_rate_follows_its_schedule(monkeypatch: pytest.MonkeyPatch, schedule
 def test_adamw_equals_a_step_written_out() -> None:
     spec = protocol(epochs=1, optimizer="adamw", lr=0.01, weight_decay=0.1)
     images, model, other = Images(*toys((4, 4, 2), 2)), build(MLP, lr={"evaluate": 0.01}), build(MLP)
-    train_and_score(model, images, TEST, NORMALISE, spec, 0)
+    train_and_score(model, images, [0], setting(spec))
     other.reset(rng.generator(0, "evaluate-weights", "mlp", 0))
-    loss = F.cross_entropy(other.logits(other.prepare(NORMALISE(images.pixels))), images.labels)
+    loss = F.cross_entropy(other.logits(other.prepare(setting(spec).normalise(images.pixels))), images.labels)
     weights = dict(other.named_parameters())
     gradients = torch.autograd.grad(loss, list(weights.values()))
     for (name, w), g in zip(weights.items(), gradients, strict=True):

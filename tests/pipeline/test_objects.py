@@ -13,7 +13,7 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import HmdcError
 from hmdc_hub.evaluator import EvaluatedSet
 from hmdc_hub.pipeline.api import condense, evaluate
-from hmdc_hub.pipeline.evaluation import ProtocolChanges
+from hmdc_hub.pipeline.evaluation import EvaluateRequest
 from hmdc_hub.pipeline.recipe import Recipe, load_recipe
 from hmdc_hub.sources import load_source
 from tests.cli import tiny
@@ -99,6 +99,6 @@ def test_images_of_an_optimiser_are_scored() -> None:
 
 def test_one_module_is_one_model() -> None:
     net = my_net()
-    assert ProtocolChanges(models=net).keys() == ([], {"evaluate": {"models": [net]}})
-    assert ProtocolChanges(models=my_net).keys() == ([], {"evaluate": {"models": [my_net]}})
-    assert ProtocolChanges(models="mlp").keys() == (["evaluate.models=[mlp]"], {})
+    assert EvaluateRequest(models=net).changes() == ([], {"evaluate": {"models": [net]}})
+    assert EvaluateRequest(models=my_net).changes() == ([], {"evaluate": {"models": [my_net]}})
+    assert EvaluateRequest(models="mlp").changes() == (["evaluate.models=[mlp]"], {})

@@ -11,9 +11,8 @@ from dataclasses import replace
 import pytest
 
 from hmdc_hub.events import Event, ImageStep, Note, Stage, Training
-from hmdc_hub.pipeline.progress import LINES, LogLines, bars_wanted, figures, reporting
-from hmdc_hub.pipeline.text import columns, duration
-from hmdc_hub.report.text import amount
+from hmdc_hub.pipeline.progress import LINES, LogLines, bars_wanted, columns, figures, reporting
+from hmdc_hub.text import amount, duration
 
 STEP = ImageStep(
     outer=1,

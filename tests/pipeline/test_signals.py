@@ -10,7 +10,7 @@ import pytest
 
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import StopFlag
-from hmdc_hub.pipeline.signals import ASKED, stop_on_signals
+from hmdc_hub.processes import ASKED, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
