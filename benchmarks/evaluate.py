@@ -154,7 +154,7 @@ def compare(both: Both, seeds: int) -> dict[str, Any]:
         plain = both.plain(name, seeds, 1)[2]
         columns = []
         for some in (cells, plain):
-            of_sets = [metrics.by_seed(some, made, name) for made in dict.fromkeys(made.name for made in both.images)]
+            of_sets = [metrics.by_seed(some, made, [name]) for made in dict.fromkeys(made.name for made in both.images)]
             columns.append([statistics.fmean(row) for row in zip(*of_sets, strict=True)])
         found[name] = {"ours": columns[0], "plain": columns[1]}
         click.echo(f"pairs: {name}", err=True)

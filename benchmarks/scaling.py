@@ -201,8 +201,7 @@ def plan(
 
     from hmdc_hub.catalog import load_recipe
     from hmdc_hub.condenser import plan as planned
-    from hmdc_hub.report.text import amount
-    from hmdc_hub.text import duration
+    from hmdc_hub.text import amount, duration
 
     resolved = load_recipe(recipe, list(overrides))
     source = generated(count, per_class, resolved.source.size, filled=False)

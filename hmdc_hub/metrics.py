@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hmdc_hub.schema import BASELINES, Cell, Estimate, Ranking, Scores
+from hmdc_hub.errors import FormatError
+from hmdc_hub.schema import CONDENSED, FULL, RANDOM, TRAINING_SETS, Cell, Estimate, Ranking, Scores
 
 if TYPE_CHECKING:
     import pandas
@@ -26,30 +27,51 @@ Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
-CONDENSED = "condensed"
-RANDOM = "random"
-RANDOM_ENCODED = "random-encoded"
-FULL = "full"
-REAL = tuple(name for name in BASELINES if name not in ("exact", "initialisation"))
-"""Training sets of real images alone: the same for every condensed set of one source, protocol and budget."""
+# Training sets of real images alone: the same for every condensed set of one source, protocol and budget.
+REAL = tuple(name for name, kind in TRAINING_SETS.items() if kind.real)
 MEAN = "mean"
 CONFIDENCE = 0.95
-ROUNDING = 1e-12
-"""Spreads of accuracies below this are none: what is left of sums in another order."""
+ROUNDING = 1e-12  # spreads of accuracies below this are none: what is left of sums in another order
+
+
+def check_trainings(scores: Scores) -> None:
+    """Check that scores have a budget for each set, and every training of their protocol once: means come from them."""
+    protocol = scores.protocol
+    sets = sum(protocol.draws(name) for name in (CONDENSED, *protocol.baselines))
+    wanted = sets * len(protocol.models) * protocol.seeds
+    there = {(cell.training_set, cell.draw, cell.model, cell.seed) for cell in scores.cells}
+    # Counted first: a protocol may claim any number of draws and seeds, its file holds only so many trainings.
+    if wanted != len(scores.cells) or there != {
+        (*of, model.name, seed)
+        for of in protocol.training_sets()
+        for model in protocol.models
+        for seed in range(protocol.seeds)
+    }:
+        raise FormatError(f"its {len(scores.cells)} trainings are not the {wanted} of its protocol")
+    for name, _ in protocol.training_sets():
+        if name not in scores.budgets:
+            raise FormatError(f"its budgets do not say how many images {name} has")
+
+
+def scores_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Tabulate every training, in the order of scores.json: the columns of a package's scores parquet but `config`.
+
+    `condensed_by` is whether the model took part in condensing; `accuracy` and `ece` are in [0, 1].
+    """
+    rows = []
+    for cell in scores.cells:
+        budget, seen = scores.budgets[cell.training_set], cell.model in scores.condensed_by
+        of_set = {"training_set": cell.training_set, "stored_images": budget.stored, "training_images": budget.images}
+        numbers = cell.model_dump(include={"draw", "seed", "accuracy", "ece"})
+        rows.append(of_set | {"model": cell.model, "condensed_by": seen} | numbers)
+    return rows
 
 
 def scores_frame(scores: Scores) -> pandas.DataFrame:
-    """Return one row per training, in the order of scores.json.
-
-    Returns:
-        Columns `model`, `training_set`, `draw`, `seed`, `accuracy` and `ece` (in [0, 1]), and `seen`: whether the model
-        took part in condensing.
-    """
+    """Return `scores_rows` as a frame."""
     import pandas
 
-    columns = ["model", "training_set", "draw", "seed", "accuracy", "ece"]
-    frame = pandas.DataFrame([cell.model_dump(include=set(columns)) for cell in scores.cells], columns=columns)
-    return frame.assign(seen=frame["model"].isin(scores.condensed_by))
+    return pandas.DataFrame(scores_rows(scores))
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -74,54 +96,45 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean=mean, sd=sd, n=n, low=mean - half, high=mean + half)
 
 
-def by_seed(cells: Iterable[Cell], training_set: str, model: str, what: Measure = "accuracy") -> list[float]:
-    """Return a number for each seed, in the order of seeds; several draws of a random set are averaged."""
-    draws: dict[int, list[float]] = {}
-    for cell in cells:
-        if cell.training_set == training_set and cell.model == model:
-            draws.setdefault(cell.seed, []).append(getattr(cell, what))
-    return [statistics.fmean(draws[seed]) for seed in sorted(draws)]
-
-
-def mean_by_seed(
-    cells: Sequence[Cell], training_set: str, models: Sequence[str], what: Measure = "accuracy"
+def by_seed(
+    cells: Iterable[Cell], training_set: str, models: Collection[str], what: Measure = "accuracy"
 ) -> list[float]:
-    """Return each seed's mean over architectures."""
-    columns = [by_seed(cells, training_set, model, what) for model in models]
+    """Return each seed's mean over models, in the order of seeds; several draws of a random set are averaged first."""
+    draws: dict[str, dict[int, list[float]]] = {model: {} for model in models}
+    for cell in cells:
+        if cell.training_set == training_set and cell.model in draws:
+            draws[cell.model].setdefault(cell.seed, []).append(getattr(cell, what))
+    columns = [[statistics.fmean(found[seed]) for seed in sorted(found)] for found in draws.values()]
     return [statistics.fmean(row) for row in zip(*columns, strict=True)]
 
 
-def _column(
-    cells: Sequence[Cell], training_set: str, model: str, models: Sequence[str], what: Measure = "accuracy"
-) -> list[float]:
-    if model == MEAN:
-        return mean_by_seed(cells, training_set, models, what)
-    return by_seed(cells, training_set, model, what)
+def columns_of(models: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Map the columns of every table to the models that they are the mean over: each by itself, then all (`mean`)."""
+    return {model: [model] for model in models} | {MEAN: models}
+
+
+def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
 
 
 def table(
     cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], what: Measure = "accuracy"
 ) -> dict[str, dict[str, Estimate]]:
-    """Summarise every training set on every architecture, and on the mean over architectures (`mean`).
-
-    Returns:
-        `table[training set][model]`; n counts seeds.
-    """
-    columns = (*models, MEAN)
-    return {name: {model: estimate(_column(cells, name, model, models, what)) for model in columns} for name in sets}
+    """Summarise every training set on every architecture and on the mean over them (`mean`); n counts seeds."""
+    columns = columns_of(models)
+    return {name: {column: estimate(by_seed(cells, name, of, what)) for column, of in columns.items()} for name in sets}
 
 
 def gain(cells: Sequence[Cell], baselines: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Estimate]]:
-    """Summarise condensed minus each baseline, seed by seed.
-
-    Returns:
-        `gain[baseline][model]`, with the difference of means over architectures as `mean`.
-    """
-
-    def difference(baseline: str, model: str) -> Estimate:
-        return estimate(_minus(_column(cells, CONDENSED, model, models), _column(cells, baseline, model, models)))
-
-    return {name: {model: difference(name, model) for model in (*models, MEAN)} for name in baselines}
+    """Summarise condensed minus each baseline, seed by seed, as `table`; `mean` is the difference of means."""
+    condensed = {column: by_seed(cells, CONDENSED, of) for column, of in columns_of(models).items()}
+    return {
+        name: {
+            column: estimate(_minus(condensed[column], by_seed(cells, name, of)))
+            for column, of in columns_of(models).items()
+        }
+        for name in baselines
+    }
 
 
 def gap(
@@ -129,18 +142,14 @@ def gap(
 ) -> dict[str, Estimate]:
     """Summarise, seed by seed, how much better architectures do that took part in condensing than the others.
 
-    A set that suits its own networks alone has a gap far above that of real images, which favour nobody.
-
-    Returns:
-        `gap[training set]`; empty if all of the models took part, or none.
+    A set that suits its own networks alone has a gap far above that of real images, which favour nobody. Empty if all
+    of the models took part, or none.
     """
     inside = [model for model in models if model in condensed_by]
     outside = [model for model in models if model not in condensed_by]
     if not inside or not outside:
         return {}
-    return {
-        name: estimate(_minus(mean_by_seed(cells, name, inside), mean_by_seed(cells, name, outside))) for name in sets
-    }
+    return {name: estimate(_minus(by_seed(cells, name, inside), by_seed(cells, name, outside))) for name in sets}
 
 
 def ranking(cells: Sequence[Cell], models: Sequence[str]) -> dict[str, Ranking]:
@@ -157,52 +166,34 @@ def ranking(cells: Sequence[Cell], models: Sequence[str]) -> dict[str, Ranking]:
     if RANDOM not in trained:
         return {}
     found = {}
-    for model in (*models, MEAN):
-        condensed = _column(cells, CONDENSED, model, models)
-        improvement = _minus(condensed, _column(cells, RANDOM, model, models))
+    for column, of in columns_of(models).items():
+        condensed = by_seed(cells, CONDENSED, of)
+        improvement = _minus(condensed, by_seed(cells, RANDOM, of))
         recovery = score = None
         if FULL in trained:
-            lost = _minus(_column(cells, FULL, model, models), condensed)
+            lost = _minus(by_seed(cells, FULL, of), condensed)
             halves = [half / 2 for half in _minus(improvement, lost)]
             least = math.exp(-1)
             score = estimate([(math.exp(half) - least) / (math.e - least) for half in halves])
             recovery = estimate(lost)
-        found[model] = Ranking(improvement=estimate(improvement), recovery=recovery, score=score)
+        found[column] = Ranking(improvement=estimate(improvement), recovery=recovery, score=score)
     return found
-
-
-class Summary(NamedTuple):
-    """Everything that follows from single trainings; each field as the one of `Scores` with its name."""
-
-    table: dict[str, dict[str, Estimate]]
-    gain: dict[str, dict[str, Estimate]]
-    gap: dict[str, Estimate]
-    ece: dict[str, dict[str, Estimate]]
-    ranking: dict[str, Ranking]
 
 
 def summarise(
     cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], condensed_by: Sequence[str]
-) -> Summary:
-    """Compute every summary of a set's trainings.
+) -> dict[str, Any]:
+    """Compute everything in `Scores` that follows from single trainings, by the names of its fields.
 
-    Args:
-        cells: Every training set, model and seed; several draws of random ones.
-        sets: Names of the training sets in their order, `condensed` among them.
-        models: Names of the architectures in their order.
-        condensed_by: Names of those that took part in condensing, and maybe of others.
+    `sets`, `condensed` among them, and `models` give the order; `condensed_by` may name other models, too.
     """
-    return Summary(
-        table=table(cells, sets, models),
-        gain=gain(cells, [name for name in sets if name != CONDENSED], models),
-        gap=gap(cells, sets, models, condensed_by),
-        ece=table(cells, sets, models, "ece"),
-        ranking=ranking(cells, models),
-    )
-
-
-def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
+    return {
+        "table": table(cells, sets, models),
+        "gain": gain(cells, [name for name in sets if name != CONDENSED], models),
+        "gap": gap(cells, sets, models, condensed_by),
+        "ece": table(cells, sets, models, "ece"),
+        "ranking": ranking(cells, models),
+    }
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> Labels:

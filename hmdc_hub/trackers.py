@@ -31,15 +31,9 @@ _REMEDY = "Mend that (wandb: `wandb login`, or WANDB_MODE=offline), or leave it 
 
 
 def make_callbacks(report_to: str | Sequence[str], run_dir: Path, recipe: Recipe) -> list[Tracker]:
-    """Make a callback for each tracker; nothing is opened or written before the first number.
+    """Make a callback for each tracker (a text has commas between them); none, if `report_to` is empty or `none`.
 
-    Args:
-        report_to: trackio, wandb or tensorboard, several of them (a text has commas between them), or none.
-        run_dir: Directory of the run; may not exist yet.
-        recipe: Resolved. Trackers show it as the configuration, without paths.
-
-    Raises:
-        UsageError: There is no such tracker, or it is not installed.
+    Nothing is opened or written before the first number. Trackers show the recipe as the configuration, without paths.
     """
     names = report_to.split(",") if isinstance(report_to, str) else report_to
     names = [name for name in dict.fromkeys(name.strip() for name in names) if name not in ("", "none")]
@@ -75,7 +69,10 @@ class Tracker:
                 self._open(event.done)
                 self._log_grid(event.done - 1)
                 self._step = event.done
-                self._try(self._log, _numbers(event), event.done)
+                numbers = {"clamped": event.clamped, "images_per_second": event.images_per_second}
+                for group, values in (("loss", event.losses), ("share", event.shares), ("accuracy", event.accuracies)):
+                    numbers |= {f"{group}/{name}": value for name, value in values.items()}
+                self._try(self._log, numbers, event.done)
             case Training():
                 self._open(None)
                 self._try(self._log, {f"evaluate/{event.training_set}/{event.model}": event.accuracy}, event.done)
@@ -177,13 +174,6 @@ def _run_id(folder: Path) -> str:
     if not re.fullmatch("[0-9a-f]{8}", known):
         write_text_atomic(path, known := uuid.uuid4().hex[:8])
     return known
-
-
-def _numbers(event: ImageStep) -> dict[str, float]:
-    numbers = {"clamped": event.clamped, "images_per_second": event.images_per_second}
-    for group, values in (("loss", event.losses), ("share", event.shares), ("accuracy", event.accuracies)):
-        numbers |= {f"{group}/{name}": value for name, value in values.items()}
-    return numbers
 
 
 def _configuration(recipe: Recipe) -> dict[str, Any]:

@@ -11,9 +11,20 @@ import torch
 
 from hmdc_hub import metrics, multi_formation
 from hmdc_hub.catalog import dump_recipe
-from hmdc_hub.report.preview import preview
+from hmdc_hub.report.plots import preview
 from hmdc_hub.rng import generator
-from hmdc_hub.schema import BASELINES, CHOSEN, ArtifactInfo, Budget, Cell, Recipe, Scores, SetHeader, SourceInfo, sealed
+from hmdc_hub.schema import (
+    BASELINES,
+    TRAINING_SETS,
+    ArtifactInfo,
+    Budget,
+    Cell,
+    Recipe,
+    Scores,
+    SetHeader,
+    SourceInfo,
+    sealed,
+)
 from hmdc_hub.store.condensed import write_condensed
 from hmdc_hub.store.files import read_info, sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from hmdc_hub.store.parquet import to_uint8, write_parquet
@@ -208,8 +219,8 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         test_count=info.source.test_count,
         budgets={name: _budget(name, info, pixels) for name in sets},
         cells=cells,
-        per_class={name: {model: [summary.table[name][model].mean] * classes for model in models} for name in sets},
-        **summary._asdict(),
+        per_class={name: {model: [summary["table"][name][model].mean] * classes for model in models} for name in sets},
+        **summary,
     )
 
 
@@ -217,7 +228,7 @@ def _budget(name: str, info: ArtifactInfo, pixels: int) -> Budget:
     if name == "full":
         count = sum(info.source.train_counts)
         return Budget(stored=count, images=count, bytes=count * pixels)
-    few = name in CHOSEN
+    few = TRAINING_SETS[name].size == "chosen"
     images = info.synthetic_images if few else info.training_images
     depth = 4 if name == "exact" else 1
     return Budget(stored=info.synthetic_images, images=images, bytes=depth * info.synthetic_images * pixels)

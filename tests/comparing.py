@@ -78,6 +78,6 @@ def scored(
         },
         cells=cells,
         per_class={name: {model: [0.5] * 3 for model in accuracies} for name in sets},
-        **metrics.summarise(cells, sets, list(accuracies), list(by))._asdict(),
+        **metrics.summarise(cells, sets, list(accuracies), list(by)),
     )
     return ScoredSet(label, scores.model_copy(update=dict(changes or {})))

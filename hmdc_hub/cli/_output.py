@@ -14,7 +14,7 @@ import click
 
 from hmdc_hub.pipeline.progress import columns as columns
 from hmdc_hub.pipeline.progress import write
-from hmdc_hub.report.text import amount as amount
+from hmdc_hub.text import amount as amount
 from hmdc_hub.text import duration as duration
 
 if TYPE_CHECKING:

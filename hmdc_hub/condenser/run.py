@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from hmdc_hub import __version__, multi_formation
 from hmdc_hub.condenser import checkpoint
@@ -24,6 +22,7 @@ from hmdc_hub.condenser.hmdc import HMDC, block_of
 from hmdc_hub.condenser.memory import AtOnce, choose
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.contact_sheet import contact_sheet
 from hmdc_hub.errors import OutOfMemoryError
 from hmdc_hub.events import Callback, ImageGrid, Note, Stage, StopFlag, silent
 from hmdc_hub.execution import Execution, settings
@@ -298,7 +297,6 @@ def _image_grid(rows: Iterator[Tensor], source: Source, ranks: Ranks) -> bytes:
     deque(rows, maxlen=0)
     if ranks.index != 0:
         return b""
-    grid = make_grid(to_uint8(torch.cat(shown)), nrow=len(shown[0]), padding=1, pad_value=255)
     file = io.BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(file, format="PNG")
+    contact_sheet(to_uint8(torch.cat(shown)), len(shown[0]), gap=1).save(file, format="PNG")
     return file.getvalue()

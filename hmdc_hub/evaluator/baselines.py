@@ -13,7 +13,7 @@ from hmdc_hub.errors import FormatError, UsageError
 from hmdc_hub.evaluator.evaluated_set import EvaluatedSet
 from hmdc_hub.metrics import CONDENSED, FULL
 from hmdc_hub.models import PoolModel, build_for
-from hmdc_hub.schema import Baseline, Budget, EvaluateSpec, ModelSpec
+from hmdc_hub.schema import Budget, EvaluateSpec, ModelSpec
 from hmdc_hub.sources import ClassSortedImages, Source
 from hmdc_hub.store.parquet import to_uint8
 
@@ -74,16 +74,15 @@ def training_sets(
         raise FormatError(
             f"{evaluated.name} has {len(evaluated.stored)} classes, its source {source.train.num_classes}."
         )
-    sets = [TrainingSet(CONDENSED, 0, evaluated.images, evaluated.labels, sum(evaluated.stored))]
-    for name in protocol.baselines:
-        sets += [_baseline(name, draw, protocol, source, evaluated, device) for draw in range(protocol.draws(name))]
-    return sets
+    return [_made(name, draw, protocol, source, evaluated, device) for name, draw in protocol.training_sets()]
 
 
-def _baseline(
-    name: Baseline, draw: int, protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet, device: torch.device
+def _made(
+    name: str, draw: int, protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet, device: torch.device
 ) -> TrainingSet:
     real, stored = source.train, sum(evaluated.stored)
+    if name == CONDENSED:
+        return TrainingSet(name, 0, evaluated.images, evaluated.labels, stored)
     if evaluated.lacks(name) and name != "random-encoded":
         raise UsageError(
             f"evaluate.baselines names {name}, which {evaluated.name} does not have.",
@@ -129,7 +128,7 @@ def _draw(protocol: EvaluateSpec, source: Source, name: str, draw: int, label: i
 
 
 def _representatives(
-    name: Baseline, protocol: EvaluateSpec, source: Source, model: PoolModel, label: int, count: int
+    name: str, protocol: EvaluateSpec, source: Source, model: PoolModel, label: int, count: int
 ) -> Tensor:
     """Choose distinct real images of a class by their embeddings."""
     rows = _rows(source, label)

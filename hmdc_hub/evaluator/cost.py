@@ -13,10 +13,10 @@ from torch import Tensor
 from hmdc_hub.evaluator.baselines import TrainingSet
 from hmdc_hub.evaluator.train import steps_of
 from hmdc_hub.evaluator.trainer import TrainingJob, one_thread
-from hmdc_hub.metrics import CONDENSED, FULL
+from hmdc_hub.metrics import FULL
 from hmdc_hub.models import PoolModel, build_for, forward_flops
 from hmdc_hub.processes import usable_cores
-from hmdc_hub.schema import CHOSEN, EvaluateSpec, Recipe
+from hmdc_hub.schema import TRAINING_SETS, EvaluateSpec, Recipe
 from hmdc_hub.sources import Source
 
 PROBE = 16  # images that a probe trains on; costs grow linearly from there
@@ -45,16 +45,12 @@ def planned(
     """
     protocol, train = recipe.evaluate.settled(), source.train
     synthetic = train.num_classes * recipe.condense.ipc
-    decoded = synthetic * recipe.condense.factor**2
-    sizes: dict[str, int] = {**dict.fromkeys(CHOSEN, synthetic), FULL: len(train.images)}
-    names = [CONDENSED]
-    for name in protocol.baselines:
-        names += [name] * protocol.draws(name)
+    sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
     images = []  # that each training sees
-    for training_set in names:
-        size = sizes.get(training_set, decoded)
-        images.append(steps_of(protocol, size, full=training_set == FULL) * min(protocol.batch, size))
-    found = EvaluationCost(len(protocol.models) * len(names) * protocol.seeds, None, {})
+    for name, _ in protocol.training_sets():
+        size = sizes[TRAINING_SETS[name].size]
+        images.append(steps_of(protocol, size, full=name == FULL) * min(protocol.batch, size))
+    found = EvaluationCost(len(protocol.models) * len(images) * protocol.seeds, None, {})
     yield found
     total, parallel = 0.0, 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
     pixels = source.normalise(train.images[: min(PROBE, len(train.images))]).to(device)

@@ -219,7 +219,7 @@ class _Evaluation:
             cells=cells,
             per_class={n: {m: metrics.class_accuracy(confusions[n, m]) for m in models} for n in names},
             **self.hashes,  # type: ignore[arg-type]
-            **metrics.summarise(cells, names, models, subject.condensed_by)._asdict(),
+            **metrics.summarise(cells, names, models, subject.condensed_by),
         )
         return confusions, scores
 

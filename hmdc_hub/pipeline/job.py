@@ -373,7 +373,7 @@ def forget(where: RunDir) -> None:
 
 def preview_png(run: RunDir) -> bytes:
     """Draw the condensed images of a complete run; its package shows the same picture."""
-    from hmdc_hub.report.preview import preview_of
+    from hmdc_hub.report.plots import preview_of
     from hmdc_hub.store.condensed import training_shape
 
     info = read_info(run.info)

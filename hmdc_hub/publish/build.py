@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, UsageError
+from hmdc_hub.metrics import scores_rows
 from hmdc_hub.publish.card import render
 from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.secret_scan import refuse_secrets
 from hmdc_hub.publish.verify import step_of, verify
-from hmdc_hub.report.plots import plot_scores
-from hmdc_hub.report.preview import preview_of
+from hmdc_hub.report.plots import preview_of, rendered, scores_figure
 from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     json_text,
@@ -159,7 +158,7 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     if scores is not None:
         write_bytes_atomic(data / "scores.json", run.public_scores())
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
-        write_bytes_atomic(folder / "assets" / config / "scores.png", plot_scores(scores))
+        write_bytes_atomic(folder / "assets" / config / "scores.png", rendered(scores_figure, scores))
     footer = pq.read_metadata(parquet)
     manifest = Manifest(
         config=config,
@@ -180,20 +179,10 @@ def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    cells = scores.cells
-    columns: dict[str, tuple[Any, list[Any]]] = {
-        "config": (pa.string(), [config for _ in cells]),
-        "training_set": (pa.string(), [cell.training_set for cell in cells]),
-        # Its name since format 1: a repository's files of several versions are one table.
-        "stored_images": (pa.int64(), [scores.budgets[cell.training_set].stored for cell in cells]),
-        "training_images": (pa.int64(), [scores.budgets[cell.training_set].images for cell in cells]),
-        "model": (pa.string(), [cell.model for cell in cells]),
-        "condensed_by": (pa.bool_(), [cell.model in scores.condensed_by for cell in cells]),
-        "draw": (pa.int64(), [cell.draw for cell in cells]),
-        "seed": (pa.int64(), [cell.seed for cell in cells]),
-        "accuracy": (pa.float64(), [cell.accuracy for cell in cells]),
-        "ece": (pa.float64(), [cell.ece for cell in cells]),
-    }
-    arrays = [pa.array(values, type=kind) for kind, values in columns.values()]
+    text, number, share = pa.string(), pa.int64(), pa.float64()
+    # The names since format 1: a repository's files of several versions are one table.
+    columns = {"config": text, "training_set": text, "stored_images": number, "training_images": number, "model": text,
+               "condensed_by": pa.bool_(), "draw": number, "seed": number, "accuracy": share, "ece": share}  # fmt: skip
+    rows = [{"config": config} | row for row in scores_rows(scores)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(arrays, names=list(columns)), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)

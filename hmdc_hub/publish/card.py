@@ -13,10 +13,11 @@ from hmdc_hub.catalog import dump_recipe
 from hmdc_hub.errors import FormatError
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
 from hmdc_hub.publish.front_matter import Quoted, dump, front_matter, is_hub_id, known_source, license_of, source_names
+from hmdc_hub.report.document import escape_markdown
 from hmdc_hub.report.tables import table_markdown
-from hmdc_hub.report.text import escape_markdown, one_line
 from hmdc_hub.schema import LOCAL, SourceInfo, sha256_of
 from hmdc_hub.store.configs import split_card
+from hmdc_hub.text import one_line
 
 BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
 END = "<!-- End of yours. -->"

@@ -18,9 +18,9 @@ import yaml
 
 from hmdc_hub.errors import NotFoundError
 from hmdc_hub.publish.facts import PARQUET, ConfigFacts
-from hmdc_hub.report.text import one_line
 from hmdc_hub.schema import FORMAT_VERSION, HUB_DATASET
 from hmdc_hub.store.configs import SCORES_CONFIG, configs_of
+from hmdc_hub.text import one_line
 
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
 _TAGS = ["dataset-condensation", "dataset-distillation", "hmdc", "hmdc-hub", "arxiv:2409.14538"]

@@ -20,11 +20,11 @@ from hmdc_hub.publish.card import text_checksum
 from hmdc_hub.publish.facts import PARQUET, read_config
 from hmdc_hub.publish.front_matter import front_matter
 from hmdc_hub.schema import (
-    CHOSEN,
     FORMAT_VERSION,
     FORMER_BASELINES,
     LOCAL,
     NEEDED,
+    TRAINING_SETS,
     ArtifactInfo,
     Budget,
     Estimate,
@@ -391,31 +391,18 @@ def check_means(scores: Scores) -> None:
                 raise FormatError(f"the accuracies of single classes of {model} on {name} do not have the mean {mean}")
     sets = list(scores.table)
     equal("the training sets", sorted({cell.training_set for cell in scores.cells}), sorted(sets))
-    for what, summary in metrics.summarise(scores.cells, sets, models, scores.condensed_by)._asdict().items():
+    for what, summary in metrics.summarise(scores.cells, sets, models, scores.condensed_by).items():
         _follows(what, getattr(scores, what), summary)
 
 
 def _complete(scores: Scores) -> None:
     """Every training of the protocol is there once, none is left out, and each number is one that can be."""
-    protocol = scores.protocol
-    draws = {name: protocol.draws(name) for name in protocol.baselines}
-    # Counted first: a protocol may claim any number of seeds, its file holds only so many trainings.
-    count = (1 + sum(draws.values())) * len(protocol.models) * protocol.seeds
-    equal("the trainings' number", len(scores.cells), count)
-    due = [
-        (name, model.name, draw, seed)
-        for name, count in [(metrics.CONDENSED, 1), *draws.items()]
-        for model in protocol.models
-        for draw in range(count)
-        for seed in range(protocol.seeds)
-    ]
-    there = [(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells]
-    equal("the trainings", sorted(there), sorted(due))
+    metrics.check_trainings(scores)
     for cell in scores.cells:
         right = cell.accuracy * scores.test_count
         if abs(right - round(right)) > 1e-6 * scores.test_count:
             raise FormatError(f"an accuracy of {cell.accuracy} is no share of {scores.test_count} images")
-        if (cell.best is not None) != (protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
+        if (cell.best is not None) != (scores.protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
             raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
 
 
@@ -426,9 +413,10 @@ def _budgets(scores: Scores, info: ArtifactInfo) -> None:
     decoded = Budget(stored=info.synthetic_images, images=info.training_images, bytes=info.synthetic_images * pixels)
     real = Budget(stored=chosen, images=chosen, bytes=chosen * pixels)
     whole = Budget(stored=sum(counts), images=sum(counts), bytes=sum(counts) * pixels)
-    kinds: dict[str, Budget] = {**dict.fromkeys(CHOSEN, real), "full": whole}
-    kinds["exact"] = decoded.model_copy(update={"bytes": 4 * decoded.bytes})
-    due = {name: kinds.get(name, decoded) for name in (metrics.CONDENSED, *scores.protocol.baselines)}
+    sizes = {"decoded": decoded, "chosen": real, "all": whole}
+    due = {name: sizes[TRAINING_SETS[name].size] for name in (metrics.CONDENSED, *scores.protocol.baselines)}
+    if "exact" in due:
+        due["exact"] = decoded.model_copy(update={"bytes": 4 * decoded.bytes})
     equal("the budgets", scores.budgets, due)
 
 

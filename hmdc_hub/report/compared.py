@@ -6,29 +6,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmdc_hub.metrics import CONFIDENCE, MEAN
-from hmdc_hub.report.comparison import Comparison, Contrast, SeedGroup
-from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, to_html, to_markdown, to_text
+from hmdc_hub.report.comparison import Comparison, Contrast
+from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, render_page, to_markdown, to_text
 from hmdc_hub.report.scored import protocol_section
-from hmdc_hub.report.tables import FROM_PYTHON, OVER_MODELS, TOOK_PART, from_python, mark, scored_on, set_label
-from hmdc_hub.report.text import NONE, count, interval, percent, points
+from hmdc_hub.report.tables import (
+    FROM_PYTHON,
+    NONE,
+    OVER_MODELS,
+    TOOK_PART,
+    from_python,
+    interval,
+    mark,
+    percent,
+    points,
+    scored_on,
+    set_label,
+)
+from hmdc_hub.text import count
 
-PICTURES = {
+PICTURES = {  # every picture of a comparison, and what it shows
     "transfer": "Mean accuracy of every model trained on every set, as a table of colours.",
     "differences": "Differences of accuracy between the first set and the others, with 95 % intervals.",
     "budget": "Accuracy against the number of stored images, random real images beside it, also of the same storage.",
 }
-"""Every picture of a comparison, and what it shows."""
-LEAST = 0.001
-"""Smaller p-values are not told apart."""
+LEAST = 0.001  # smaller p-values are not told apart
 
 
 def comparison_text(comparison: Comparison, width: int = 80) -> str:
-    """Write a comparison as plain text, ending in a newline.
-
-    Args:
-        comparison: What to show.
-        width: Columns of the terminal; columns of a table that do not fit stand in further blocks below.
-    """
+    """Write a comparison as plain text; columns of a table that do not fit into `width` stand in blocks below."""
     return to_text(_sections(comparison, {}), width)
 
 
@@ -38,25 +43,14 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def comparison_html(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
-    """Write a comparison as one page.
-
-    Args:
-        comparison: What to show.
-        pictures: Some of `PICTURES` by name, PNG or SVG.
-
-    Returns:
-        HTML that needs no other file, the same for the same arguments.
-    """
+    """Write a comparison as one page of HTML, with some of `PICTURES` by name (PNG or SVG)."""
     took_part = [model for group in comparison.groups for model in group.condensed_by]
-    protocol = protocol_section(comparison.protocol, took_part)
-    return to_html(f"Comparison of {_title(comparison)}", [*_sections(comparison, pictures), protocol])
+    sections = [*_sections(comparison, pictures), protocol_section(comparison.protocol, took_part)]
+    return render_page("document.html.jinja", f"Comparison of {_title(comparison)}", sections=sections)
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
-    """Write a comparison as plain data: shares in [0, 1], nothing rounded; `pairs` has every pair of sets.
-
-    `holm` under `against_first` is corrected for the pairs there, under `pairs` for all.
-    """
+    """Write a comparison as plain data: shares in [0, 1], nothing rounded; `holm` is of the pairs beside it."""
     scores = comparison.scores
     # Where weights lie is nobody's business who is sent this.
     models = [model.without_paths().model_dump(mode="json") for model in scores.protocol.models]
@@ -99,12 +93,19 @@ def _sections(comparison: Comparison, pictures: Mapping[str, bytes]) -> list[Sec
         f"All were scored by protocol {protocol.protocol_hash()[:8]} ({protocol.length}, batch {protocol.batch}) on "
         f"{scores.test_count} {scored_on(scores)} images."
     )
+    described = []
+    for group in comparison.groups:
+        by, budget = f"by {' + '.join(group.condensed_by)}" if group.condensed_by else "elsewhere", group.budget
+        members = ", ".join(f"seed {one.condense_seed} {one.label}" for one in group.members)
+        described.append(
+            f"{group.label} has {budget.stored} stored images, {budget.images} to train on, condensed {by}; "
+            f"n = {count(group.condensing_seeds, 'condensing seed')} x {count(protocol.seeds, 'evaluation seed')}"
+            + (f" ({members})." if group.several else ".")
+        )
     answers = [Text(text, "answer") for text in _answers(comparison)]
     sections = [
         Section("The answer", [*answers, *(Text(note, "note") for note in _notes(comparison))]),
-        Section(
-            "What is compared", [Text(headline), Items([_described(one, protocol.seeds) for one in comparison.groups])]
-        ),
+        Section("What is compared", [Text(headline), Items(described)]),
         Section("Accuracy", [_accuracy(comparison)]),
     ]
     for title, name, tables, caption in (
@@ -116,17 +117,6 @@ def _sections(comparison: Comparison, pictures: Mapping[str, bytes]) -> list[Sec
         if shown or tables:
             sections.append(Section(title, [*shown, *tables, Text(caption, "note")]))
     return sections
-
-
-def _described(group: SeedGroup, seeds: int) -> str:
-    """Say what a group is, what condensed it, and how many seeds of which kind it has."""
-    by = f"by {' + '.join(group.condensed_by)}" if group.condensed_by else "elsewhere"
-    members = ", ".join(f"seed {one.condense_seed} {one.label}" for one in group.members)
-    return (
-        f"{group.label} has {group.budget.stored} stored images, {group.budget.images} to train on, condensed {by}; "
-        f"n = {count(group.condensing_seeds, 'condensing seed')} x {count(seeds, 'evaluation seed')}"
-        + (f" ({members})." if group.several else ".")
-    )
 
 
 def _over(comparison: Comparison) -> str:

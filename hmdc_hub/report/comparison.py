@@ -15,40 +15,38 @@ import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from hmdc_hub import metrics
 from hmdc_hub.errors import FormatError, UsageError
-from hmdc_hub.metrics import CONDENSED, MEAN, RANDOM, RANDOM_ENCODED, ROUNDING, estimate
-from hmdc_hub.report.text import one_line
-from hmdc_hub.schema import Budget, Estimate, EvaluateSpec, Scores, Strict
-from hmdc_hub.schema.model import plain_models
+from hmdc_hub.metrics import MEAN, ROUNDING, estimate
+from hmdc_hub.schema import (
+    CONDENSED,
+    RANDOM,
+    RANDOM_ENCODED,
+    Budget,
+    Estimate,
+    EvaluateSpec,
+    Scores,
+    Strict,
+    plain_models,
+)
+from hmdc_hub.text import cut, flat, one_line
 
-MAX_KEYS, MAX_VALUE = 8, 40
-"""Differences between two protocols that a message lists, and characters of a value in it."""
-MAX_LABEL = 48
-"""Characters of a label; names come from files of others."""
-
-Runs = tuple[tuple[float, ...], ...]
+MAX_KEYS, MAX_VALUE = 8, 40  # differences of two protocols that a message lists, and characters of a value in it
+MAX_LABEL = 48  # characters of a label; names come from files of others
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """One scored set.
+    """One scored set; `target` and `file` are for hints."""
 
-    Attributes:
-        label: What reports call it.
-        scores: Its scores, which may be a stranger's.
-        target: What `hmdc-hub evaluate` would be given to score it again, for hints; empty: the label.
-        file: Its scores.json, likewise.
-    """
-
-    label: str
-    scores: Scores
-    target: str = ""
-    file: str = ""
+    label: str  # what reports call it
+    scores: Scores  # may be a stranger's
+    target: str = ""  # what `hmdc-hub evaluate` would be given to score it again; empty: the label
+    file: str = ""  # its scores.json, likewise
 
 
 class CondensingRun(Strict):
@@ -63,24 +61,15 @@ class CondensingRun(Strict):
 
 
 class SeedGroup(Strict):
-    """A set, or all sets of one recipe that differ in the condensing seed alone.
+    """A set, or all sets of one recipe that differ in the condensing seed alone."""
 
-    Attributes:
-        label: Unique.
-        budget: What one of its sets costs to keep and to train on.
-        condensed_by: Names of the models that condensed it; none are known of a set of another program.
-        spread_over: Condensing seeds if there are several, evaluation seeds otherwise.
-        table: Accuracy by column, over these.
-        members: One for each condensing seed.
-    """
-
-    label: str
-    budget: Budget
-    condensed_by: tuple[str, ...]
+    label: str  # unique
+    budget: Budget  # of one of its sets
+    condensed_by: tuple[str, ...]  # models; none are known of a set of another program
     condensing_seeds: int
-    spread_over: Literal["condensing seeds", "evaluation seeds"]
-    table: dict[str, Estimate]
-    members: tuple[CondensingRun, ...]
+    spread_over: Literal["condensing seeds", "evaluation seeds"]  # the first if there are several
+    table: dict[str, Estimate]  # accuracy by column, over these
+    members: tuple[CondensingRun, ...]  # one for each condensing seed
 
     @property
     def several(self) -> bool:
@@ -115,19 +104,14 @@ class Difference(Estimate):
 
 
 class Contrast(Strict):
-    """One group, by its label, minus another.
-
-    Attributes:
-        test: `paired` by evaluation seed, condensing runs averaged first; `welch` between condensing runs.
-        condensing_seeds: How many each of the two has.
-        differences: By column. Corrected for the other contrasts in the column that stands for all, for other
-            contrasts and models in the others.
-    """
+    """One group, by its label, minus another."""
 
     first: str
     other: str
+    # Paired by evaluation seed, condensing runs averaged first; welch between condensing runs.
     test: Literal["paired", "welch"]
     condensing_seeds: tuple[int, int]
+    # By column; corrected within the column that stands for all, and within the others together.
     differences: dict[str, Difference]
 
     @property
@@ -138,25 +122,15 @@ class Contrast(Strict):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scored sets of one source and one protocol, side by side.
+    """Scored sets of one source and one protocol, side by side."""
 
-    Attributes:
-        scores: Those of the first set, whose source and protocol, but for the baselines, are those of all.
-        columns: The mean over models (`mean`), which stands for all, and the models; or the only model.
-        groups: In the order in which they were given.
-        baselines: In the order of `metrics.REAL`, small ones first.
-        against_first: The first group minus every other.
-        pairs: Every group minus every later one.
-        unlike: What was not alike in the trainings, and its values: `device`, `torch`.
-    """
-
-    scores: Scores
-    columns: list[str]
-    groups: tuple[SeedGroup, ...]
-    baselines: tuple[SharedBaseline, ...]
-    against_first: tuple[Contrast, ...]
-    pairs: tuple[Contrast, ...]
-    unlike: dict[str, tuple[str, ...]]
+    scores: Scores  # of the first set, whose source and protocol, but for the baselines, are those of all
+    columns: list[str]  # the mean over models (`mean`), which stands for all, and the models; or the only model
+    groups: tuple[SeedGroup, ...]  # in the order in which they were given
+    baselines: tuple[SharedBaseline, ...]  # in the order of tables, small ones first
+    against_first: tuple[Contrast, ...]  # the first group minus every other
+    pairs: tuple[Contrast, ...]  # every group minus every later one
+    unlike: dict[str, tuple[str, ...]]  # what was not alike in the trainings, and its values: `device`, `torch`
 
     @property
     def protocol(self) -> EvaluateSpec:
@@ -217,12 +191,7 @@ class Comparison:
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Difference:
-    """Test whether numbers that pair differ in the mean: Student's t-test of their differences.
-
-    Args:
-        one: At least one number.
-        other: As many, in the same order.
-    """
+    """Test whether numbers that pair differ in the mean: Student's t-test of their differences (one or more)."""
     from scipy import stats
 
     gaps = [a - b for a, b in zip(one, other, strict=True)]
@@ -240,11 +209,7 @@ def welch(one: Sequence[float], other: Sequence[float]) -> Difference:
     """Test whether numbers that do not pair differ in the mean: Welch's t-test, which takes no spread for another's.
 
     Source: Welch, The generalization of "Student's" problem when several different population variances are involved,
-    Biometrika 1947; degrees of freedom by Satterthwaite, 1946.
-
-    Args:
-        one: At least two numbers.
-        other: Likewise.
+    Biometrika 1947; degrees of freedom by Satterthwaite, 1946. Takes two numbers or more of each.
     """
     from scipy import stats
 
@@ -264,12 +229,7 @@ def holm(chances: Sequence[float | None]) -> list[float | None]:
     """Correct p-values so that the chance of even one false difference among them is no larger than each says.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
-
-    Args:
-        chances: In any order; None, which is no test, stays and is not counted.
-
-    Returns:
-        In the same order; never smaller than before, at most 1.
+    None, which is no test, stays and is not counted; the others are never smaller than before, and at most 1.
     """
     known = sorted((p, place) for place, p in enumerate(chances) if p is not None)
     corrected: list[float | None] = [None] * len(chances)
@@ -283,14 +243,9 @@ def holm(chances: Sequence[float | None]) -> list[float | None]:
 
 
 def compare(sets: Sequence[ScoredSet]) -> Comparison:
-    """Put scored sets side by side; every number is computed from single trainings.
+    """Put scored sets side by side, those of one recipe with different seeds as one group.
 
-    Args:
-        sets: Two or more. Those of one recipe with different seeds become one group.
-
-    Raises:
-        UsageError: They cannot be compared: too few, other data, another protocol.
-        FormatError: Scores are damaged.
+    Every number is computed from single trainings. UsageError: they cannot be compared; FormatError: one is damaged.
     """
     named = _checked(sets)
     models = [model.name for model in named[0].scores.protocol.models]
@@ -302,7 +257,7 @@ def compare(sets: Sequence[ScoredSet]) -> Comparison:
         "torch": [one.scores.versions.get("torch", "unknown") for one in named],
         "hmdc-hub": [one.scores.hmdc_hub_version for one in named],
     }
-    values = {name: tuple(dict.fromkeys(map(_plain, found))) for name, found in facts.items()}
+    values = {name: tuple(dict.fromkeys(cut(value, MAX_LABEL) for value in found)) for name, found in facts.items()}
     return Comparison(
         scores=named[0].scores,
         columns=columns,
@@ -316,10 +271,8 @@ def compare(sets: Sequence[ScoredSet]) -> Comparison:
 
 def _by_column(scores: Scores, training_set: str, columns: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Give accuracies by evaluation seed, of each model and of the mean over models."""
-    models = [model.name for model in scores.protocol.models]
-    found = {model: tuple(metrics.by_seed(scores.cells, training_set, model)) for model in models}
-    found[MEAN] = tuple(metrics.mean_by_seed(scores.cells, training_set, models))
-    return {column: found[column] for column in columns}
+    models = metrics.columns_of([model.name for model in scores.protocol.models])
+    return {column: tuple(metrics.by_seed(scores.cells, training_set, models[column])) for column in columns}
 
 
 def _groups(sets: Sequence[ScoredSet], columns: Sequence[str]) -> tuple[SeedGroup, ...]:
@@ -332,10 +285,10 @@ def _groups(sets: Sequence[ScoredSet], columns: Sequence[str]) -> tuple[SeedGrou
         # A seed twice is no repetition but the same set again, such as a run and what was published of it.
         seen.append((*recipe, scores.condense_seed))
         families.setdefault((*recipe, seen.count(seen[-1])), []).append(one)
-    recipes = [_plain(members[0].scores.name) for members in families.values() if len(members) > 1]
+    recipes = [cut(members[0].scores.name, MAX_LABEL) for members in families.values() if len(members) > 1]
     labels = []
     for members in families.values():
-        name = _plain(members[0].scores.name)
+        name = cut(members[0].scores.name, MAX_LABEL)
         labels.append(name if len(members) > 1 and recipes.count(name) == 1 else members[0].label)
     groups = []
     for label, members in zip(_distinct(labels), families.values(), strict=True):
@@ -369,7 +322,7 @@ def _averaged(runs: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 def _baselines(name: str, groups: Sequence[SeedGroup], columns: Sequence[str]) -> Iterator[SharedBaseline]:
     """Find who shares numbers on a training set, at every budget."""
-    found: dict[tuple[int, int, int], dict[Runs, list[str]]] = {}
+    found: dict[tuple[int, int, int], dict[tuple[tuple[float, ...], ...], list[str]]] = {}
     for group in groups:
         # A protocol may be the same and the list of baselines another, even within a group.
         scored = [run.scores for run in group.members if name in run.scores.protocol.baselines]
@@ -405,12 +358,11 @@ def _contrast(one: SeedGroup, other: SeedGroup) -> Contrast:
 
 def _corrected(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
     """Correct the tests of the column that stands for all among themselves, and those of single models likewise."""
-    tests = [(place, column) for place, one in enumerate(contrasts) for column in one.differences]
-    found: list[dict[str, Difference]] = [dict(one.differences) for one in contrasts]
-    for family in ([test for test in tests if test[1] == MEAN], [test for test in tests if test[1] != MEAN]):
-        chances = holm([found[place][column].p for place, column in family])
-        for (place, column), p in zip(family, chances, strict=True):
-            found[place][column] = found[place][column].model_copy(update={"holm": p})
+    found = [dict(one.differences) for one in contrasts]
+    for stands_for_all in (True, False):
+        family = [(tests, column) for tests in found for column in tests if (column == MEAN) == stands_for_all]
+        for (tests, column), p in zip(family, holm([tests[column].p for tests, column in family]), strict=True):
+            tests[column] = tests[column].model_copy(update={"holm": p})
     return tuple(one.model_copy(update={"differences": tests}) for one, tests in zip(contrasts, found, strict=True))
 
 
@@ -424,26 +376,22 @@ def _checked(sets: Sequence[ScoredSet]) -> list[ScoredSet]:
             f"Comparing takes two scored sets or more; there is {len(sets) or 'none'}.",
             hint="`hmdc-hub runs ls` lists runs and their scores.",
         )
-    labels = _distinct([_plain(one.label) for one in sets])
+    labels = _distinct([cut(one.label, MAX_LABEL) for one in sets])
     named = [replace(one, label=label) for one, label in zip(sets, labels, strict=True)]
     for one in named:
-        if (why := _damage(one.scores)) is not None:
+        try:
+            metrics.check_trainings(one.scores)
+        except FormatError as error:
             raise FormatError(
-                f"The scores of {one.label} are damaged: {why}.",
+                f"The scores of {one.label} are damaged: {error.message}.",
                 hint=f"`hmdc-hub evaluate {one.target or one.label}` scores it again.",
-            )
+            ) from error
     first, *others = named
     problems = [found for other in others if (found := _obstacle(first, other)) is not None]
     if problems:
         hints = dict.fromkeys(hint for _, hint in problems)
         raise UsageError("\n".join(message for message, _ in problems), hint="\n".join(hints))
     return named
-
-
-def _plain(text: str) -> str:
-    """Make a label: printable, on one line, short."""
-    shown = one_line(text)
-    return shown if len(shown) <= MAX_LABEL else shown[: MAX_LABEL - 1].rstrip() + "…"
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -458,30 +406,11 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return taken
 
 
-def _damage(scores: Scores) -> str | None:
-    """Say what is wrong with scores whose trainings are not those of their protocol: all means come from them."""
-    protocol = scores.protocol
-    draws = {name: protocol.draws(name) for name in (CONDENSED, *protocol.baselines)}
-    wanted = sum(draws.values()) * len(protocol.models) * protocol.seeds
-    there = {(cell.training_set, cell.model, cell.draw, cell.seed) for cell in scores.cells}
-    # Counted first: a protocol may claim any number of seeds, its file holds only so many trainings.
-    if wanted != len(scores.cells) or there != {
-        (name, model.name, draw, seed)
-        for name, count in draws.items()
-        for model in protocol.models
-        for draw in range(count)
-        for seed in range(protocol.seeds)
-    }:
-        return f"its {len(scores.cells)} trainings are not the {wanted} of its protocol"
-    lacking = [name for name in draws if name not in scores.budgets]
-    return f"it does not say how many images {lacking[0]} has" if lacking else None
-
-
 def _obstacle(first: ScoredSet, other: ScoredSet) -> tuple[str, str] | None:
     """Say why a set cannot be compared with the first, and what to do; None: it can."""
     if first.scores.fingerprint != other.scores.fingerprint:
         one, two = (
-            f"{len(scores.class_names)} classes, {scores.test_count} test images, {_plain(scores.fingerprint)[:8]}"
+            f"{len(scores.class_names)} classes, {scores.test_count} test images, {one_line(scores.fingerprint)[:8]}"
             for scores in (first.scores, other.scores)
         )
         return (
@@ -510,18 +439,11 @@ def _settings(protocol: EvaluateSpec, shared: set[str]) -> dict[str, str]:
     """Give what is hashed of a protocol as text by dotted key; of models that are not shared the names alone."""
     whole = protocol.settled().model_dump(mode="json", exclude={"baselines"})
     models = {model["name"]: model for model in plain_models(whole["models"])}
-    found: dict[str, str] = {}
-
-    def add(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                add(child, f"{path}.{key}")
-        else:  # as JSON, without a character that a terminal would obey
-            parts = [json.dumps(part).strip('"') for part in (value if isinstance(value, list) else [value])]
-            text = f"[{', '.join(parts)}]" if isinstance(value, list) else parts[0]
-            found[path] = text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 1] + "…"
-
-    add(whole | {"models": list(models)}, "evaluate")
+    plain = dict(flat(whole | {"models": list(models)}, "evaluate."))
     for name in filter(shared.__contains__, models):
-        add(models[name], f"evaluate.models.{name}")
+        plain |= flat(models[name], f"evaluate.models.{name}.")
+    found = {}
+    for key, value in plain.items():  # as JSON, without a character that a terminal would obey
+        parts = [json.dumps(part).strip('"') for part in (value if isinstance(value, list) else [value])]
+        found[key] = cut(f"[{', '.join(parts)}]" if isinstance(value, list) else parts[0], MAX_VALUE)
     return found

@@ -6,21 +6,34 @@ Names in them may be a stranger's: each format escapes them, on one line and wit
 from __future__ import annotations
 
 import base64
+import html
+import re
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from hmdc_hub.report.text import difference, escape_markdown, one_line
+from hmdc_hub.text import one_line
 
 if TYPE_CHECKING:
     import jinja2
 
+# Characters in a terminal before a name in the first column, and one at the top of another, breaks into lines.
 NAME, HEADING = 32, 28
-"""Characters in a terminal before a name in the first column, and one at the top of another, breaks into lines."""
+_MARKDOWN = {"answer": "**{}**", "title": "## {}", "subtitle": "### {}"}
+_INLINE = re.compile(r"[\\`*_\[\]|~$@]|:(?! )|(?<=www)\.", re.IGNORECASE)
+_AT_START = re.compile(r"^(\d*)([-+#=.)])")
 
-MARKDOWN = {"answer": "**{}**", "title": "## {}", "subtitle": "### {}"}
+
+def escape_markdown(text: str) -> str:
+    """Escape text so that Markdown shows it as it is, on one line, wherever it stands: table, heading or paragraph.
+
+    Emphasis, code, links (also bare addresses), HTML, entities, mathematics and marks that open a list or heading lose
+    their meaning.
+    """
+    inline = _INLINE.sub(r"\\\g<0>", one_line(text))
+    return _AT_START.sub(r"\1\\\2", html.escape(inline, quote=False))
 
 
 @dataclass(frozen=True)
@@ -41,26 +54,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text.
-
-    Attributes:
-        header: Names of the columns.
-        rows: As long as the header; the first cell names the row.
-        title: Above it; empty if that of the section says it all.
-        note: Below it: what a cell is.
-        strong: First cell of the row that stands out.
-        words: Places of columns of words, which stand left and break lines; the first always stands left, the others
-            are numbers and stand right.
-
-    Raises:
-        ValueError: A row is longer or shorter than the header.
-    """
+    """Cells as text; ValueError if a row is longer or shorter than the header."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    note: str = ""
-    strong: str | None = None
+    rows: Sequence[Sequence[str]]  # the first cell names the row
+    title: str = ""  # above it; empty if that of the section says it all
+    note: str = ""  # below it: what a cell is
+    strong: str | None = None  # first cell of the row that stands out
+    # Places of columns of words, which stand left and break lines; the first always stands left, others are numbers.
     words: Collection[int] = ()
     kind: ClassVar = "table"
 
@@ -93,9 +94,7 @@ class Section:
 def to_text(sections: Sequence[Section], width: int = 80) -> str:
     """Write a document as plain text without pictures, ending in a newline.
 
-    Args:
-        sections: In their order.
-        width: Columns of the terminal; columns of a table that do not fit stand in further parts of it below.
+    Columns of a table that do not fit into `width` stand in further parts of it below.
     """
     lines: list[str] = []
     for block in _flow(sections):
@@ -153,41 +152,23 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     lines = [f"# {escape_markdown(title)}", ""] if title else []
     for block in _flow(sections):
         if isinstance(block, Table):
-            lines += [*_markdown_table(block), ""]
+            cells = [[escape_markdown(name) for name in block.header], ["---", *["---:"] * (len(block.header) - 1)]]
+            for row in block.rows:
+                # Numbers need no escaping, and "+1.5" would get a backslash.
+                shown = [cell if n and n not in block.words else escape_markdown(cell) for n, cell in enumerate(row)]
+                cells.append([f"**{cell}**" if cell else "" for cell in shown] if row[0] == block.strong else shown)
+            lines += [*(f"| {' | '.join(row)} |" for row in cells), ""]
         elif isinstance(block, Items):
             lines += [*(f"- {escape_markdown(item)}" for item in block.items), ""]
         else:
-            lines += [MARKDOWN.get(block.kind, "{}").format(escape_markdown(block.text)), ""]
+            lines += [_MARKDOWN.get(block.kind, "{}").format(escape_markdown(block.text)), ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _markdown_table(table: Table) -> list[str]:
-    lines = [[escape_markdown(cell) for cell in table.header], ["---", *["---:"] * (len(table.header) - 1)]]
-    for row in table.rows:
-        # Numbers need no escaping, and "+1.5" would get a backslash.
-        cells = [cell if n and n not in table.words else escape_markdown(cell) for n, cell in enumerate(row)]
-        lines.append([f"**{cell}**" if cell else "" for cell in cells] if row[0] == table.strong else cells)
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def to_html(title: str, sections: Sequence[Section]) -> str:
-    """Write a document as one page of HTML, as `render_page`."""
-    return render_page("document.html.jinja", title=title, sections=sections)
 
 
 def render_page(template: str, title: str, **facts: Any) -> str:
     """Write one page of HTML that needs nothing from elsewhere and runs no script; every value in it is escaped.
 
-    Args:
-        template: Name of a template of ours, one that extends `base.html.jinja`.
-        title: Of the page.
-        **facts: What the template shows.
-
-    Returns:
-        The page, which opens with links to its sections, ending in a newline; the same for the same arguments.
-
-    Raises:
-        ValueError: A picture is neither PNG nor SVG.
+    The template is one of ours that extends `base.html.jinja`; ValueError if a picture is neither PNG nor SVG.
     """
     return _environment().get_template(template).render(title=title, titles=[], **facts)
 
@@ -196,9 +177,6 @@ def render_page(template: str, title: str, **facts: Any) -> str:
 def _environment() -> jinja2.Environment:
     import jinja2
     from markupsafe import Markup
-
-    def plain(value: Any) -> Any:
-        return value if isinstance(value, Markup) else one_line(str(value))
 
     def data_uri(data: bytes) -> Markup:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -213,10 +191,10 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("hmdc_hub.report"),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
-        finalize=plain,
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(str(value)),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"data_uri": data_uri, "difference": difference}
+    environment.filters["data_uri"] = data_uri
     return environment

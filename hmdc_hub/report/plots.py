@@ -1,4 +1,4 @@
-"""Scores, classes, confusions and comparisons as pictures. Matplotlib is imported on first use."""
+"""Scores, classes, confusions, comparisons and condensed sets as pictures. Matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
-from hmdc_hub.report import tables
-from hmdc_hub.report.tables import CONDENSED, MEAN, OVER_MODELS, mark, marked_names, set_label, training_sets
-from hmdc_hub.report.text import one_line
-from hmdc_hub.schema import Estimate, Scores
+from hmdc_hub.contact_sheet import contact_sheet
+from hmdc_hub.metrics import MEAN
+from hmdc_hub.report.tables import OVER_MODELS, columns, mark, scored_on, set_label, training_sets
+from hmdc_hub.schema import CONDENSED, Estimate, Scores
+from hmdc_hub.text import cut, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from hmdc_hub.report.comparison import Comparison
 
@@ -27,8 +31,7 @@ Kind = Literal["png", "svg"]
 Matrix = NDArray[np.integer[Any]]
 Style = tuple[str, str]
 
-WIDTH = 6.4
-"""Inches; never wider than a phone can show with readable words: pictures grow downwards."""
+WIDTH = 6.4  # inches; never wider than a phone can show with readable words: pictures grow downwards
 LINES, GREY, DARK = "#e3e6ea", "#888f96", "#5a6570"
 # Okabe and Ito's colours, which colour-blind people tell apart, and a mark of its own each; condensed stands out.
 SET_STYLES: dict[str, Style] = {
@@ -42,42 +45,26 @@ SET_STYLES: dict[str, Style] = {
     "full": ("#000000", "*"),
 }
 STYLES = [SET_STYLES[name] for name in (CONDENSED, "initialisation", "k-means", "herding", "exact", "random-encoded")]
-LABEL, ROW_NAME = 18, 26
-"""Characters of a class name before an ellipsis, and of a row's name before a line breaks."""
+LABEL, ROW_NAME = 18, 26  # characters of a class name before an ellipsis, and of a row's name before a line breaks
+# Classes up to which a confusion matrix has a number in every cell; class names along an axis of it.
 MAX_NUMBERS, MAX_TICKS = 12, 25
-"""Classes up to which a confusion matrix has a number in every cell; class names along an axis of it."""
-MAX_CLASSES = 20
-"""Classes that are all shown; of more the best and the worst."""
-MAX_TENTHS = 7
-"""Models up to which numbers in cells of a table of colours have a place behind the point."""
-
-
-def plot_scores(scores: Scores, kind: Kind = "png") -> bytes:
-    """Draw `scores_figure` into a file; the same bytes for the same scores (with the same matplotlib)."""
-    return rendered(lambda: scores_figure(scores), kind)
-
-
-def plot_confusion(matrix: Matrix, class_names: Sequence[str], kind: Kind = "png") -> bytes:
-    """Draw `confusion_figure` into a file, as `plot_scores`."""
-    return rendered(lambda: confusion_figure(matrix, class_names), kind)
-
-
-def plot_classes(scores: Scores, kind: Kind = "png") -> bytes:
-    """Draw `classes_figure` into a file, as `plot_scores`."""
-    return rendered(lambda: classes_figure(scores), kind)
+MAX_CLASSES = 20  # that are all shown; of more the best and the worst
+MAX_TENTHS = 7  # models up to which numbers in cells of a table of colours have a place behind the point
+TILE = 64  # pixels that a small image of a contact sheet is enlarged to, about
+SHEET_WIDTH = 760  # pixels that a row of images takes at most; four images always fit
+MAX_ROWS = 20
+GAP, MARGIN, LABEL_GAP = 4, 16, 12
+FONT_SIZE, LABEL_WIDTH = 15, 150
+INK, FAINT = (40, 40, 40), (120, 120, 120)
 
 
 def pictures(comparison: Comparison, kind: Kind = "png") -> dict[str, bytes]:
-    """Draw every picture that a comparison gives rise to, as `plot_scores`.
-
-    Returns:
-        By name: `transfer` always, `differences` between two groups or more, `budget` where budgets differ.
-    """
-    drawn = {"transfer": rendered(lambda: _transfer(comparison), kind)}
+    """Draw `transfer`, `differences` between two groups or more, `budget` where budgets differ: by name."""
+    drawn = {"transfer": rendered(_transfer, comparison, kind=kind)}
     if comparison.against_first:
-        drawn["differences"] = rendered(lambda: _differences(comparison), kind)
+        drawn["differences"] = rendered(_differences, comparison, kind=kind)
     if comparison.curves:
-        drawn["budget"] = rendered(lambda: _budget(comparison), kind)
+        drawn["budget"] = rendered(_budget, comparison, kind=kind)
     return drawn
 
 
@@ -92,15 +79,8 @@ def row_shares(matrix: Matrix) -> NDArray[np.float64]:
     return shares
 
 
-def reach(found: Sequence[Estimate]) -> list[list[float]]:
-    """Give how far intervals reach below and above their means, in points; 0 where there is none."""
-    below = [0.0 if e.low is None else 100 * (e.mean - e.low) for e in found]
-    above = [0.0 if e.high is None else 100 * (e.high - e.mean) for e in found]
-    return [below, above]
-
-
-def rendered(draw: Callable[[], Figure], kind: Kind) -> bytes:
-    """Draw a figure into a file; the same bytes for the same picture (with the same matplotlib)."""
+def rendered(figure: Callable[..., Figure], *facts: Any, kind: Kind = "png") -> bytes:
+    """Draw the figure of some facts into a file; the same bytes for the same facts (with the same matplotlib)."""
     import matplotlib
 
     # No date, no version of matplotlib: nothing that differs between two pictures of one thing.
@@ -114,7 +94,7 @@ def rendered(draw: Callable[[], Figure], kind: Kind) -> bytes:
     # that run into each other are worse than words that cannot be searched for; the tables beside a picture have all.
     with matplotlib.rc_context(look):
         buffer = io.BytesIO()
-        draw().savefig(buffer, format=kind, metadata=metadata)
+        figure(*facts).savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
@@ -147,11 +127,6 @@ def class_label(name: str, number: int) -> str:
     return text if text and drawable(text) == text else f"class {number}"
 
 
-def _short(name: str, number: int) -> str:
-    text = class_label(name, number)
-    return text if len(text) <= LABEL else text[: LABEL - 1].rstrip() + "…"
-
-
 def _folded(name: str, width: int = ROW_NAME) -> str:
     """Break a name into lines, between models behind the plus."""
     tied = drawable(name).replace(" + ", "\u00a0+ ")
@@ -159,8 +134,12 @@ def _folded(name: str, width: int = ROW_NAME) -> str:
 
 
 def _bars(axes: Axes, at: Sequence[float], found: Sequence[Estimate], upright: bool = False, **look: Any) -> None:
-    """Draw means with their intervals: points on horizontal lines, or a curve."""
-    means, bars = [100 * e.mean for e in found], reach(found)
+    """Draw means with their intervals, where they have one: points on horizontal lines, or a curve."""
+    means = [100 * e.mean for e in found]
+    bars = [
+        [0.0 if e.low is None else 100 * (e.mean - e.low) for e in found],
+        [0.0 if e.high is None else 100 * (e.high - e.mean) for e in found],
+    ]
     where: Any = {"x": at, "y": means, "yerr": bars} if upright else {"x": means, "y": at, "xerr": bars}
     axes.errorbar(**where, markersize=7, elinewidth=1.6, capsize=2.5, linestyle="-" if upright else "", **look)
 
@@ -194,17 +173,17 @@ def _colours(
 
 def scores_figure(scores: Scores) -> Figure:
     """Show mean last-epoch accuracy per model and training set, with 95 % intervals."""
-    models, sets = tables.model_names(scores), training_sets(scores)
+    models, sets = columns(scores), training_sets(scores)
     made, axes = _axes(1.3 + 0.62 * len(models))
     series = [
         (set_label(name), [scores.table[name].get(model) for model in models],
          SET_STYLES.get(name) or STYLES[place % len(STYLES)])
         for place, name in enumerate(sets)
     ]  # fmt: skip
-    _rows_of_bars(axes, marked_names(scores), series)
+    _rows_of_bars(axes, [*models.values()], series)
     top = max(e.high or e.mean for row in scores.table.values() for e in row.values())
     axes.set_xlim(0, min(101, 106 * max(top, 0.05)))
-    axes.set_xlabel(f"{tables.scored_on(scores)} accuracy at the last epoch (%), 95 % interval")
+    axes.set_xlabel(f"{scored_on(scores)} accuracy at the last epoch (%), 95 % interval")
     made.legend(loc="outside upper left", ncols=3)
     return made
 
@@ -226,7 +205,7 @@ def confusion_figure(matrix: Matrix, class_names: Sequence[str]) -> Figure:
     ticks = [0, 1, 5, 10, 25, 50, 75, 100]
     _colours(made, axes, shares, "% of the true class", ticks, bar=not numbers, norm=norm)
     every = range(0, classes, -(-classes // MAX_TICKS))
-    names = [_short(class_names[label], label) for label in every]
+    names = [cut(class_label(class_names[label], label), LABEL) for label in every]
     axes.set_xticks(every, names, rotation=90, fontsize=10 if numbers else 8)
     axes.set_yticks(every, names, fontsize=10 if numbers else 8)
     axes.tick_params(length=0 if classes <= MAX_TICKS else 2)
@@ -261,10 +240,10 @@ def classes_figure(scores: Scores) -> Figure:
     if left_out > 0:
         axes.text(0.5, half, f"… {left_out} more …", ha="center", va="center", color=DARK,
                   transform=axes.get_yaxis_transform())  # fmt: skip
-    axes.set_yticks(places, [_short(scores.class_names[label], label) for label in labels])
+    axes.set_yticks(places, [cut(class_label(scores.class_names[label], label), LABEL) for label in labels])
     axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.set_xlim(-2, 102)
-    axes.set_xlabel(f"{tables.scored_on(scores)} accuracy of the class (%), mean over models")
+    axes.set_xlabel(f"{scored_on(scores)} accuracy of the class (%), mean over models")
     axes.xaxis.grid(True)
     made.legend(loc="outside upper left", ncols=2)
     return made
@@ -294,13 +273,13 @@ def _transfer(comparison: Comparison) -> Figure:
 
 
 def _differences(comparison: Comparison) -> Figure:
-    contrasts, columns = comparison.against_first, comparison.columns
-    made, axes = _axes(1.3 + 0.3 * len(contrasts) + len(columns) * max(0.42, 0.2 + 0.17 * len(contrasts)))
+    contrasts, names = comparison.against_first, comparison.columns
+    made, axes = _axes(1.3 + 0.3 * len(contrasts) + len(names) * max(0.42, 0.2 + 0.17 * len(contrasts)))
     series = [
-        (drawable(one.name), [one.differences[name] for name in columns], STYLES[place % len(STYLES)])
+        (drawable(one.name), [one.differences[name] for name in names], STYLES[place % len(STYLES)])
         for place, one in enumerate(contrasts)
     ]
-    _rows_of_bars(axes, [OVER_MODELS if name == MEAN else drawable(name) for name in columns], series)
+    _rows_of_bars(axes, [OVER_MODELS if name == MEAN else drawable(name) for name in names], series)
     axes.axvline(0, color=DARK, linewidth=1.2, zorder=1)
     if comparison.main == MEAN:
         axes.axhline(0.5, color=GREY, linewidth=0.8)
@@ -333,3 +312,53 @@ def _budget(comparison: Comparison) -> Figure:
     axes.grid(True)
     made.legend(loc="outside upper left", ncols=1, fontsize=10)
     return made
+
+
+def preview(images: Tensor, class_names: Sequence[str]) -> bytes:
+    """Draw a contact sheet of a condensed set, a row per class, named in matplotlib's font.
+
+    Args:
+        images: uint8 C x n x ch x H x W on the CPU, stored or decoded; the first of each class that fit are shown.
+        class_names: One name per class.
+
+    Returns:
+        PNG bytes, the same for the same arguments (with the same Pillow and matplotlib).
+    """
+    rows, side = min(len(class_names), MAX_ROWS), images.shape[-1]
+    scale = max(1, round(TILE / side))
+    pitch = side * scale + GAP
+    across = min(images.shape[1], max(4, SHEET_WIDTH // pitch))
+    shown = contact_sheet(images[:rows, :across].flatten(0, 1), across, scale, GAP)
+    typeface = ImageFont.truetype(font()[0], FONT_SIZE)
+    labels = []
+    for number, name in enumerate(class_names[:rows]):
+        text = whole = class_label(name, number)
+        while text and typeface.getlength(text + "…" * (text != whole)) > LABEL_WIDTH:
+            text = text[:-1]
+        labels.append(text if text == whole else text.rstrip() + "…")
+    left = MARGIN + max(round(typeface.getlength(label)) for label in labels) + LABEL_GAP
+    height = MARGIN + shown.height + (FONT_SIZE + 10 if rows < len(class_names) else 0) + MARGIN
+    sheet = Image.new("RGB", (left + shown.width + MARGIN, height), "white")
+    sheet.paste(shown, (left, MARGIN))
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(labels):
+        middle = MARGIN + row * pitch + (pitch - GAP) // 2
+        draw.text((left - LABEL_GAP, middle), label, fill=INK, font=typeface, anchor="rm")
+    if rows < len(class_names):
+        note = f"the first {rows} of {len(class_names)} classes"
+        draw.text((left, height - MARGIN), note, fill=FAINT, font=typeface, anchor="ls")
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def preview_of(parquet: Path, shape: tuple[int, int, int, int], class_names: Sequence[str]) -> bytes:
+    """Draw the contact sheet of a train.parquet; reads the classes that are shown alone.
+
+    It holds `shape` = M x ch x H x W images, as many of each class, class after class.
+    """
+    from hmdc_hub.store.parquet import read_parquet
+
+    of_each = shape[0] // len(class_names)
+    shown, _ = read_parquet(parquet, of_each * min(MAX_ROWS, len(class_names)), shape=shape)
+    return preview(shown.reshape(-1, of_each, *shown.shape[1:]), class_names)

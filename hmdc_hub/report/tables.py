@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from hmdc_hub.metrics import CONDENSED as CONDENSED
-from hmdc_hub.metrics import MEAN as MEAN
+from hmdc_hub.metrics import MEAN
 from hmdc_hub.report.document import Items, Section, Table, Text, to_markdown, to_text
-from hmdc_hub.report.text import count, difference, percent, points
-from hmdc_hub.schema import BASELINES, ModelSpec, Scores
+from hmdc_hub.schema import CONDENSED, TRAINING_SETS, Estimate, ModelSpec, Scores
+from hmdc_hub.text import count
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-EXACT = "exact"
 TOOK_PART = "†"
 OVER_MODELS = "mean over models"
-FROM_PYTHON = "from a Python session; not reproducible by id"
-"""What is said of a model that no id leads to."""
+FROM_PYTHON = "from a Python session; not reproducible by id"  # of a model that no id leads to
+NONE = "–"  # where there is no number
 
 
-class TrainingSet(NamedTuple):
-    """How a training set is called where people read, and what it is."""
+def percent(found: Estimate | None) -> str:
+    """Write an accuracy in percent, mean ± standard deviation: `61.0 ± 1.0`."""
+    if found is None:
+        return NONE
+    return f"{100 * found.mean:.1f}" + ("" if found.sd is None else f" ± {100 * found.sd:.1f}")
 
-    label: str
-    what: str
+
+def points(share: float) -> str:
+    """Write a difference of accuracies in points, such as `+6.5`."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
 
 
-TRAINING_SETS: Mapping[str, TrainingSet] = {
-    CONDENSED: TrainingSet("condensed", "the set that is scored, in 8 bits"),
-    EXACT: TrainingSet("exact floats", "the same before it was rounded to 8 bits"),
-    "random": TrainingSet("random", "real images drawn at random, as many as the condensed set stores"),
-    "random-encoded": TrainingSet(
-        "random, same storage", "real images drawn at random, stored as the condensed ones are: the same bytes"
-    ),
-    "initialisation": TrainingSet("initialisation", "the condensed set before the first image step"),
-    "k-means": TrainingSet("k-means", "real images in the middle of clusters of their class"),
-    "herding": TrainingSet("herding", "real images whose mean is that of their class, as a network sees them"),
-    "full": TrainingSet("full", "every training image of the source"),
-}
-"""By the names that recipes and files have, in the order of tables."""
+def interval(found: Estimate) -> str:
+    """Write the 95 % interval of a difference in points, such as `+3.8 to +9.2`."""
+    return NONE if found.low is None or found.high is None else f"{points(found.low)} to {points(found.high)}"
+
+
+def short(found: Estimate | None) -> str:
+    """Write a difference in points for a cell: `+6.5 (+3.8 to +9.2)`."""
+    if found is None:
+        return NONE
+    return points(found.mean) + ("" if found.low is None else f" ({interval(found)})")
+
+
+def difference(found: Estimate) -> str:
+    """Write a difference of accuracies in full: `+6.5 points (95 % interval +3.8 to +9.2, n = 5)`."""
+    if found.low is None:
+        few = "one training" if found.n == 1 else f"{found.n} equal differences"
+        return f"{points(found.mean)} points ({few}: no interval)"
+    return f"{points(found.mean)} points (95 % interval {interval(found)}, n = {found.n})"
 
 
 def set_label(training_set: str) -> str:
@@ -50,14 +58,7 @@ def set_label(training_set: str) -> str:
 
 def training_sets(scores: Scores) -> list[str]:
     """List the rows: the condensed set, the baselines in their fixed order, anything else."""
-    order = [CONDENSED, *BASELINES]
-    return [name for name in order if name in scores.table] + [name for name in scores.table if name not in order]
-
-
-def model_names(scores: Scores) -> list[str]:
-    """List the columns: the models in the order of the protocol, and the mean over them if there are several."""
-    names = [model.name for model in scores.protocol.models]
-    return [*names, MEAN] if len(names) > 1 and any(MEAN in row for row in scores.table.values()) else names
+    return list(dict.fromkeys([*(name for name in TRAINING_SETS if name in scores.table), *scores.table]))
 
 
 def scored_on(scores: Scores) -> str:
@@ -70,9 +71,11 @@ def mark(model: str, condensed_by: Iterable[str]) -> str:
     return f" {TOOK_PART}" if model in condensed_by else ""
 
 
-def marked_names(scores: Scores) -> list[str]:
-    """Name the columns, those of models that took part in condensing with a mark."""
-    return [model + mark(model, scores.condensed_by) for model in model_names(scores)]
+def columns(scores: Scores) -> dict[str, str]:
+    """Map the models in the order of the protocol, then the mean if there are several, to their names with the mark."""
+    names = [model.name for model in scores.protocol.models]
+    names += [MEAN] * (len(names) > 1 and any(MEAN in row for row in scores.table.values()))
+    return {name: name + mark(name, scores.condensed_by) for name in names}
 
 
 def from_python(models: Iterable[ModelSpec]) -> list[str]:
@@ -91,22 +94,18 @@ def table_text(scores: Scores, width: int = 80) -> str:
 
 
 def _summary(scores: Scores) -> list[Section]:
-    gains = gain_lines(scores)
-    return [Section("", [accuracy_table(scores), Text(caption(scores)), *([Items(gains)] if gains else [])])]
+    return [Section("", [accuracy_table(scores), Text(caption(scores)), Items(gain_lines(scores))])]
 
 
-def accuracy_table(scores: Scores, note: str = "") -> Table:
-    """Make the cross-architecture table: training sets, what they cost, and on every model their last-epoch accuracy.
-
-    Cells are mean ± standard deviation in percent; models that took part in condensing are marked.
-    """
-    header = ["training set", "stored", "images", *marked_names(scores)]
+def accuracy_table(scores: Scores) -> Table:
+    """Make the cross-architecture table: training sets, what they cost, their last-epoch accuracy on every model."""
+    header = ["training set", "stored", "images", *columns(scores).values()]
     rows = []
     for name in training_sets(scores):
         budget = scores.budgets.get(name)
-        cells = [percent(scores.table[name].get(model)) for model in model_names(scores)]
+        cells = [percent(scores.table[name].get(model)) for model in columns(scores)]
         rows.append([set_label(name), *((str(budget.stored), str(budget.images)) if budget else ("", "")), *cells])
-    return Table(header, rows, note=note, strong=set_label(CONDENSED))
+    return Table(header, rows, strong=set_label(CONDENSED))
 
 
 def caption(scores: Scores) -> str:
@@ -123,7 +122,7 @@ def caption(scores: Scores) -> str:
         + (f" ({'; '.join(others)})" if others else ""),
         '"stored" counts the images that are kept, "images" those that are trained on',
     ]
-    if protocol.random_draws > 1 and any(name.startswith("random") for name in sets):
+    if any(protocol.draws(name) > 1 for name in sets):
         parts.append(
             f"of a random set the {protocol.random_draws} draws of each seed are averaged first, and ± is the spread "
             "of these averages"
@@ -136,22 +135,16 @@ def caption(scores: Scores) -> str:
 
 
 def gain_lines(scores: Scores) -> list[str]:
-    """Say in points of accuracy, with a 95 % interval, what follows from the table.
-
-    By how much the condensed set is better than each baseline; what rounding to 8 bits took; by how much the networks
-    that took part in condensing are better than the others; what DD-Ranking asks.
-    """
-    several = len(scores.protocol.models) > 1
-    column = MEAN if several else scores.protocol.models[0].name
-    over = OVER_MODELS if several else column
-    lines = []
+    """Say what follows from the table, in points with their interval: gains, the gap between models, DD-Ranking."""
+    column, lines = MEAN if len(scores.protocol.models) > 1 else scores.protocol.models[0].name, []
+    over = OVER_MODELS if column == MEAN else column
     for name in training_sets(scores):
         gain = scores.gain.get(name, {}).get(column)
         if gain is not None:
-            what = "rounding to 8 bits, condensed − exact floats" if name == EXACT else f"condensed − {set_label(name)}"
-            lines.append(f"{what} ({over}): {difference(gain)}")
+            rounded = "rounding to 8 bits, " if name == "exact" else ""
+            lines.append(f"{rounded}condensed − {set_label(name)} ({over}): {difference(gain)}")
     if CONDENSED in scores.gap:
-        gaps = {name: gap for name, gap in scores.gap.items() if name not in (CONDENSED, EXACT)}
+        gaps = {name: gap for name, gap in scores.gap.items() if name not in (CONDENSED, "exact")}
         others = "".join(f"; {set_label(name)} {points(gap.mean)}" for name, gap in gaps.items())
         lines.append(f"models that condensed − the others: {difference(scores.gap[CONDENSED])}{others}")
     ranking = scores.ranking.get(column)
@@ -169,28 +162,10 @@ def gain_lines(scores: Scores) -> list[str]:
     return lines
 
 
-def cells_frame(scores: Scores) -> DataFrame:
-    """Tabulate every training: the columns of a package's scores parquet, but for its configuration.
-
-    Accuracy and calibration error are shares in [0, 1].
-    """
-    from pandas import DataFrame
-
-    frame = DataFrame([cell.model_dump(exclude={"best"}) for cell in scores.cells])
-    sets = frame.pop("training_set")
-    frame.insert(0, "training_set", sets)
-    frame.insert(1, "stored_images", [scores.budgets[name].stored for name in sets])
-    frame.insert(2, "training_images", [scores.budgets[name].images for name in sets])
-    frame.insert(4, "condensed_by", frame["model"].isin(scores.condensed_by))
-    return frame
-
-
 def means_frame(scores: Scores) -> DataFrame:
-    """Tabulate every mean: accuracy and calibration error of every training set, gain over every baseline.
+    """Tabulate every mean by measure: `accuracy`, `ece`, and `gain`, the condensed set's accuracy minus the set's own.
 
-    Measures are `accuracy`, `ece` and `gain`; the gain of a training set is the condensed set's accuracy minus its
-    own. Means, standard deviations and bounds of the 95 % interval are shares in [0, 1], their differences in [-1, 1];
-    with n = 1 the last three are missing. The model `mean` is the mean over models.
+    All are shares, not percent; with n = 1 spread and bounds are missing. The model `mean` is the mean over models.
     """
     from pandas import DataFrame
 

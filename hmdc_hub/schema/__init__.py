@@ -6,23 +6,31 @@ an error message shows as a value that would be right.
 """
 
 from hmdc_hub.schema.base import (
+    BASELINES,
     CHECKSUM,
+    CONDENSED,
     FORMAT_VERSION,
     FORMER_BASELINES,
+    FULL,
     HUB_DATASET,
-    HUB_ID,
+    LOCAL,
     NAME,
+    RANDOM,
+    RANDOM_ENCODED,
     RESERVED,
+    TRAINING_SETS,
+    Baseline,
+    ModelSpec,
     Strict,
     canonical_json,
     is_hub_id,
     is_intact,
-    present_name,
+    is_local_path,
+    plain_models,
     sealed,
     sha256_of,
     unsealed,
 )
-from hmdc_hub.schema.evaluate import BASELINES, CHOSEN, AugmentSpec, Baseline, EvaluateCutmix, EvaluateSpec
 from hmdc_hub.schema.files import (
     NEEDED,
     PARQUET,
@@ -38,15 +46,4 @@ from hmdc_hub.schema.files import (
     SetHeader,
     SourceInfo,
 )
-from hmdc_hub.schema.model import LOCAL, LearningRates, ModelSpec, is_local_path, plain_models
-from hmdc_hub.schema.recipe import (
-    ClusterSpec,
-    CondenseCutmix,
-    CondenseSpec,
-    ImagesSpec,
-    NetworksSpec,
-    ProjectionSpec,
-    PublishSpec,
-    Recipe,
-    SourceSpec,
-)
+from hmdc_hub.schema.recipe import AugmentSpec, CondenseSpec, EvaluateSpec, ImagesSpec, PublishSpec, Recipe, SourceSpec

@@ -8,96 +8,66 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import FailFast, Field, field_serializer, model_validator
 
-from hmdc_hub.schema.base import FORMAT_VERSION, Name, NotNegative, Share, Strict, TrainingSet
-from hmdc_hub.schema.evaluate import EvaluateSpec
-from hmdc_hub.schema.model import LOCAL, ModelSpec
+from hmdc_hub.schema.base import FORMAT_VERSION, LOCAL, ModelSpec, Name, NotNegative, Share, Strict, TrainingSet
+from hmdc_hub.schema.recipe import EvaluateSpec
 
-FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""Name of a file in a package, as a regular expression: no folder, no hidden file."""
+FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # a file in a package, as a regular expression: no folder, no hidden file
+PARQUET = "train-00000-of-00001.parquet"  # in a configuration's folder, as `datasets` names shards
+NEEDED = (PARQUET, "condensed.safetensors", "recipe.yaml", "info.json")  # every configuration's folder has these
 
-
-PARQUET = "train-00000-of-00001.parquet"
-"""Name of the parquet in a configuration's folder, as `datasets` names shards."""
-
+# A list whose first wrong entry ends its validation: pydantic keeps a kilobyte for each, and a stranger's file of
+# megabytes has millions.
 _T = TypeVar("_T")
 Items = Annotated[list[_T], FailFast()]
-"""A list whose first wrong entry ends its validation: pydantic keeps a kilobyte for each, and a stranger's file of
-megabytes has millions."""
-
-NEEDED = (PARQUET, "condensed.safetensors", "recipe.yaml", "info.json")
-"""Files that every configuration of a package has in its folder."""
 
 
 class SetHeader(Strict):
-    """The metadata of condensed.safetensors, under its one key `hmdc`.
-
-    Attributes:
-        mean: Channel means of the source, pixels in [0, 1]; with `std` what "source-normalised" means.
-    """
+    """The metadata of condensed.safetensors, under its one key `hmdc`."""
 
     format_version: int = FORMAT_VERSION
     name: str
     ipc: int
     factor: int
     class_names: Items[str]
-    mean: Items[float]
+    mean: Items[float]  # channel means of the source, pixels in [0, 1]; with `std` what "source-normalised" means
     std: Items[float]
     condense_hash: str
 
 
 class LeftOut(Strict):
-    """Files of a source that are no part of it.
+    """Files of a source that are no part of it."""
 
-    Attributes:
-        reason: Why, such as "no images".
-        count: How many.
-        examples: The first few, as paths below the source's folder.
-    """
-
-    reason: str
+    reason: str  # why, such as "no images"
     count: NotNegative
-    examples: Items[str]
+    examples: Items[str]  # the first few, as paths below the source's folder
 
 
 class SourceInfo(Strict):
-    """Where the real images came from.
+    """Where the real images came from."""
 
-    Attributes:
-        id: As in the recipe; published, a local path is `local:<base name>@<fingerprint>`.
-        fingerprint: SHA-256 (hex) over the pixels and labels of both splits as this program sees them.
-        test_split: Equal to `train_split` where `test_fraction` divides that split in two.
-        train_counts: Images per class that are condensed.
-        repeated: Test images that are, pixel by pixel, train images too.
-        bits: Bits in use of images of more than eight; null: none of the images has more, or all 16 are in use.
-        left_out: What is in the source's folder and was not read.
-        license: Hub licence id if the source names one.
-        gated: Whether the Hub asks for consent before a download.
-        private: Whether only some accounts of the Hub see it.
-    """
-
-    id: str
+    id: str  # as in the recipe; published, a local path is `local:<base name>@<fingerprint>`
     kind: Literal["builtin", "torchvision", "hub", "local"]
     revision: str | None
-    fingerprint: str
+    fingerprint: str  # SHA-256 (hex) over the pixels and labels of both splits as this program sees them
     config: str | None
     train_split: str
-    test_split: str
+    test_split: str  # equal to `train_split` where `test_fraction` divides that split in two
     image_column: str
     label_column: str
     class_names: Items[str]
-    train_counts: Items[int]
+    train_counts: Items[int]  # images per class that are condensed
     test_count: int
     size: int
     channels: int
     mean: Items[float]
     std: Items[float]
-    license: str | None
-    gated: bool
-    private: bool = False
+    license: str | None  # Hub licence id, if the source names one
+    gated: bool  # whether the Hub asks for consent before a download
+    private: bool = False  # whether only some accounts of the Hub see it
     test_fraction: float | None = None
-    repeated: NotNegative = 0
-    bits: NotNegative | None = None
-    left_out: Items[LeftOut] = []
+    repeated: NotNegative = 0  # test images that are, pixel by pixel, train images too
+    bits: NotNegative | None = None  # in use, of images of more than eight; null: none has more, or all 16 are in use
+    left_out: Items[LeftOut] = []  # what is in the source's folder and was not read
 
     def without_paths(self) -> SourceInfo:
         """Return it as it is published: a local source is called by its base name and the fingerprint of its images.
@@ -124,16 +94,7 @@ class Record(Strict):
 
 
 class ArtifactInfo(Record):
-    """info.json: provenance of a condensed set. No path, user or host name is in it.
-
-    Attributes:
-        tensors_sha256: SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet.
-        threads: CPU threads of torch, on which the last bits depend; 1 on a GPU.
-        tf32: Whether products of float32 were rounded to TF32, as GPUs do; null in a set of an older program.
-        memory: How the matching step was computed, low or fast; null in a set of an older program.
-        seconds: Wall time of condensing over all resumes, evaluation apart.
-        peak_memory_bytes: Of the process on a CPU, of the device otherwise.
-    """
+    """info.json: provenance of a condensed set. No path, user or host name is in it."""
 
     renamed: ClassVar[dict[str, str]] = {"stored_images": "synthetic_images"}
 
@@ -147,18 +108,18 @@ class ArtifactInfo(Record):
     parameters: dict[str, int]
     versions: dict[str, str]
     device: str
-    threads: int
-    tf32: bool | None = None
-    memory: Literal["low", "fast"] | None = None
-    seconds: float
+    threads: int  # CPU threads of torch, on which the last bits depend; 1 on a GPU
+    tf32: bool | None = None  # whether products of float32 were rounded to TF32; null: by an older program
+    memory: Literal["low", "fast"] | None = None  # how the matching step was computed; null: by an older program
+    seconds: float  # wall time of condensing over all resumes, evaluation apart
     image_steps: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # of the process on a CPU, of the device otherwise
     clamped_share: float
     ipc: int
     factor: int
     synthetic_images: int
     training_images: int
-    tensors_sha256: str
+    tensors_sha256: str  # SHA-256 (hex) of condensed.safetensors; `parquet_sha256` of train.parquet
     parquet_sha256: str
 
     def without_paths(self) -> ArtifactInfo:
@@ -168,35 +129,23 @@ class ArtifactInfo(Record):
 
 
 class Cell(Strict):
-    """One training.
-
-    Attributes:
-        accuracy: At the last epoch, on all images that are scored on; in [0, 1].
-        ece: Expected calibration error (Guo et al., ICML 2017): 15 bins of the largest softmax probability; in [0, 1].
-        best: The best of all looks at the test split, where the protocol asks for it; never what is compared.
-    """
+    """One training."""
 
     model: Name
     training_set: TrainingSet
     draw: int
     seed: int
-    accuracy: Share
-    ece: Share
-    best: Share | None = None
+    accuracy: Share  # at the last epoch, on all images that are scored on
+    ece: Share  # expected calibration error (Guo et al., ICML 2017): 15 bins of the largest softmax probability
+    best: Share | None = None  # of all looks at the test split, where the protocol asks for it; never compared
 
 
 class Budget(Strict):
-    """What a training set costs to keep and to train on.
+    """What a training set costs to keep and to train on."""
 
-    Attributes:
-        stored: Images as they are kept: synthetic ones, of which one may hold several training images, or real ones.
-        images: Training images.
-        bytes: Pixels of the images as they are kept, uncompressed: 8 bits each, of `exact` 32.
-    """
-
-    stored: NotNegative
+    stored: NotNegative  # images as they are kept: real ones, or synthetic ones that may hold several training images
     images: NotNegative
-    bytes: NotNegative
+    bytes: NotNegative  # pixels of the images as they are kept, uncompressed: 8 bits each, of `exact` 32
 
 
 class Estimate(Strict):
@@ -210,66 +159,39 @@ class Estimate(Strict):
 
 
 class Ranking(Strict):
-    """What DD-Ranking (Li et al., 2025) asks of a condensed set; labels are hard in all of ours.
+    """What DD-Ranking (Li et al., 2025) asks of a condensed set; labels are hard in all of ours."""
 
-    Attributes:
-        improvement: IOR, accuracy over that of random images that are kept in the same number.
-        recovery: HLR, accuracy of the full set over that of the condensed one: less is better.
-        score: (exp(a) - exp(-1)) / (e - exp(-1)) with a = (IOR - HLR) / 2; in [0, 1].
-    """
-
-    improvement: Estimate
-    recovery: Estimate | None
-    score: Estimate | None
+    improvement: Estimate  # IOR, accuracy over that of random images that are kept in the same number
+    recovery: Estimate | None  # HLR, accuracy of the full set over that of the condensed one: less is better
+    score: Estimate | None  # (exp(a) - exp(-1)) / (e - exp(-1)) with a = (IOR - HLR) / 2; in [0, 1]
 
 
 class Scores(Record):
-    """scores.json: every training, the protocol it followed, and the means.
-
-    Attributes:
-        versions: Of the libraries that trained; `device` where.
-        name: What was scored.
-        condense_hash: Of the recipe that made it; null for a set of another program, like the two next.
-        family_hash: Of that recipe without its seed, as it is published: a local source by what it holds.
-        condense_seed: That seed.
-        protocol: The resolved `evaluate` section.
-        fingerprint: Of the source, as in info.json.
-        parquet_sha256: Of the file that was trained on.
-        condensed_by: Names of the pool's models; the other evaluated ones took no part in condensing.
-        test_count: Images scored on.
-        class_names: By label.
-        cells: Every training, in a fixed order.
-        table: `table[training set][model]`, accuracy; model "mean" is the mean over architectures, seed by seed.
-        gain: `gain[baseline][model]`: condensed minus baseline, paired by seed.
-        gap: `gap[training set]`: accuracy on architectures that took part minus that on the others, seed by seed;
-            empty unless there are both.
-        ece: As `table`, of the calibration error.
-        ranking: By model; empty without random images.
-        per_class: `per_class[training set][model]`: accuracy of each class over all trainings, by label.
-    """
+    """scores.json: every training, the protocol it followed, and the means."""
 
     hmdc_hub_version: str
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the libraries that trained; `device` where
     device: str
-    name: str
-    condense_hash: str | None
-    family_hash: str | None
-    condense_seed: int | None
+    name: str  # what was scored
+    condense_hash: str | None  # of the recipe that made it; null for a set of another program, like the two next
+    family_hash: str | None  # of that recipe without its seed, as it is published: a local source by what it holds
+    condense_seed: int | None  # the seed of that recipe
     protocol_hash: str
-    protocol: EvaluateSpec
-    fingerprint: str
-    parquet_sha256: str
-    condensed_by: Items[Name]
-    test_count: int
-    class_names: Items[str]
+    protocol: EvaluateSpec  # the resolved `evaluate` section
+    fingerprint: str  # of the source, as in info.json
+    parquet_sha256: str  # of the file that was trained on
+    condensed_by: Items[Name]  # names of the pool's models; the other evaluated ones took no part in condensing
+    test_count: int  # images scored on
+    class_names: Items[str]  # by label
     budgets: dict[TrainingSet, Budget]
-    cells: Items[Cell]
-    table: dict[TrainingSet, dict[Name, Estimate]]
-    gain: dict[TrainingSet, dict[Name, Estimate]]
+    cells: Items[Cell]  # every training, in a fixed order
+    table: dict[TrainingSet, dict[Name, Estimate]]  # accuracy; model "mean": over architectures, seed by seed
+    gain: dict[TrainingSet, dict[Name, Estimate]]  # condensed minus each baseline, paired by seed
+    # Accuracy on architectures that took part minus that on the others, seed by seed; empty unless there are both.
     gap: dict[TrainingSet, Estimate]
-    ece: dict[TrainingSet, dict[Name, Estimate]]
-    ranking: dict[Name, Ranking]
-    per_class: dict[TrainingSet, dict[Name, Items[float]]]
+    ece: dict[TrainingSet, dict[Name, Estimate]]  # as `table`, of the calibration error
+    ranking: dict[Name, Ranking]  # by model; empty without random images
+    per_class: dict[TrainingSet, dict[Name, Items[float]]]  # accuracy over all trainings, by label
 
 
 class PackagedFile(Strict):
@@ -281,21 +203,14 @@ class PackagedFile(Strict):
 
 
 class Manifest(Strict):
-    """manifest.json: every file of one configuration but itself, and what the parquet's footer says.
-
-    Attributes:
-        rows: Training images in the parquet.
-        data_bytes: Size of the parquet's columns before its own compression.
-        class_names: As the parquet names them.
-        files: Sorted by path; all of them in the folders of this configuration.
-    """
+    """manifest.json: every file of one configuration but itself, and what the parquet's footer says."""
 
     format_version: int = FORMAT_VERSION
     config: Name
-    rows: NotNegative
-    data_bytes: NotNegative
-    class_names: Items[str]
-    files: Items[PackagedFile]
+    rows: NotNegative  # training images in the parquet
+    data_bytes: NotNegative  # size of the parquet's columns before its own compression
+    class_names: Items[str]  # as the parquet names them
+    files: Items[PackagedFile]  # sorted by path; all of them in the folders of this configuration
 
     @model_validator(mode="after")
     def _own_files(self) -> Manifest:

@@ -1,20 +1,197 @@
-"""The schema of recipes/*.yaml; the defaults are the paper's."""
+"""The schema of recipes/*.yaml and of evaluation protocols; the defaults are the paper's."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from hmdc_hub.schema.base import NAME, RESERVED, NotNegative, Positive, Rate, Share, Strict, sha256_of
-from hmdc_hub.schema.evaluate import AugmentSpec, EvaluateSpec, distinct_names
-from hmdc_hub.schema.files import SourceInfo
-from hmdc_hub.schema.model import LOCAL, ModelSpec, plain_models
+from hmdc_hub.schema.base import (
+    CONDENSED,
+    FORMER_BASELINES,
+    LOCAL,
+    NAME,
+    RESERVED,
+    Baseline,
+    ModelSpec,
+    NotNegative,
+    Positive,
+    Rate,
+    Share,
+    Strict,
+    is_local_path,
+    plain_models,
+    present_name,
+    sha256_of,
+)
+
+if TYPE_CHECKING:
+    from hmdc_hub.schema.files import SourceInfo
 
 
-def _no_number_in_disguise(value: Any) -> Any:
-    """Refuse true and 3.0, which pydantic takes for 1 and 3 in a choice although it is strict."""
-    return value if type(value) is int else str(value)
+class AugmentSpec(Strict):
+    """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021), in the order of IDC."""
+
+    flip: bool = Field(True, description="Mirror left to right; off for digits and the like.")
+    color: list[Literal["brightness", "saturation", "contrast"]] = Field(
+        ["brightness", "saturation", "contrast"],
+        description="Colour operations, always applied in this order.",
+        examples=["[brightness, contrast]"],
+    )
+    crop: bool = Field(True, description="One of three: shift by up to an eighth of the side.")
+    scale: bool = Field(True, description="One of three: stretch each axis by up to 1.2.")
+    rotate: bool = Field(True, description="One of three: turn by up to 15 degrees.")
+    cutout: bool = Field(True, description="Blank a square of half the side.")
+
+
+class EvaluateCutmix(Strict):
+    """CutMix while evaluating."""
+
+    evaluate: bool = Field(True, description="In training on the condensed set.")
+    probability: Share = Field(0.5, description="Chance that a batch is mixed.")
+
+
+class EvaluateSpec(Strict):
+    """The evaluation protocol: all of it, as data."""
+
+    renamed: ClassVar[dict[str, str]] = {"against": "baselines"}
+
+    models: list[ModelSpec] = Field(
+        min_length=1,
+        description="Architectures to train, as names in model_pool/ or inline mappings; include some that took no "
+        "part in condensing.",
+        examples=["[convnet3, resnet18]"],
+    )
+    seed: NotNegative = Field(
+        0,
+        description="Seed of weights, minibatches and baselines; not the recipe's, so that sets condensed with several "
+        "seeds are scored alike.",
+    )
+    seeds: Positive = Field(5, description="Trainings per architecture and training set.")
+    random_draws: Positive = Field(3, description="Independent draws of each random baseline.")
+    baselines: list[Annotated[Baseline, BeforeValidator(present_name)]] = Field(
+        # Part of the hashes of protocols that name none, so that a new baseline is not among them.
+        ["exact", "random", "random-encoded", "initialisation", "k-means", "herding"],
+        description="Training sets that stand beside the condensed one: exact (its floats before rounding to 8 bits), "
+        "random, random-encoded (random images at the storage of the condensed set), initialisation (it before the "
+        "first image step), k-means, herding, full (the whole source).",
+        examples=["[random, initialisation]"],
+    )
+    epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.")
+    steps: Positive | None = Field(
+        None,
+        description="Optimiser steps of every training, in place of epochs; the full set keeps full_epochs.",
+        examples=[2000],
+    )
+    full_epochs: Positive = Field(100, description="Passes over the full set.")
+    batch: Positive = Field(128, description="Training images per step; the last partial batch is kept.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="AdamW ignores momentum.")
+    lr: Rate | None = Field(
+        None, description="Learning rate of every model; null: each one's lr.evaluate.", examples=[0.01]
+    )
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        "constant",
+        description="Of the learning rate over a training: constant, cosine to zero, or a tenth from half way on.",
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.")
+    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
+    cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
+    resolution: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="Side in pixels that every model sees; null: as its entry says.", examples=[32]
+    )
+    batch_norm: Literal["train", "frozen"] | None = Field(
+        None,
+        description="Batch norm of every model: statistics of training, or frozen at those of the fresh network; null: "
+        "as its entry says.",
+        examples=["train"],
+    )
+    pretrained: bool = Field(
+        True, description="false: every model starts from scratch, whatever weights its entry names."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of forward passes; bfloat16 (autocast) is for GPUs, and rounds enough to change single answers.",
+    )
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Score on this share of each class of the train split, which no real images are then drawn from, "
+        "in place of the test split; for choosing settings.",
+        examples=[0.2],
+    )
+    best_every: Positive | None = Field(
+        None,
+        description="Look at the test split every so many epochs, too, and report the best look beside the last epoch, "
+        "labelled.",
+        examples=[10],
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> EvaluateSpec:
+        _distinct_names("evaluate.models", self.models)
+        if any(model.name == "mean" for model in self.models):
+            raise ValueError("evaluate.models: mean is what scores call the mean over models; choose another name")
+        if len(set(self.baselines)) < len(self.baselines):
+            raise ValueError("evaluate.baselines names a training set twice")
+        return self
+
+    def settled(self) -> EvaluateSpec:
+        """Return the protocol with what it says of every model written into the models: what is done, and scored.
+
+        A recipe keeps its models as they were written, so that the next protocol may say something else of them.
+        """
+        models = []
+        for model in self.models:
+            changes: dict[str, Any] = {}
+            if model.reset != "all":  # a training that kept a classifier would depend on the one before it
+                changes["reset"] = "all"
+            if model.precision != "float32":  # that is for condensing; here the protocol's own goes for all
+                changes["precision"] = "float32"
+            if self.resolution is not None:
+                changes["input_size"] = self.resolution
+            if self.batch_norm is not None:
+                changes["batch_norm"] = self.batch_norm
+            if self.lr is not None:
+                changes["lr"] = model.lr.model_copy(update={"evaluate": self.lr})
+            if not self.pretrained and model.weights != "none":
+                # A revision may stay if it is about a configuration on the Hub; otherwise it was about the weights.
+                hub = "/" in model.id and not is_local_path(model.id) and model.weights == model.id
+                changes |= {"weights": "none", "revision": model.revision if hub else None}
+            models.append(model.model_copy(update=changes))
+        return self.model_copy(update={"models": models})
+
+    def without_paths(self) -> EvaluateSpec:
+        """Return the protocol with base names in place of the paths of local weights."""
+        return self.model_copy(update={"models": [model.without_paths() for model in self.models]})
+
+    def draws(self, training_set: str) -> int:
+        """How many sets of this name are scored: several of a random baseline, else one."""
+        return self.random_draws if training_set.startswith("random") else 1
+
+    def training_sets(self) -> list[tuple[str, int]]:
+        """List what every model is trained on with every seed, in its order: names of sets, each with the draw."""
+        return [(name, draw) for name in (CONDENSED, *self.baselines) for draw in range(self.draws(name))]
+
+    @property
+    def length(self) -> str:
+        """How long a training is, in words."""
+        return f"{self.epochs} epochs" if self.steps is None else f"{self.steps} steps"
+
+    def protocol_hash(self) -> str:
+        """SHA-256 (hex) of everything that decides scores of given images, however it was written."""
+        plain = self.settled().model_dump(mode="json")
+        for key in ("lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
+            del plain[key]
+        # The hashes of the first scores have the former names.
+        former = {new: old for old, new in FORMER_BASELINES.items()}
+        plain["against"] = [former.get(name, name) for name in plain.pop("baselines")]
+        return sha256_of({"evaluate": plain | {"models": plain_models(plain["models"])}})
+
+
+def _distinct_names(where: str, models: list[ModelSpec]) -> None:
+    names = [model.name for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{where} names {', '.join(twice)} twice; give inline mappings names of their own")
 
 
 class SourceSpec(Strict):
@@ -46,7 +223,8 @@ class SourceSpec(Strict):
     size: Annotated[int, Field(ge=4, le=1024)] = Field(
         description="Side in pixels of every image; others are resized to it with antialiasing.", examples=[32]
     )
-    channels: Annotated[Literal[1, 3], BeforeValidator(_no_number_in_disguise)] = Field(
+    # pydantic takes true and 3.0 for 1 and 3 in a choice, although it is strict.
+    channels: Annotated[Literal[1, 3], BeforeValidator(lambda x: x if type(x) is int else str(x))] = Field(
         3, description="3: colour (grey is repeated); 1: grey."
     )
     fit: Literal["crop", "stretch"] = Field(
@@ -220,7 +398,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        distinct_names("pool", self.pool)
+        _distinct_names("pool", self.pool)
         if self.source.size % self.condense.factor:
             raise ValueError(
                 f"source.size {self.source.size} is not divisible by condense.factor {self.condense.factor}"
@@ -230,11 +408,7 @@ class Recipe(Strict):
         return self
 
     def without_paths(self, source: SourceInfo) -> Recipe:
-        """Return the recipe as it is published, with base names in place of paths.
-
-        Args:
-            source: What is known about the source that it names.
-        """
+        """Return the recipe as it is published, with base names in place of paths; `source` is what it names."""
         changes: dict[str, Any] = {
             "pool": [model.without_paths() for model in self.pool],
             "evaluate": self.evaluate.without_paths(),
@@ -260,19 +434,16 @@ class Recipe(Strict):
         section = self.model_dump(mode="json")[key]
         if key == "pool":
             return plain_models(section)
-        if key == "source":
-            if section["id"].startswith(LOCAL):
-                # What a folder is called is no part of the data; the fingerprint says which they are.
-                section["id"] = LOCAL + section["id"].rpartition("@")[2]
-            # Younger than the first sets, whose hashes stay as they are.
-            if section["test_fraction"] is None:
-                del section["test_fraction"]
-            if section["background"] == "white":
-                del section["background"]
+        if key == "source" and section["id"].startswith(LOCAL):
+            # What a folder is called is no part of the data; the fingerprint says which they are.
+            section["id"] = LOCAL + section["id"].rpartition("@")[2]
         if key == "condense":
             # How it is computed, not what.
             del section["memory"], section["derivative"], section["networks"]["accumulation_steps"]
             section["start"] = section.pop("initialisation")  # the hashes of the first sets have its former name
-            if section["classes_per_step"] is None:
-                del section["classes_per_step"]  # younger than the first sets, whose hashes stay as they are
+        if key in ("source", "condense"):
+            # Younger than the first sets, whose hashes stay as they are.
+            for name, usual in (("test_fraction", None), ("background", "white"), ("classes_per_step", None)):
+                if name in section and section[name] == usual:
+                    del section[name]
         return section

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hmdc_hub import multi_formation
+from hmdc_hub.contact_sheet import contact_sheet
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.schema import SetHeader, is_hub_id
 from hmdc_hub.store.condensed import read_condensed, training_shape
@@ -118,11 +119,8 @@ class CondensedDataset(ImageDataset):
 
     def _repr_html_(self) -> str:
         """Show some training images in a notebook, a row per class."""
-        from PIL import Image
-
         rows = self.images.reshape(len(self.class_names), -1, *self.images.shape[1:])[:_SHOWN, :_SHOWN]
-        sheet = to_uint8(rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)).permute(1, 2, 0).numpy()
-        picture = Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet).convert("RGB")
+        picture = contact_sheet(to_uint8(rows.flatten(0, 1)), rows.shape[1], gap=0)
         buffer = io.BytesIO()
         picture.resize((rows.shape[1] * _TILE, rows.shape[0] * _TILE)).save(buffer, format="JPEG", quality=60)
         data = base64.b64encode(buffer.getvalue()).decode()

@@ -16,8 +16,7 @@ from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.distillation import MutualDistillation
 from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients
 from hmdc_hub.models import PoolModel, build_for
-from hmdc_hub.schema import Recipe
-from hmdc_hub.schema.model import plain_models
+from hmdc_hub.schema import Recipe, plain_models
 from tests.models.builders import TINY, build, images, spec_of
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_source
 

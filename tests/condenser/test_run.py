@@ -62,10 +62,10 @@ def test_pictures_of_the_images_so_far_change_nothing(unbroken: RunDir, tmp_path
     grids = [event for event in events if isinstance(event, ImageGrid)]
     assert [grid.caption for grid in grids] == [f"synthetic images after {n} of 6 image steps" for n in (0, 3, 6)]
     picture = Image.open(io.BytesIO(grids[-1].png))
-    assert picture.format == "PNG" and picture.size == (1 * (8 + 1) + 1, 10 * (8 + 1) + 1)
+    assert picture.format == "PNG" and picture.size == (1 * (8 + 1) - 1, 10 * (8 + 1) - 1)
     pixels = torch.from_numpy(np.array(picture.convert("L")))
     stored, _, _ = read_condensed(directory.condensed)
-    assert torch.equal(pixels[1:9, 1:9], to_uint8(stored)[0, 0])
+    assert torch.equal(pixels[:8, :8], to_uint8(stored)[0, 0])
 
 
 def test_another_seed_another_set(unbroken: RunDir, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def score(images: Tensor, labels: Tensor, source: Source, folder: Path, model: s
     evaluated = EvaluatedSet("digits", images, labels, stored, sha256="0" * 64)
     scores = evaluate(evaluated, protocol, source, RunDir(folder), Work(torch.device("cpu"), workers=1))
     assert scores is not None
-    return [100 * accuracy for accuracy in metrics.by_seed(scores.cells, CONDENSED, model)]
+    return [100 * accuracy for accuracy in metrics.by_seed(scores.cells, CONDENSED, [model])]
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmdc_hub.metrics import (
+    by_seed,
     calibration_error,
     class_accuracy,
     confusion,
     estimate,
     gain,
     gap,
-    mean_by_seed,
     ranking,
     scores_frame,
     summarise,
@@ -97,7 +97,7 @@ def test_table_averages_draws_within_a_seed(order: int) -> None:
 
 
 def test_mean_over_architectures_is_taken_seed_by_seed() -> None:
-    assert mean_by_seed(cells(), "condensed", ["a", "b"]) == pytest.approx([0.8, 0.6])
+    assert by_seed(cells(), "condensed", ["a", "b"]) == pytest.approx([0.8, 0.6])
     found = table(cells(), ["condensed"], ["a", "b"])["condensed"]["mean"]
     assert found.mean == pytest.approx(0.7)
     assert found.sd == pytest.approx(0.1 * 2**0.5)
@@ -185,19 +185,20 @@ def test_calibration_error_is_a_share_and_at_least_the_gap_of_the_means(pairs: l
 
 def test_a_summary_holds_them_all() -> None:
     found = summarise(cells(), ["condensed", "random"], ["a", "b"], ["a"])
-    assert found.table == table(cells(), ["condensed", "random"], ["a", "b"])
-    assert found.gain == gain(cells(), ["random"], ["a", "b"])
-    assert found.gap == gap(cells(), ["condensed", "random"], ["a", "b"], ["a"])
-    assert found.ece["condensed"]["a"].mean == pytest.approx(0.425)
-    assert found.ranking == ranking(cells(), ["a", "b"])
+    assert found["table"] == table(cells(), ["condensed", "random"], ["a", "b"])
+    assert found["gain"] == gain(cells(), ["random"], ["a", "b"])
+    assert found["gap"] == gap(cells(), ["condensed", "random"], ["a", "b"], ["a"])
+    assert found["ece"]["condensed"]["a"].mean == pytest.approx(0.425)
+    assert found["ranking"] == ranking(cells(), ["a", "b"])
 
 
 def test_a_frame_has_a_row_for_every_training(tmp_path: Path) -> None:
     of = make_recipe(evaluate={"models": [MLP], "seeds": 2, "random_draws": 2, "baselines": ["random"]}, pool=[MLP])
     scores = read_scores(make_run(tmp_path / "run", recipe=of).scores)
     frame = scores_frame(scores)
-    assert list(frame.columns) == ["model", "training_set", "draw", "seed", "accuracy", "ece", "seen"]
-    assert len(frame) == len(scores.cells) == 6 and frame["seen"].all()
+    assert list(frame.columns)[:5] == ["training_set", "stored_images", "training_images", "model", "condensed_by"]
+    assert list(frame.columns)[5:] == ["draw", "seed", "accuracy", "ece"]
+    assert len(frame) == len(scores.cells) == 6 and frame["condensed_by"].all()
     means = frame.groupby("training_set")["accuracy"].mean()
     assert means["random"] == pytest.approx(scores.table["random"]["mlp"].mean)
-    assert not scores_frame(scores.model_copy(update={"condensed_by": []}))["seen"].any()
+    assert not scores_frame(scores.model_copy(update={"condensed_by": []}))["condensed_by"].any()

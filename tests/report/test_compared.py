@@ -247,9 +247,13 @@ def test_pictures_are_deterministic(groups: Comparison, kind: plots.Kind) -> Non
 
 
 def test_intervals_reach_from_the_mean_to_their_bounds() -> None:
+    scores = scored("one", {"net": [0.5, 0.6]}, real={}).scores
     known = Estimate(mean=0.5, sd=0.1, n=5, low=0.375, high=0.75)
     unknown = Estimate(mean=0.5, sd=None, n=1, low=None, high=None)
-    assert plots.reach([known, unknown]) == [[12.5, 0], [25, 0]]
+    for found, reach in ((known, [37.5, 75]), (unknown, [50, 50])):
+        figure = plots.scores_figure(scores.model_copy(update={"table": {"condensed": {"net": found}}}))
+        ((_, _, (bars,)),) = figure.axes[0].containers
+        assert bars.get_segments()[0][:, 0].tolist() == reach
 
 
 def test_every_model_has_a_difference_of_its_own(singles: Comparison) -> None:

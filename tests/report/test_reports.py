@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from hmdc_hub.report import plots, tables
-from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, to_html, to_markdown, to_text
-from hmdc_hub.report.preview import MAX_ROWS, preview, preview_of
+from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, render_page, to_markdown, to_text
+from hmdc_hub.report.plots import MAX_ROWS, preview, preview_of, rendered
 from hmdc_hub.schema import Scores
 from hmdc_hub.store import parquet
 from hmdc_hub.store.files import read_scores
@@ -52,10 +52,14 @@ def noise() -> torch.Tensor:
     return torch.randint(0, 256, (3, 4, 3, 16, 16), generator=gen, dtype=torch.uint8)
 
 
+def confusion(counts: plots.Matrix, class_names: Sequence[str]) -> bytes:
+    return rendered(plots.confusion_figure, counts, class_names)
+
+
 PLOTS: dict[str, Callable[[Scores, plots.Kind], bytes]] = {
-    "scores": plots.plot_scores,
-    "classes": plots.plot_classes,
-    "confusion": lambda _, kind: plots.plot_confusion(np.eye(3, dtype=np.int64), ["a", "b", "c"], kind),
+    "scores": lambda scores, kind: rendered(plots.scores_figure, scores, kind=kind),
+    "classes": lambda scores, kind: rendered(plots.classes_figure, scores, kind=kind),
+    "confusion": lambda _, kind: rendered(plots.confusion_figure, np.eye(3, dtype=int), ["a", "b", "c"], kind=kind),
 }
 PICTURES: dict[str, Callable[[Scores], bytes]] = {
     "preview": lambda _: preview(noise(), ["a", "b", "c"]),
@@ -84,8 +88,8 @@ def test_svgs_are_deterministic_pictures_of_nothing_but_the_scores(name: str, sc
 def test_confusions_are_shares_of_their_row() -> None:
     counts = np.array([[1, 3], [0, 0]])
     assert plots.row_shares(counts).tolist() == [[0.25, 0.75], [0, 0]]
-    assert plots.plot_confusion(counts, ["a", "b"]) == plots.plot_confusion(10 * counts, ["a", "b"])
-    assert plots.plot_confusion(counts, ["a", "b"]) != plots.plot_confusion(counts[:, ::-1], ["a", "b"])
+    assert confusion(counts, ["a", "b"]) == confusion(10 * counts, ["a", "b"])
+    assert confusion(counts, ["a", "b"]) != confusion(counts[:, ::-1], ["a", "b"])
 
 
 def test_few_classes_have_numbers_and_many_few_names() -> None:
@@ -102,10 +106,8 @@ def test_few_classes_have_numbers_and_many_few_names() -> None:
 def test_names_in_plots_are_written_as_they_are_or_numbered() -> None:
     counts = np.eye(2, dtype=np.int64)
     # A formula that TeX would choke on is a name like any other; the font has no Chinese.
-    assert plots.plot_confusion(counts, [r"$\frac{$", "\u4e2d"]) == plots.plot_confusion(
-        counts, [" $\\frac{$\u202e", "class 1"]
-    )
-    assert plots.plot_confusion(counts, ["a" * 30, ""]) == plots.plot_confusion(counts, ["a" * 17 + "…", "class 1"])
+    assert confusion(counts, [r"$\frac{$", "\u4e2d"]) == confusion(counts, [" $\\frac{$\u202e", "class 1"])
+    assert confusion(counts, ["a" * 30, ""]) == confusion(counts, ["a" * 17 + "…", "class 1"])
 
 
 def test_of_many_classes_the_best_and_the_worst_are_shown(scores: Scores) -> None:
@@ -115,7 +117,7 @@ def test_of_many_classes_the_best_and_the_worst_are_shown(scores: Scores) -> Non
     axes = plots.classes_figure(many).axes[0]
     shown = [label.get_text() for label in axes.get_yticklabels()]
     assert shown == [*names[:-11:-1], *names[9::-1]]
-    assert plots.plot_classes(many)  # names that look like formulas are not read as such
+    assert rendered(plots.classes_figure, many)  # names that look like formulas are not read as such
     assert [text.get_text() for text in axes.texts] == ["… 10 more …"]
     assert plots.class_means(many, "condensed")[20] == pytest.approx((0.5 + 1) / 2)
 
@@ -151,6 +153,10 @@ def test_preview_shows_the_pixels() -> None:
     shown = Image.open(io.BytesIO(preview(images, ["red", "black"]))).convert("RGB")
     colours = {colour for _, colour in shown.getcolors(1 << 20) or []}
     assert (255, 0, 0) in colours and (0, 0, 0) in colours
+
+
+def to_html(title: str, sections: Sequence[Section]) -> str:
+    return render_page("document.html.jinja", title, sections=sections)
 
 
 RUDE = "<b>x</b> | *y* \x1b[31m\u202e"

@@ -15,18 +15,10 @@ import pytest
 from markupsafe import escape
 
 from hmdc_hub import metrics
-from hmdc_hub.report import plots
+from hmdc_hub.report import plots, scored
 from hmdc_hub.report.scored import Confusion, answer, report_html, write_report
-from hmdc_hub.report.tables import (
-    TRAINING_SETS,
-    cells_frame,
-    means_frame,
-    set_label,
-    table_markdown,
-    table_text,
-    to_csv,
-)
-from hmdc_hub.schema import BASELINES, Cell, ModelSpec, Scores
+from hmdc_hub.report.tables import means_frame, set_label, table_markdown, table_text, to_csv
+from hmdc_hub.schema import BASELINES, TRAINING_SETS, Cell, ModelSpec, Scores
 from hmdc_hub.store.files import read_scores
 from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
 
@@ -50,7 +42,11 @@ def make(tmp_path: Path) -> Make:
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are the slow part, and other tests look at them."""
-    monkeypatch.setattr(plots, "rendered", lambda draw, kind: b"<svg/>" if kind == "svg" else PIXEL)
+
+    def drawn(figure: Any, *facts: Any, kind: plots.Kind = "png") -> bytes:
+        return b"<svg/>" if kind == "svg" else PIXEL
+
+    monkeypatch.setattr(scored, "rendered", drawn)
 
 
 def confusion(scores: Scores) -> Confusion:
@@ -98,7 +94,7 @@ def flat(cells: list[Cell], change: Callable[[Cell], float]) -> list[Cell]:
 def summed_up(scores: Scores, cells: list[Cell]) -> Scores:
     models = [model.name for model in scores.protocol.models]
     summary = metrics.summarise(cells, list(scores.table), models, scores.condensed_by)
-    return scores.model_copy(update={"cells": cells, **summary._asdict()})
+    return scores.model_copy(update={"cells": cells, **summary})
 
 
 def test_a_page_stands_alone_and_is_the_same_twice(make: Make) -> None:
@@ -270,7 +266,7 @@ def test_a_hundred_classes(make: Make) -> None:
 
 def test_cells_as_csv_read_back_exactly(make: Make) -> None:
     scores = make()
-    text = to_csv(cells_frame(scores))
+    text = to_csv(metrics.scores_frame(scores))
     assert text.endswith("\n") and "\r" not in text
     rows = list(csv.DictReader(io.StringIO(text)))
     assert list(rows[0]) == [
@@ -324,7 +320,7 @@ def test_the_report_is_a_folder_of_files(make: Make, tmp_path: Path) -> None:
     assert (folder / "report.html").read_text("utf-8") == report_html(scores, confusion(scores), PIXEL)
     assert (folder / "scores.md").read_text("utf-8") == table_markdown(scores)
     assert (folder / "scores.csv").read_text("utf-8") == to_csv(means_frame(scores))
-    assert (folder / "cells.csv").read_text("utf-8") == to_csv(cells_frame(scores))
+    assert (folder / "cells.csv").read_text("utf-8") == to_csv(metrics.scores_frame(scores))
     assert (folder / "scores.png").read_bytes() == (folder / "confusion.png").read_bytes() == PIXEL
     assert (folder / "scores.svg").read_bytes() == b"<svg/>"
     write_report(tmp_path / "bare", scores, {}, None)
