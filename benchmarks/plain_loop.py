@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hmdc_hub import rng
-from hmdc_hub.augment.dsa import MAX_DEGREES, MAX_SCALE, MAX_SHIFT
+from hmdc_hub.augment import MAX_DEGREES, MAX_SCALE, MAX_SHIFT
 from hmdc_hub.evaluator import TrainingSet
 from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import AugmentSpec, Cell, EvaluateSpec, ModelSpec

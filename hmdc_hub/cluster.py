@@ -12,14 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-CHUNK = 2**24
-"""Distances held at once; bounds the memory that a large class takes."""
-
-TOGETHER = 2**26
-"""Coordinates of the points of classes that a GPU clusters at once; bounds the memory that their padded copy takes."""
-
-ROUNDING = 1e-6
-"""Squared distances below this share of the squared norms are zero in float32."""
+CHUNK = 2**24  # distances held at once; bounds the memory that a large class takes
+TOGETHER = 2**26  # coordinates of points that a GPU clusters at once; bounds the memory of their padded copy
+ROUNDING = 1e-6  # squared distances below this share of the squared norms are zero in float32
 
 
 @torch.no_grad()
@@ -30,7 +25,7 @@ def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100) ->
 
     Args:
         points: float32 P x D, P >= 1.
-        k: Clusters, at least 1; no more than P are made.
+        k: Clusters, at least 1; min(k, P) are made.
         gen: CPU generator; the only source of randomness.
         max_iter: Lloyd iterations at most.
 
@@ -43,7 +38,8 @@ def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100) ->
     centres = points[_start(points, min(k, len(points)), gen)]
     assigned = torch.full((len(points),), -1, device=points.device)
     for _ in range(max_iter):
-        previous, assigned = assigned, _assign(points, centres)
+        parts = torch.split(points, max(1, CHUNK // len(centres)))
+        previous, assigned = assigned, torch.cat([_distances(part, centres).argmin(dim=1) for part in parts])
         if torch.equal(previous, assigned):
             break
         centres = _means(points, assigned, centres)
@@ -57,11 +53,11 @@ def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
     Args:
         points: float32 P x D.
         centres: float32 k x D, on the same device.
-        distinct: Give no point twice: the centres choose in their order, each the nearest point that is left.
+        distinct: Give no point twice: the centres choose in their order, each the nearest point that is left; only the
+            first P of more than P have one.
 
     Returns:
-        int64 k, indices into `points`, in the order of the centres. With `distinct`, only the first P centres of more
-        than P have a point to choose.
+        int64 k, indices into `points`, in the order of the centres.
     """
     middle = points.mean(dim=0)
     points, centres = points - middle, centres - middle
@@ -90,12 +86,10 @@ def representatives(
 
     Args:
         points: float32 P_c x D of each class c, P_c >= 1, all on the same device.
-        k: Clusters per class, at least 1; no more than P_c are made.
+        k: Clusters per class; int64 min(k, P_c) indices into the points come back, in the order of the centres, on the
+            CPU.
         gens: CPU generators, one per class; each draws what it would draw for `kmeans`.
         max_iter: Lloyd iterations at most.
-
-    Returns:
-        int64 min(k, P_c) of each class, indices into its points in the order of its centres, on the CPU.
     """
     chosen: dict[int, Tensor] = {}
     for group in _groups(points, k):
@@ -115,12 +109,7 @@ def herd(points: Tensor, n: int) -> Tensor:
     Source: Welling, Herding Dynamical Weights to Learn, ICML 2009, in the greedy form of iCaRL (Rebuffi et al., CVPR
     2017, algorithm 4), without choosing a point twice.
 
-    Args:
-        points: float32 P x D.
-        n: How many, at most P.
-
-    Returns:
-        int64 n, indices into `points` in the order they were chosen.
+    Of `points`, float32 P x D, come int64 n indices in the order in which they were chosen; n is at most P.
     """
     points = points - points.mean(dim=0)
     squares = points.square().sum(dim=1)
@@ -168,26 +157,23 @@ def _closer(closest: Tensor, total: Tensor, products: Tensor) -> Tensor:
     return torch.minimum(closest, distances.where(distances > ROUNDING * total, 1e-30))
 
 
-def _assign(points: Tensor, centres: Tensor) -> Tensor:
-    parts = torch.split(points, max(1, CHUNK // len(centres)))
-    return torch.cat([_distances(part, centres).argmin(dim=1) for part in parts])
-
-
 def _distances(points: Tensor, centres: Tensor) -> Tensor:
-    """Return P x k squared distances, each row short of the same amount: the point's own square."""
-    return torch.addmm(centres.square().sum(dim=1), points, centres.mT, alpha=-2)
+    """Return P x k or G x P x k squared distances, each row short of the same amount: the point's own square."""
+    squares = centres.square().sum(dim=-1)
+    if centres.dim() == 2:
+        return torch.addmm(squares, points, centres.mT, alpha=-2)
+    return torch.baddbmm(squares[:, None], points, centres.mT, alpha=-2)
 
 
 def _means(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
     """Return k x D means of the points of each cluster; where there are none, the old centre."""
     counts = assigned.bincount(minlength=len(centres))[:, None]
     # Adding by index is twice as fast on a CPU, where it goes in order; on a GPU the order varies.
-    add = _sums_in_order if points.device.type == "cpu" else _sums_by_product
-    return torch.where(counts > 0, add(points, assigned, len(centres)) / counts.clamp(min=1), centres)
-
-
-def _sums_in_order(points: Tensor, assigned: Tensor, k: int) -> Tensor:
-    return points.new_zeros(k, points.shape[1]).index_add_(0, assigned, points)
+    if points.device.type == "cpu":
+        sums = torch.zeros_like(centres).index_add_(0, assigned, points)
+    else:
+        sums = _sums_by_product(points, assigned, len(centres))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), centres)
 
 
 def _sums_by_product(points: Tensor, assigned: Tensor, k: int) -> Tensor:
@@ -223,12 +209,12 @@ def _representatives(
     assigned = torch.full_like(padding, -1, dtype=torch.int64)
     for _ in range(max_iter):
         previous = assigned
-        assigned = _distances_together(together, centres).argmin(dim=2).masked_fill_(padding, -1)
+        assigned = _distances(together, centres).argmin(dim=2).masked_fill_(padding, -1)
         # A class that has come to rest may go on with the others: from the same clusters follow the same means.
         if torch.equal(previous, assigned):
             break
         centres = _means_together(together, assigned, centres)
-    distances = _distances_together(centres, together).masked_fill_(padding[:, None], torch.inf)
+    distances = _distances(centres, together).masked_fill_(padding[:, None], torch.inf)
     chosen = distances.argmin(dim=2).cpu()
     return tuple(row[:count] for row, count in zip(chosen, made, strict=True))
 
@@ -253,10 +239,6 @@ def _start_together(points: Tensor, noise: Sequence[Tensor]) -> Tensor:
         closest = _closer(closest, squares + centre.square().sum(dim=2), (points @ centre.mT)[:, :, 0])
         weights = closest.scatter_(1, chosen[-1], 0.0)
     return torch.cat(chosen, dim=1)
-
-
-def _distances_together(points: Tensor, centres: Tensor) -> Tensor:
-    return torch.baddbmm(centres.square().sum(dim=2)[:, None], points, centres.mT, alpha=-2)
 
 
 def _means_together(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:

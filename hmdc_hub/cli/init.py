@@ -136,24 +136,4 @@ def _refuse_target(file: Path, force: bool) -> None:
 
 def summary(found: Detection) -> str:
     """Say in a few lines what was found."""
-    from hmdc_hub.sources import left_out_notes
-
-    facts, counts = found.facts, found.train_counts
-    each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    names = ", ".join(found.class_names[:8]) + (", ..." if len(found.class_names) > 8 else "")
-    smallest, median, largest = found.sides
-    sides = f"{median}" if smallest == largest else f"{smallest} to {largest}, median {median}"
-    rows = {
-        "classes": f"{len(counts)} ({names})",
-        "train": f"{found.train_split}: {sum(counts)} images, {each} per class",
-        "test": f"{found.test_split or f'{found.test_fraction:.0%} of each class'}: {found.test_count} images"
-        if found.test_count
-        else "none found",
-        "columns": f"{found.image_column}, {found.label_column}",
-        "images": f"shorter side {sides} pixels, {'grey' if found.channels == 1 else 'colour'}",
-        "licence": (facts.license or "unknown") + (", gated" if facts.gated else ""),
-    }
-    if facts.revision:
-        rows["revision"] = facts.revision
-    lines = [f"{name.ljust(8)}  {value}" for name, value in rows.items()]
-    return "\n".join(f"  {line}" for line in (*lines, *left_out_notes(facts.left_out)))
+    return "\n".join(f"  {line}" for line in found.lines())

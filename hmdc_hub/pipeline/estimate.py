@@ -22,10 +22,9 @@ from hmdc_hub.events import Callback, Stage, silent
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.pipeline.job import settled
 from hmdc_hub.pipeline.progress import columns
-from hmdc_hub.pipeline.validation import SourceRows
 from hmdc_hub.processes import begin_worker, starting_workers, worker_context
 from hmdc_hub.schema import Recipe, SourceInfo
-from hmdc_hub.sources import ClassSortedImages, Source, index_source
+from hmdc_hub.sources import ClassSortedImages, Source, SourceSummary, index_source
 from hmdc_hub.text import amount, count, duration
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class RunEstimate:
     """What a run will be, as far as it is known; its text is for people."""
 
     recipe: Recipe  # with its source settled
-    rows: SourceRows  # classes and images of its source
+    rows: SourceSummary  # classes and images of its source
     condensing: CostEstimate  # objectives, steps, parameters, memory; time and operations once they are measured
     evaluation: EvaluationCost  # trainings; time once it is measured
     parameters: dict[str, int]  # of the evaluated networks, by name
@@ -92,7 +91,7 @@ def estimate_run(
     with nullcontext() if here else _probing() as probe:
         callback(Stage("source", recipe.source.id))
         recipe = settled(recipe, None)
-        rows = SourceRows.of(index_source(recipe.source))
+        rows = index_source(recipe.source).summary()
         source = _noise(recipe, rows)
         models = [build_for(spec, source) for spec in recipe.evaluate.settled().models]
         found = RunEstimate(
@@ -113,7 +112,7 @@ def estimate_run(
     return found
 
 
-def _noise(recipe: Recipe, rows: SourceRows) -> Source:
+def _noise(recipe: Recipe, rows: SourceSummary) -> Source:
     """Make a source of the same shape without reading an image: every image a window on one strip of noise."""
     spec, pixels = recipe.source, recipe.source.channels * recipe.source.size**2
     shape = (-1, spec.channels, spec.size, spec.size)
@@ -181,7 +180,7 @@ def measure(end: Connection) -> None:
 
 
 def _parts(
-    recipe: Recipe, rows: SourceRows, device: torch.device, ranks: int, workers: int | None
+    recipe: Recipe, rows: SourceSummary, device: torch.device, ranks: int, workers: int | None
 ) -> Iterator[dict[str, Any]]:
     """Measure one part after another; each is given as fields of a `RunEstimate`."""
     source = _noise(recipe, rows)

@@ -147,7 +147,7 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None,
         SourceError: There is no split to score on, and a class has a single image.
     """
     notes: list[str] = []
-    counts, source = found.train_counts, found.spec()
+    counts, source = found.train_counts, found.spec
     if source.test_split is None and source.test_fraction is None:
         if alone := [name for name, count in zip(found.class_names, counts, strict=True) if count < 2]:
             raise undividable(alone)
@@ -173,7 +173,7 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None,
             f"the smallest class has {min(counts)} image{'s' * (min(counts) > 1)} to condense, ipc {ipc} shows {need} "
             "of each class: some will stand there more than once"
         )
-    if found.background != "white":
+    if found.spec.background != "white":
         notes.append(
             "the images are transparent and show nothing on white: they are laid over black (source.background)"
         )
@@ -187,7 +187,7 @@ def propose(found: Detection, ipc: int, preset: Preset, size: int | None = None,
         source=source.model_copy(update={"size": chosen}),
         preset=preset,
         work=work_of(preset, chosen),
-        flip=found.channels == 3,
+        flip=found.spec.channels == 3,
         notes=tuple(notes),
     )
 

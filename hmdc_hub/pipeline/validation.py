@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -11,38 +10,12 @@ from hmdc_hub.condenser import check_size
 from hmdc_hub.errors import NetworkError, UsageError
 from hmdc_hub.evaluator import check_counts
 from hmdc_hub.models import build_model
-from hmdc_hub.schema import LeftOut, ModelSpec, Recipe, SourceSpec
-from hmdc_hub.sources import SourceIndex, SplitSlice, file_keys, index_source, locate, source_notes, undividable
+from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.sources import SourceIndex, SourceSummary, SplitSlice, file_keys, index_source, locate, undividable
 from hmdc_hub.store.hub_errors import without_network
 
 CLASSES = 10
 """Outputs of the models where the source is not here to be counted; none fits or fails by their number."""
-
-
-@dataclass(frozen=True)
-class SourceRows:
-    """What a source's labels say, in a form that can be sent to another process."""
-
-    spec: SourceSpec  # with nothing left open
-    class_names: tuple[str, ...]
-    train_counts: tuple[int, ...]  # of images that are condensed
-    test_count: int
-    left_out: tuple[LeftOut, ...]
-
-    @classmethod
-    def of(cls, index: SourceIndex) -> SourceRows:
-        """Take them from an opened source."""
-        names, counts, left_out = tuple(index.class_names), tuple(index.train_counts), index.facts.left_out
-        return cls(index.spec, names, counts, index.test_count, left_out)
-
-    def lines(self) -> list[str]:
-        """Say which rows and columns were chosen, and what was left out."""
-        return source_notes(self.spec, self.class_names, self.train_counts, self.test_count, self.left_out)
-
-    def document(self) -> dict[str, Any]:
-        """Say the same as plain data."""
-        plain = {**vars(self), "left_out": [one.model_dump(mode="json") for one in self.left_out]}
-        return self.spec.model_dump(mode="json") | {key: plain[key] for key in plain if key != "spec"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +28,7 @@ class Validation:
         unseen: What was not looked at, since it is not on this machine.
     """
 
-    rows: SourceRows | None
+    rows: SourceSummary | None
     problems: tuple[UsageError, ...]
     unseen: tuple[str, ...]
 
@@ -68,7 +41,7 @@ def validate_recipe(recipe: Recipe) -> Validation:
     with without_network():
         try:
             index = index_source(recipe.source)
-            rows = SourceRows.of(index)
+            rows = index.summary()
             _check_divisible(index)
             check_size(recipe, rows.train_counts)
             if recipe.evaluate.holdout is not None:
@@ -87,7 +60,7 @@ def validate_recipe(recipe: Recipe) -> Validation:
 
 
 def _build(
-    spec: ModelSpec, recipe: Recipe, rows: SourceRows | None, problems: list[UsageError], unseen: list[str]
+    spec: ModelSpec, recipe: Recipe, rows: SourceSummary | None, problems: list[UsageError], unseen: list[str]
 ) -> None:
     channels = recipe.source.channels
     try:

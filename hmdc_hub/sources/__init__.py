@@ -4,11 +4,10 @@
 scikit-learn are imported when a source of theirs is opened, never before.
 """
 
-from hmdc_hub.sources.checks import file_keys, held_out_count, undividable
-from hmdc_hub.sources.detection import Detection, describe
 from hmdc_hub.sources.load import (
-    LabelledImages,
+    Detection,
     SourceIndex,
+    describe,
     index_source,
     load_source,
     open_reader,
@@ -16,6 +15,6 @@ from hmdc_hub.sources.load import (
     resolve_source,
 )
 from hmdc_hub.sources.objects import register_dataset
-from hmdc_hub.sources.pixels import Levels, fill
-from hmdc_hub.sources.reader import Encoded, Reader, SourceFacts, SplitSlice, locate
-from hmdc_hub.sources.source import ClassSortedImages, Source, left_out_notes, make_source, source_notes
+from hmdc_hub.sources.reader import SourceFacts, SplitSlice, locate
+from hmdc_hub.sources.rows import file_keys, held_out_count, undividable
+from hmdc_hub.sources.source import ClassSortedImages, Source, SourceSummary, left_out_notes, make_source

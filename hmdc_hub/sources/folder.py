@@ -11,13 +11,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import posixpath
 import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
@@ -29,42 +29,29 @@ SPLITS: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "holdout"), "test"),
-}
-"""Names of a top-level folder, in any case, that make it a split."""
+}  # names of a top-level folder, in any case, that make it a split
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 TABLES = (".parquet", ".arrow", ".tar")
 ARCHIVES = (".zip", ".tgz", ".7z", ".rar")
+# Formats that Pillow recognises but opens with the help of other programs, or not at all.
 _NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
-"""Formats that Pillow recognises but opens with the help of other programs, or not at all."""
 
 _SHOWN = 3
 _EXAMPLE = "Its first line is for example  file_name,label  and the others  ant-1.png,ant"
 
-Names = tuple[str, ...]
-"""A path below the source's folder, name by name."""
+Names = tuple[str, ...]  # a path below the source's folder, name by name
 
 
 @dataclass
 class Listing:
-    """What is in a folder.
+    """What is in a folder."""
 
-    Attributes:
-        images: In the order of their paths.
-        metadata: Files of `METADATA`; `tables` those that `datasets` reads, `archives` what would have to be unpacked.
-        left_out: The rest, by reason.
-    """
-
-    images: list[Names] = field(default_factory=list)
-    metadata: list[Names] = field(default_factory=list)
-    tables: list[Names] = field(default_factory=list)
-    archives: list[Names] = field(default_factory=list)
-    left_out: dict[str, list[Names]] = field(default_factory=lambda: defaultdict(list))
-
-    @property
-    def files(self) -> list[Names]:
-        """All files but hidden ones."""
-        return [*self.images, *self.metadata, *self.tables, *self.left_out["no images"]]
+    images: list[Names] = field(default_factory=list)  # in the order of their paths
+    metadata: list[Names] = field(default_factory=list)  # files of `METADATA`
+    tables: list[Names] = field(default_factory=list)  # those that `datasets` reads
+    archives: list[Names] = field(default_factory=list)  # what would have to be unpacked
+    left_out: dict[str, list[Names]] = field(default_factory=lambda: defaultdict(list))  # the rest, by reason
 
 
 def list_folder(root: Path) -> Listing:
@@ -72,57 +59,50 @@ def list_folder(root: Path) -> Listing:
 
     An image is what the installed Pillow can open: by its suffix, and where that says nothing by its content. A file
     whose suffix says that it is an image counts as one even if it is damaged, so that it is named when it is decoded.
-
-    Raises:
-        SourceError: A link leads in a circle, or a folder cannot be read.
     """
     found = Listing()
-    _list(root, (), (), found)
+    formats = Image.registered_extensions().items()
+    suffixes = {suffix for suffix, name in formats if name in Image.OPEN and name not in _NO_PICTURES}
+
+    def look(folder: Path, names: Names, above: tuple[tuple[int, int], ...]) -> None:
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise SourceError(
+                f"source.id: the folder {str(folder)!r} cannot be read: {error.strerror or error}",
+                hint="Give yourself permission to read it, or move it out of the source's folder.",
+            ) from error
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            raise SourceError(
+                f"source.id: {str(folder)!r} is a link to a folder that it is in: it would be read without end",
+                hint="Remove the link.",
+            )
+        if not entries and names:
+            found.left_out["empty folders"].append(names)
+        for entry in entries:
+            path, suffix = (*names, entry.name), Path(entry.name).suffix.lower()
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                found.left_out["hidden"].append(path)
+            elif entry.is_dir():
+                look(folder / entry.name, path, (*above, here))
+            elif not entry.is_file():
+                found.left_out["links to nothing" if entry.is_symlink() else "no files"].append(path)
+            elif entry.name in METADATA:
+                found.metadata.append(path)
+            elif suffix in TABLES:
+                found.tables.append(path)
+            elif suffix in suffixes or _pillow_opens(entry.path):
+                found.images.append(path)
+            else:
+                found.left_out["no images"].append(path)
+                if suffix in ARCHIVES:
+                    found.archives.append(path)
+
+    look(root, (), ())
     found.images.sort(key="/".join)
     return found
-
-
-def _list(folder: Path, names: Names, above: tuple[tuple[int, int], ...], found: Listing) -> None:
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(
-            f"source.id: the folder {str(folder)!r} cannot be read: {error.strerror or error}",
-            hint="Give yourself permission to read it, or move it out of the source's folder.",
-        ) from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise SourceError(
-            f"source.id: {str(folder)!r} is a link to a folder that it is in: it would be read without end",
-            hint="Remove the link.",
-        )
-    if not entries and names:
-        found.left_out["empty folders"].append(names)
-    for entry in entries:
-        path, suffix = (*names, entry.name), Path(entry.name).suffix.lower()
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            found.left_out["hidden"].append(path)
-        elif entry.is_dir():
-            _list(folder / entry.name, path, (*above, here), found)
-        elif not entry.is_file():
-            found.left_out["links to nothing" if entry.is_symlink() else "no files"].append(path)
-        elif entry.name in METADATA:
-            found.metadata.append(path)
-        elif suffix in TABLES:
-            found.tables.append(path)
-        elif suffix in _image_suffixes() or _pillow_opens(entry.path):
-            found.images.append(path)
-        else:
-            found.left_out["no images"].append(path)
-            if suffix in ARCHIVES:
-                found.archives.append(path)
-
-
-@cache
-def _image_suffixes() -> frozenset[str]:
-    formats = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in _NO_PICTURES)
 
 
 def _pillow_opens(file: str) -> bool:
@@ -156,12 +136,15 @@ def open_images(source: str, root: Path, found: Listing, facts: SourceFacts) -> 
 
     In metadata files a row names an image by its path from the file's folder, under `file_name`. The split is the
     top-level folder of the image; without such folders, a column `split` that holds nothing but names of splits.
-
-    Raises:
-        SourceError: Splits or classes cannot be told from the folders; or a metadata file cannot be read, or names an
-            image that is not there, or twice.
     """
-    folders = _split_folders(source, found)
+    tops = dict.fromkeys(path[0] for path in found.images if len(path) > 1)
+    folders = {name: SPLITS[name.lower()] for name in tops if name.lower() in SPLITS}
+    for split in SPLITS.values():
+        if len(same := [name for name, other in folders.items() if other == split]) > 1:
+            raise SourceError(
+                f"source.id: the folders {' and '.join(same)} of {source} are both a {split} split by their names",
+                hint=f"Merge them, or rename the one that is not meant, for example  mv {same[-1]} unused-{same[-1]}",
+            )
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in found.left_out.items()})
     left_out["no images"] += found.tables
     rows = (_by_metadata if found.metadata else _by_folders)(source, root, found, folders, left_out)
@@ -177,27 +160,13 @@ def _split(root: Path, rows: Sequence[_Row], numbers: set[str]) -> Split:
         values = [row.cells.get(name) for row in rows]
         columns[name] = [int(str(value)) if name in numbers and value is not None else value for value in values]
         if name != "image":  # a column of that name in a metadata file is not it
-            features[name] = (
-                "string" if all(isinstance(value, str | int | None) for value in columns[name]) else "other"
-            )
+            plain = all(isinstance(value, str | int | None) for value in columns[name])
+            features[name] = "string" if plain else "other"
 
     def read(column: str, start: int, stop: int) -> Iterable[object]:
         return (str(root / row.image) for row in rows[start:stop]) if column == "image" else columns[column][start:stop]
 
     return Split(len(rows), features, read, where=lambda row: rows[row].place)
-
-
-def _split_folders(source: str, found: Listing) -> dict[str, str]:
-    """Find the top-level folders with images that are splits, with the split that each is."""
-    tops = dict.fromkeys(path[0] for path in found.images if len(path) > 1)
-    folders = {name: SPLITS[name.lower()] for name in tops if name.lower() in SPLITS}
-    for split in SPLITS.values():
-        if len(same := [name for name, other in folders.items() if other == split]) > 1:
-            raise SourceError(
-                f"source.id: the folders {' and '.join(same)} of {source} are both a {split} split by their names",
-                hint=f"Merge them, or rename the one that is not meant, for example  mv {same[-1]} unused-{same[-1]}",
-            )
-    return folders
 
 
 # Class folders
@@ -207,8 +176,7 @@ def _by_folders(
     source: str, root: Path, found: Listing, folders: Mapping[str, str], left_out: dict[str, list[Names]]
 ) -> dict[str, list[_Row]]:
     if not folders:
-        _refuse_near_splits(source, found.images)
-        _refuse_splits_below(source, found.images)
+        _refuse_splits_elsewhere(source, found.images)
     found_in: dict[tuple[str, Names], Names] = {}
     labels: dict[Names, dict[str, object]] = {}
     rows: dict[str, list[_Row]] = {}
@@ -226,7 +194,7 @@ def _by_folders(
     beside = left_out["beside the splits"]
     if not rows or ("train" not in rows and beside):
         raise _no_classes(source, found, folders, beside)
-    first = {below: path for (_, below), path in found_in.items()}
+    first = {below: path for (_, below), path in found_in.items()}  # of the last split, usually train
     shallow, deep = min(first, key=len), max(first, key=len)
     if len(shallow) != len(deep):
         raise SourceError(
@@ -238,8 +206,8 @@ def _by_folders(
     return rows
 
 
-def _refuse_near_splits(source: str, images: Sequence[Names]) -> None:
-    """Refuse top-level folders of which every one is called somewhat like a split, train among them."""
+def _refuse_splits_elsewhere(source: str, images: Sequence[Names]) -> None:
+    """Refuse folders that are called somewhat like splits, or like them but below others: they would become classes."""
     tops = list(dict.fromkeys(path[0] for path in images if len(path) > 1))
     splits = [{SPLITS[word] for word in re.split(r"[\W\d_]+", name.lower()) if word in SPLITS} for name in tops]
     if all(len(found) == 1 for found in splits) and {"train"} < set().union(*splits):
@@ -249,25 +217,20 @@ def _refuse_near_splits(source: str, images: Sequence[Names]) -> None:
             hint=f"Rename them, for example  mv {shlex.quote(tops[0])} {splits[0].pop()} ; or if they are classes, put "
             "them into one folder called train.",
         )
-
-
-def _refuse_splits_below(source: str, images: Sequence[Names]) -> None:
-    """Refuse folders that are called like splits, but are not at the top: every one of them would become a class."""
     for level in range(1, min(map(len, images)) - 1):
         if all(path[level].lower() in SPLITS for path in images):
-            tops = list(dict.fromkeys("/".join(path[:level]) for path in images))
-            found = f"source.id: {source} has its splits below other folders, as in {'/'.join(images[0])}"
-            if len(tops) == 1:
-                raise SourceError(found, hint=f"Give the folder that they are in:  id: {source.rstrip('/')}/{tops[0]}")
+            above = {"/".join(path[:level]) for path in images}
             raise SourceError(
-                f"{found}; splits are the top-level folders",
-                hint="Move them to the top:  train/<class>/<image>  and  test/<class>/<image>",
+                f"source.id: {source} has its splits below other folders, as in {'/'.join(images[0])}; splits are the "
+                "top-level folders",
+                hint=f"Give the folder that they are in:  id: {source.rstrip('/')}/{above.pop()}"
+                if len(above) == 1
+                else "Move them to the top:  train/<class>/<image>  and  test/<class>/<image>",
             )
 
 
 def _no_classes(source: str, found: Listing, folders: Mapping[str, str], beside: Sequence[Names]) -> SourceError:
     """Say why no class was found among the images that are condensed."""
-    images = found.images
     where = " and ".join(f"{name}/" for name in folders) or "the folder"
     if beside:
         return SourceError(
@@ -279,10 +242,10 @@ def _no_classes(source: str, found: Listing, folders: Mapping[str, str], beside:
     lists = ["/".join(names) for names in found.left_out["no images"] if names[-1].lower().endswith(".csv")]
     known = f" If {lists[0]} has them, call it so, and its column of names file_name." if lists else ""
     return SourceError(
-        f"source.id: {source} has images without labels: {where} has {'/'.join(images[0])} and {len(images) - 1} more, "
-        "but no folder for each class",
+        f"source.id: {source} has images without labels: {where} has {'/'.join(found.images[0])} and "
+        f"{len(found.images) - 1} more, but no folder for each class",
         hint="Make a folder for each class, as in  train/<class>/<image> ; or write the labels into a file "
-        f"metadata.csv beside the images:\n  file_name,label\n  {images[0][-1]},<class>\n{known}".rstrip(),
+        f"metadata.csv beside the images:\n  file_name,label\n  {found.images[0][-1]},<class>\n{known}".rstrip(),
     )
 
 
@@ -307,10 +270,9 @@ def _by_metadata(
         if row.image in seen:
             raise SourceError(f"{row.place} and {seen[row.image]} are about the same image", hint="Remove one of them.")
         seen[row.image] = row.place
+        split: str | None = SPLITS[str(row.cells[said[0]]).lower()] if said else "train"
         if folders:
             split = folders.get(images[row.image][0])
-        else:
-            split = SPLITS[str(row.cells[said[0]]).lower()] if said else "train"
         if split is None:
             left_out["beside the splits"].append(images[row.image])
         else:
@@ -324,17 +286,16 @@ def _by_metadata(
 
 def _numbers(rows: Iterable[_Row]) -> set[str]:
     """Find the columns of nothing but whole numbers, as Python writes them, which are numbers: 2 comes before 10."""
+
+    def is_number(text: str) -> bool:  # the length first: Python refuses to turn thousands of digits into a number
+        return len(text) < 19 and text.removeprefix("-").isdecimal() and str(int(text)) == text
+
     numbers, others = set[str](), set[str]()
     for row in rows:
         for name, value in row.cells.items():
             if value is not None:
-                (numbers if isinstance(value, str) and _is_number(value) else others).add(name)
+                (numbers if isinstance(value, str) and is_number(value) else others).add(name)
     return numbers - others
-
-
-def _is_number(text: str) -> bool:
-    # The length first: Python refuses to turn thousands of digits into a number.
-    return len(text) < 19 and text.removeprefix("-").isdecimal() and str(int(text)) == text
 
 
 def _read_metadata(root: Path, names: Names) -> Iterator[_Row]:
@@ -346,22 +307,13 @@ def _read_metadata(root: Path, names: Names) -> Iterator[_Row]:
                 image = row.pop("file_name", None)
                 if not isinstance(image, str):
                     raise SourceError(f"{name}, line {line}: file_name is empty; it names the line's image")
-                yield _Row(_joined(names[:-1], image), row, f"{name}, line {line} ({image})")
+                # A path that leads out of the source's folder stays one, and names no image.
+                below = posixpath.normpath(posixpath.join(*names[:-1], image.replace("\\", "/")))
+                yield _Row(below, row, f"{name}, line {line} ({image})")
     except UnicodeDecodeError as error:
         raise SourceError(f"{name} is no text in UTF-8: {error.reason}", hint="Save it as UTF-8.") from error
     except OSError as error:
         raise SourceError(f"{name} cannot be read: {error.strerror or error}") from error
-
-
-def _joined(folder: Names, image: str) -> str:
-    """Give the path below the source's folder; one that leads out of it is left as it is, and names no image."""
-    parts = list(folder)
-    for part in PurePosixPath(image.replace("\\", "/")).parts:
-        if part == ".." and parts:
-            parts.pop()
-        else:
-            parts.append(part)
-    return "/".join(parts)
 
 
 def _csv_cells(name: str, file: Iterator[str]) -> Iterator[tuple[int, dict[str, object]]]:

@@ -7,27 +7,23 @@ compares their MD5 with the one in its source before it opens them, and only tha
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from hmdc_hub import rng
 from hmdc_hub.errors import NetworkError, SourceError
-from hmdc_hub.sources.reader import Encoded, Reader, SourceFacts, Split
+from hmdc_hub.sources.objects import Pairs, pairs_split
+from hmdc_hub.sources.reader import Reader, SourceFacts, Split
 from hmdc_hub.store.files import cache_folder
+from hmdc_hub.text import close, did_you_mean
 
 PREFIX = "torchvision:"
-
-_TEST_SHARE = 0.2
 
 
 def open_digits() -> Reader:
@@ -44,35 +40,22 @@ def open_digits() -> Reader:
     for c in range(10):  # a fifth of every class by keyed hashes, which no library version can change
         rows = np.flatnonzero(labels == c).tolist()
         rows.sort(key=lambda row: rng.derived_seed(0, "digits test split", row))
-        test[rows[: round(_TEST_SHARE * len(rows))]] = True
-
-    def split(chosen: Any) -> Split:
-        columns = {"image": [Image.fromarray(one) for one in pixels[chosen]], "label": labels[chosen].tolist()}
-        return Split(
-            len(columns["label"]),
-            {"image": "image", "label": "class label"},
-            lambda column, start, stop: columns[column][start:stop],
-            {"label": [str(digit) for digit in range(10)]},
-        )
-
-    facts = SourceFacts("builtin:digits", "builtin", license="cc-by-4.0")
-    return Reader(facts, {"train": split(~test), "test": split(test)})
+        test[rows[: round(0.2 * len(rows))]] = True
+    names = [str(digit) for digit in range(10)]
+    splits = {
+        split: pairs_split(split, Pairs(pixels[chosen], labels[chosen], names), known=True)
+        for split, chosen in (("train", ~test), ("test", test))
+    }
+    return Reader(SourceFacts("builtin:digits", "builtin", license="cc-by-4.0"), splits)
 
 
-@dataclass(frozen=True)
-class _Set:
-    """How one dataset is divided.
+class _Set(NamedTuple):
+    """How one dataset is divided."""
 
-    Attributes:
-        splits: Name of a split to the arguments that select it.
-        config_argument: Argument that selects one of `configs`, of which the first is the default.
-        license: Hub id of the licence where the publisher states one, else None.
-    """
-
-    splits: Mapping[str, Mapping[str, Any]]
-    config_argument: str | None = None
+    splits: Mapping[str, Mapping[str, Any]]  # name of a split to the arguments that select it
+    config_argument: str | None = None  # argument that selects one of `configs`, of which the first is the default
     configs: tuple[str, ...] = ()
-    license: str | None = None
+    license: str | None = None  # Hub id of the licence where the publisher states one
 
 
 def _named(*names: str) -> Mapping[str, Mapping[str, Any]]:
@@ -110,13 +93,20 @@ def open_torchvision(source: str, config: str | None) -> Reader:
     """Find a torchvision dataset; a split is opened, and downloaded if missing, at its first use.
 
     `config` selects one of several forms (EMNIST, Imagenette); None: the first one.
-
-    Raises:
-        SourceError: No such dataset, or no such form of it.
     """
     name = source.removeprefix(PREFIX)
+    if name in ("ImageFolder", "DatasetFolder"):
+        raise SourceError(
+            f"source.id: {source} names no dataset but a way to read a folder",
+            hint="Give the folder itself, for example  id: ./my-images  with train/<class>/ and test/<class>/ in it.",
+        )
     if name not in TORCHVISION:
-        raise _unknown(name)
+        near = did_you_mean([PREFIX + known for known in close(name, TORCHVISION, cutoff=0.5)])
+        raise SourceError(
+            f"source.id: {source} is not a dataset of torchvision that has images, classes and a test split; those "
+            f"are {', '.join(TORCHVISION)}",
+            hint=near[:1].upper() + near[1:] or "Choose one of them.",
+        )
     known = TORCHVISION[name]
     if config is not None and config not in known.configs:
         raise SourceError(
@@ -130,67 +120,26 @@ def open_torchvision(source: str, config: str | None) -> Reader:
     return Reader(SourceFacts(source, "torchvision", config=config, license=known.license), splits)
 
 
-def torchvision_root() -> Path:
-    """Give the folder that torchvision's files are kept in."""
-    return cache_folder("torchvision")
-
-
 def _split(name: str, split: str, arguments: dict[str, Any]) -> Split:
     import torchvision
 
     made = getattr(torchvision.datasets, name)
     if "loader" in inspect.signature(made).parameters:
         arguments["loader"] = str  # so that to ask for a label decodes nothing
-    dataset = _open_or_download(name, made, arguments)
-    names = class_names_of(dataset)
-    shift = 1 if names and names[0] == "N/A" else 0  # EMNIST's letters begin with a class that does not exist
-
-    def read(column: str, start: int, stop: int) -> Iterator[Encoded | int]:
-        if column == "label":
-            stored = stored_labels(dataset)
-            yield from (int(stored[row] if stored else dataset[row][1]) - shift for row in range(start, stop))
-            return
-        for row in range(start, stop):
-            try:
-                image = dataset[row][0]
-                yield torchvision.datasets.folder.default_loader(image) if isinstance(image, str) else image
-            except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a damaged PNG
-                raise SourceError(
-                    f"split {split!r}, row {row} (counted from 0): the image cannot be read: {error}",
-                    hint=f"Remove the files of {name} under {torchvision_root()} to download them again.",
-                ) from error
-
-    kind = "class label" if names else "int"
-    return Split(
-        len(dataset), {"image": "image", "label": kind}, read, {"label": names[shift:]} if names is not None else {}
+    load = torchvision.datasets.folder.default_loader
+    return pairs_split(
+        split,
+        _open_or_download(name, made, arguments),
+        known=True,
+        load=lambda image: load(image) if isinstance(image, str) else image,
+        hint=f"Remove the files of {name} under {cache_folder('torchvision')} to download them again.",
     )
-
-
-def class_names_of(dataset: Any) -> list[str] | None:
-    """Give the names in `dataset.classes`, the first where a class has several, as Imagenette's have; None: none."""
-    names = getattr(dataset, "classes", None)
-    return [name if isinstance(name, str) else name[0] for name in names] if names else None
-
-
-def stored_labels(dataset: Any) -> list[Any] | None:
-    """Get all labels of a dataset of torchvision without opening an image, or None where that fails.
-
-    It has no common attribute for them, so they are believed only after the first and the last row agree with what
-    indexing gives.
-    """
-    for attribute in ("targets", "labels"):
-        stored = getattr(dataset, attribute, None)
-        if stored is not None and len(stored) == len(dataset):
-            values = stored.tolist() if hasattr(stored, "tolist") else list(stored)
-            if all(values[row] == dataset[row][1] for row in (0, len(values) - 1)):
-                return values
-    return None
 
 
 def _open_or_download(name: str, made: Any, arguments: Mapping[str, Any]) -> Any:
     from huggingface_hub import constants
 
-    root = torchvision_root()
+    root = cache_folder("torchvision")
     try:
         return made(root=str(root), download=False, **arguments)
     except (RuntimeError, OSError):
@@ -208,18 +157,3 @@ def _open_or_download(name: str, made: Any, arguments: Mapping[str, Any]) -> Any
             hint="Check the network and the space on that disk, and run the command again; or put torchvision's files "
             "there. HMDC_HUB_CACHE names another folder.",
         ) from error
-
-
-def _unknown(name: str) -> SourceError:
-    if name in ("ImageFolder", "DatasetFolder"):
-        return SourceError(
-            f"source.id: {PREFIX}{name} names no dataset but a way to read a folder",
-            hint="Give the folder itself, for example  id: ./my-images  with train/<class>/ and test/<class>/ in it.",
-        )
-    by_lower = {known.lower(): known for known in TORCHVISION}
-    close = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    return SourceError(
-        f"source.id: {PREFIX}{name} is not a dataset of torchvision that has images, classes and a test split; those "
-        f"are {', '.join(TORCHVISION)}",
-        hint=f"Did you mean {' or '.join(PREFIX + match for match in close)}?" if close else "Choose one of them.",
-    )

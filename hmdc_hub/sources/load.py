@@ -1,49 +1,59 @@
-"""From the `source` section of a recipe to decoded images."""
+"""From the `source` section of a recipe to decoded images; and a proposal of that section, for `hmdc-hub init`."""
 
 from __future__ import annotations
 
 import os
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.events import Callback, Note, silent
 from hmdc_hub.schema import LOCAL, LeftOut, SourceSpec
-from hmdc_hub.sources.checks import (
-    TRACE,
-    check_varied,
-    file_keys,
-    held_out_count,
-    held_out_rows,
-    pixel_keys,
-    repeated_rows,
-    undividable,
-)
 from hmdc_hub.sources.library import PREFIX as TORCHVISION
 from hmdc_hub.sources.library import open_digits, open_torchvision
 from hmdc_hub.sources.objects import open_data, open_object
-from hmdc_hub.sources.pixels import Levels, allocate, fill, open_header
-from hmdc_hub.sources.reader import Encoded, Reader, SourceFacts, SplitSlice, locate
-from hmdc_hub.sources.rows import check_apart, class_counts, find_splits, no_test_split, parse_split, read_labels
+from hmdc_hub.sources.pixels import Background, Levels, allocate, fill, open_header, open_image, to_pixels
+from hmdc_hub.sources.reader import Encoded, Reader, SplitSlice, locate
+from hmdc_hub.sources.rows import (
+    TEST_NAMES,
+    Parts,
+    check_apart,
+    check_varied,
+    file_keys,
+    find_splits,
+    held_out_count,
+    held_out_rows,
+    is_blank,
+    parse_split,
+    pixel_keys,
+    read_labels,
+    repeated_rows,
+    undividable,
+)
 from hmdc_hub.sources.source import (
     PYTHON,
     ClassSortedImages,
     Source,
+    SourceSummary,
     left_out_notes,
     make_source,
     offsets_of,
-    source_notes,
 )
 from hmdc_hub.sources.tables import local_path, open_hub, open_local
 
 DIGITS = "builtin:digits"
+TRACE = 0.01  # share of test images that may be train images too: large collections have a few, a score hardly changes
+SAMPLE = 64
+SMALLEST_SIZE, LARGEST_SIZE = 4, 224
 
 _ORIENTATION = 0x0112  # of EXIF
 
@@ -51,9 +61,7 @@ _ORIENTATION = 0x0112  # of EXIF
 def open_reader(source: str, revision: str | None = None, config: str | None = None) -> Reader:
     """Find a dataset by its id; arguments and meaning as the keys of the recipe.
 
-    Raises:
-        UsageError: There is no such dataset, or a key does not apply to it.
-        NetworkError: It must be downloaded and that failed.
+    UsageError: there is none, or a key does not apply to it; NetworkError: it must be downloaded and that failed.
     """
     if source.startswith((PYTHON, LOCAL)):
         return open_object(source)
@@ -82,68 +90,41 @@ def resolve_source(spec: SourceSpec) -> SourceSpec:
 
     Opens the dataset, and downloads it if it is not in the cache; reads no label and decodes nothing. But an object of
     this process, `python:<name>`, is read, and called `local:<name>@<16 hex digits of its fingerprint>` from then on.
-
-    Raises:
-        UsageError: Detection fails or a key is wrong.
-        NetworkError: The dataset must be downloaded and that failed.
     """
-    resolved = _resolved(open_reader(spec.id, spec.revision, spec.config), spec, require_test=True)
+    resolved = _resolved(open_reader(spec.id, spec.revision, spec.config), spec, require_test=True)[0]
     return resolved.model_copy(update={"id": load_source(resolved).info.id}) if spec.id.startswith(PYTHON) else resolved
 
 
 @dataclass(frozen=True, eq=False)
 class SourceIndex:
-    """What can be told of a source without decoding an image.
-
-    Attributes:
-        reader: The opened dataset.
-        spec: The recipe's section with nothing left to detection.
-        train: Rows of its train split.
-        test: Rows of its test split; none where `spec.test_fraction` divides the other.
-        class_names: C names.
-        train_labels: int64, in 0..C-1, of the rows of `train`; `test_labels` of `test`.
-    """
+    """What can be told of a source without decoding an image."""
 
     reader: Reader
-    spec: SourceSpec
-    train: tuple[SplitSlice, ...]
-    test: tuple[SplitSlice, ...]
+    spec: SourceSpec  # with nothing left to detection
+    train: Parts  # rows of its train split
+    test: Parts  # of its test split; none where `spec.test_fraction` divides the other
     class_names: list[str]
-    train_labels: NDArray[np.int64]
+    train_labels: NDArray[np.int64]  # in 0..C-1, of the rows of `train`
     test_labels: NDArray[np.int64]
 
-    @property
-    def train_counts(self) -> list[int]:
-        """Images per class that are condensed; up to equal files where a fraction of them is scored on."""
-        counts, fraction = class_counts(self.class_names, self.train_labels), self.spec.test_fraction
-        return counts if fraction is None else [count - held_out_count(count, fraction) for count in counts]
+    def summary(self) -> SourceSummary:
+        """Count what is used as what, up to equal files where a fraction of the images is scored on."""
+        facts, fraction = self.reader.facts, self.spec.test_fraction
+        counts = np.bincount(self.train_labels, minlength=len(self.class_names)).tolist()
+        if fraction is not None:
+            counts = [count - held_out_count(count, fraction) for count in counts]
+        if facts.kind != "torchvision":  # to count the rows of a split might download it
+            used = {part.split for part in (*self.train, *self.test)}
+            unused = [name for name in self.reader.splits if name not in used]
+            words = [(f"split {name!r} is not used", self.reader.rows(name)) for name in unused]
+            left_out = [LeftOut(reason=reason, count=count, examples=[]) for reason, count in words]
+            facts = replace(facts, left_out=(*facts.left_out, *left_out))
+        scored = len(self.test_labels) + len(self.train_labels) - sum(counts)
+        return SourceSummary(self.spec, facts, tuple(self.class_names), tuple(counts), scored)
 
-    @property
-    def test_count(self) -> int:
-        """Images that are scored on, likewise."""
-        return len(self.test_labels) + len(self.train_labels) - sum(self.train_counts)
-
-    @property
-    def facts(self) -> SourceFacts:
-        """Where the source comes from; the splits that are not used are among what was left out."""
-        facts, used = self.reader.facts, {part.split for part in (*self.train, *self.test)}
-        if facts.kind == "torchvision":
-            return facts  # to count the rows of a split might download it
-        unused = [
-            LeftOut(reason=f"split {split!r} is not used", count=self.reader.rows(split), examples=[])
-            for split in self.reader.splits
-            if split not in used
-        ]
-        return replace(facts, left_out=(*facts.left_out, *unused))
-
-    def images(self, parts: tuple[SplitSlice, ...]) -> Iterator[Encoded]:
+    def images(self, parts: Parts) -> Iterator[Encoded]:
         """Read the images of some rows without decoding them."""
         return (image for part in parts for image in self.reader.images(part, str(self.spec.image_column)))
-
-    def image(self, row: int) -> Encoded:
-        """Read the image of a row of `train` and `test` taken together."""
-        split, place = locate((*self.train, *self.test), row)
-        return next(self.images((SplitSlice(split, place, place + 1),)))
 
     def where(self, row: int) -> str:
         """Name a row of `train` and `test` taken together for errors."""
@@ -154,45 +135,40 @@ class SourceIndex:
 def index_source(spec: SourceSpec, *, require_test: bool = True) -> SourceIndex:
     """Open a source and read its labels; decodes nothing. There need be no images to score on without `require_test`.
 
-    Raises:
-        UsageError: A split, column or label is not as it must be; names the split, column and row.
-        NetworkError: The dataset must be downloaded and that failed.
+    A UsageError names the split, column and row that are not as they must be.
     """
     reader = open_reader(spec.id, spec.revision, spec.config)
-    spec = _resolved(reader, spec, require_test)
-    train = parse_split(reader, str(spec.train_split), "train_split")
-    test = parse_split(reader, spec.test_split, "test_split") if spec.test_split is not None else ()
+    spec, train, test = _resolved(reader, spec, require_test)
     names, train_labels, test_labels = read_labels(reader, train, test, str(spec.label_column))
     if spec.test_fraction is not None:
-        counts = class_counts(names, train_labels)
+        counts = np.bincount(train_labels, minlength=len(names))
         if alone := [name for name, count in zip(names, counts, strict=True) if count < 2]:
             raise undividable(alone)
     return SourceIndex(reader, spec, train, test, names, train_labels, test_labels)
 
 
-def _resolved(reader: Reader, spec: SourceSpec, require_test: bool) -> SourceSpec:
+def _resolved(reader: Reader, spec: SourceSpec, require_test: bool) -> tuple[SourceSpec, Parts, Parts]:
+    """Fill what a recipe leaves to detection, and find the rows of both splits."""
     train_split, test_split = find_splits(reader, spec.train_split, spec.test_split)
-    train = parse_split(reader, train_split, "train_split")
+    train, test = parse_split(reader, train_split, "train_split"), Parts()
     if spec.test_fraction is not None:
         test_split = None
-    elif test_split is None and require_test:
-        raise no_test_split(reader)
-    test = () if test_split is None else parse_split(reader, test_split, "test_split")
-    if test_split is not None:
+    elif test_split is not None:
+        test = parse_split(reader, test_split, "test_split")
         check_apart(train, test, train_split, test_split)
+    elif require_test:
+        raise SourceError(
+            f"{reader.facts.id} has no split to score on: none of {', '.join(TEST_NAMES)} is left beside the one that "
+            f"is condensed (its splits: {', '.join(reader.splits)})",
+            hint="Keep a fifth of every class for it with  test_fraction: 0.2  or name a split with  "
+            "test_split: <name>",
+        )
     image, label = reader.columns(train[0].split, spec.image_column, spec.label_column)
     for part in (*train, *test):
         reader.columns(part.split, image, label)
-    return spec.model_copy(
-        update={
-            "revision": reader.facts.revision,
-            "config": reader.facts.config,
-            "train_split": train_split,
-            "test_split": test_split,
-            "image_column": image,
-            "label_column": label,
-        }
-    )
+    found = {"revision": reader.facts.revision, "config": reader.facts.config}
+    found |= {"train_split": train_split, "test_split": test_split, "image_column": image, "label_column": label}
+    return spec.model_copy(update=found), train, test
 
 
 def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
@@ -209,14 +185,18 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
         uint8 images of `spec.size` and `spec.channels`, the train split sorted by class, on the CPU.
 
     Raises:
-        UsageError: A split, column, label or image is not as it must be; names the split, column and row. Or more than
-            a trace of the test images are train images too; or an object of this process is not what it was.
+        UsageError: Something is not as it must be; names the split, column and row, or two images that are in both
+            splits.
         NetworkError: The dataset must be downloaded and that failed.
         RunError: The images need a temporary file, and it cannot be made, as on a full disk.
     """
     asked, index = spec.id, index_source(spec)
     spec, names, parts = index.spec, index.class_names, (*index.train, *index.test)
-    labels, scored = np.concatenate([index.train_labels, index.test_labels]), _scored_rows(index)
+    labels = np.concatenate([index.train_labels, index.test_labels])
+    if spec.test_fraction is None:
+        scored = np.arange(len(labels)) >= len(index.train_labels)
+    else:
+        scored = held_out_rows(file_keys(index.images(index.train)), labels, names, spec.test_fraction)
     train, test = np.flatnonzero(~scored), np.flatnonzero(scored)
     train = train[np.argsort(labels[train], kind="stable")]
     rows = np.concatenate([train, test])
@@ -228,14 +208,15 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
     levels = Levels(lambda: index.images(whole))
     fill(out, index.images(parts), positions, index.where, spec.fit, background=spec.background, levels=levels)
     images = torch.from_numpy(out)
-    sorted_ = ClassSortedImages(images[: len(train)], offsets_of(class_counts(names, labels[train])))
-    test_images = images[len(train) :]
-    check_varied(sorted_, names, spec, lambda row: index.image(int(rows[row])))
+    counts = np.bincount(labels[train], minlength=len(names)).tolist()
+    sorted_, test_images = ClassSortedImages(images[: len(train)], offsets_of(counts)), images[len(train) :]
+    check_varied(sorted_, names, spec)
+    summary = replace(index.summary(), train_counts=tuple(counts), test_count=len(test))
     source = make_source(
         sorted_,
         test_images,
         torch.from_numpy(labels[test]),
-        facts=index.facts,
+        facts=summary.facts,
         class_names=names,
         splits=(str(spec.train_split), spec.test_split or str(spec.train_split)),
         columns=(str(spec.image_column), str(spec.label_column)),
@@ -249,17 +230,9 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
             f"{source.info.fingerprint[:16]}, {asked} has another: other images, or others every time they are read",
             hint="Register the same data, without random transforms.",
         )
-    for text in source_notes(spec, names, sorted_.counts, len(test), source.info.left_out) + [*levels.notes]:
+    for text in (*summary.lines(), *levels.notes):
         callback(Note(text))
     return source
-
-
-def _scored_rows(index: SourceIndex) -> NDArray[np.bool_]:
-    """Tell the rows of all parts that are scored on from those that are condensed."""
-    if index.spec.test_fraction is None:
-        return np.arange(len(index.train_labels) + len(index.test_labels)) >= len(index.train_labels)
-    keys = file_keys(index.images(index.train))
-    return held_out_rows(keys, index.train_labels, index.class_names, index.spec.test_fraction)
 
 
 def _count_repeated(
@@ -270,14 +243,14 @@ def _count_repeated(
     `rows` are those of the index of each train image, then of each test image.
     """
     found = repeated_rows(pixel_keys(train), pixel_keys(test))
+    said = f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too"
     if len(found) <= TRACE * len(test):
         if len(found):
-            callback(Note(f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too"))
+            callback(Note(said))
         return len(found)
     one, same = (index.where(int(rows[place])) for place in (len(train) + found[0, 0], found[0, 1]))
     raise SourceError(
-        f"{len(found)} of {len(test)} test images are, pixel by pixel, train images too, such as "
-        f"{one} and {same}; a score on images that were condensed says nothing",
+        f"{said}, such as {one} and {same}; a score on images that were condensed says nothing",
         hint="Remove the copies."
         if index.spec.test_fraction is not None
         else "Remove them from one of the splits; or leave test_split out and say  test_fraction: 0.2 , which keeps "
@@ -285,53 +258,97 @@ def _count_repeated(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """One split of a dataset.
+# What `hmdc-hub init` looks at
 
-    Attributes:
-        images: uint8 N x channels x size x size, on the CPU, in the order of the dataset.
-        labels: int64 N, in 0..C-1.
-        class_names: C names. Of labels without names, those that occur, sorted, as text.
-        sizes: (width, height) of the images before they were resized, upright, with how many had it.
-        colour: How many of them were in colour.
-        columns: Image and label column.
-        notes: What of the data was left out, and what is white in images of more than 8 bits; lines for the user.
-        facts: Where the data come from.
+
+@dataclass(frozen=True)
+class Detection(SourceSummary):
+    """What was found in a dataset, and a `source` section for it.
+
+    The size of `spec` is the median of the shorter sides, even and at most 224; it has one channel if every image of
+    the sample is grey, and a black background if every one is blank on white, and not every one on black. Its
+    `test_split` is None if the dataset has none.
     """
 
-    images: Tensor
-    labels: Tensor
-    class_names: list[str]
-    sizes: Counter[tuple[int, int]]
-    colour: int
-    columns: tuple[str, str]
-    notes: tuple[str, ...]
-    facts: SourceFacts
+    sides: tuple[int, int, int]  # smallest, median and largest shorter side in pixels, over a sample of the train split
+
+    def lines(self) -> list[str]:
+        """Say what was found, for people."""
+        smallest, median, largest = self.sides
+        sides = f"{median}" if smallest == largest else f"{smallest} to {largest}, median {median}"
+        revision = f", revision {self.facts.revision}" if self.facts.revision else ""
+        return [
+            *super().lines(),
+            f"shorter side {sides} pixels, {'grey' if self.spec.channels == 1 else 'colour'}",
+            f"licence {self.facts.license or 'unknown'}{', gated' if self.facts.gated else ''}{revision}",
+        ]
+
+
+def describe(source: str, **keys: Any) -> Detection:
+    """Look at a dataset: an id as in a recipe, and keys of its `source` section that are known already.
+
+    Downloads the dataset if it is not in the cache; reads all labels, decodes up to 64 images. It need not have a test
+    split.
+    """
+    index = index_source(SourceSpec(id=source, size=LARGEST_SIZE, **keys), require_test=False)
+    total = len(index.train_labels)
+    count, sample = min(SAMPLE, total), []
+    for k in range(count):  # spread evenly over the rows, which may be sorted by class
+        split, row = locate(index.train, k * total // count)
+        sample.append(open_image(next(index.images((SplitSlice(split, row, row + 1),)))))
+    sides = sorted(min(one.size) for one in sample)
+    size = min(LARGEST_SIZE, max(SMALLEST_SIZE, 2 * round(statistics.median(sides) / 2)))
+    background: Background = "black" if _vanish(sample, "white") and not _vanish(sample, "black") else "white"
+    found = {"size": size, "channels": 1 if all(map(_is_grey, sample)) else 3, "background": background}
+    summary = index.summary()
+    spec = summary.spec.model_copy(update=found)
+    return Detection(**vars(summary) | {"spec": spec}, sides=(sides[0], int(statistics.median(sides)), sides[-1]))
+
+
+def _vanish(sample: list[Image.Image], background: Background) -> bool:
+    """Tell whether there is nothing to be seen in transparent images, as in white drawings on white."""
+    return all(
+        one.has_transparency_data
+        and is_blank(to_pixels(one, size=LARGEST_SIZE, channels=3, fit="stretch", background=background))
+        for one in sample
+    )
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
+        return True
+    red, green, blue = image.convert("RGB").split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
+
+
+# A single split
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """One split of a dataset."""
+
+    images: Tensor  # uint8 N x channels x size x size, on the CPU, in the order of the dataset
+    labels: Tensor  # int64 N, in 0..C-1
+    class_names: list[str]  # of labels without names those that occur, sorted, as text
+    sizes: Counter[tuple[int, int]]  # (width, height) before they were resized, upright, with how many had it
+    colour: int  # how many of them were in colour
+    columns: tuple[str, str]  # of images and of labels
+    notes: tuple[str, ...]  # what was left out, and what is white in images of more than 8 bits; lines for the user
 
 
 def read_images(
-    data: Any,
-    *,
-    size: int,
-    channels: Literal[1, 3] = 3,
-    fit: Literal["crop", "stretch"] = "crop",
-    background: Literal["white", "black"] = "white",
-    split: str | None = None,
-    config: str | None = None,
-    revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    max_images: int | None = None,
-    max_pixels: int | None = None,
+    data: Any, *, split: str | None = None, max_images: int | None = None, max_pixels: int | None = None, **keys: Any
 ) -> LabelledImages:
     """Read the images and labels of one split; there need not be another one to score on.
 
     `data` is what `SourceSpec.id` can be, a path, or an object that `register_dataset` takes; `split` None: train, or
-    the only one. More than `max_images` images, or `max_pixels` pixels of one, are refused; the others are keys of
-    `SourceSpec`. Errors as `load_source`.
+    the only one. More than `max_images` images, or `max_pixels` pixels of one, are refused. `keys` are those of
+    `SourceSpec`, `size` at least. Errors as `load_source`.
     """
-    reader = open_reader(os.fspath(data), revision, config) if isinstance(data, str | os.PathLike) else open_data(data)
+    path = os.fspath(data) if isinstance(data, str | os.PathLike) else None
+    spec = SourceSpec(id=path or f"{PYTHON}data", **keys)
+    reader = open_reader(spec.id, spec.revision, spec.config) if path is not None else open_data(data)
     if split is None:
         if "train" not in reader.splits and len(reader.splits) > 1:
             raise SourceError(
@@ -346,9 +363,9 @@ def read_images(
             f"{reader.facts.id} has {count:,} images, more than the {max_images:,} that are read",
             hint="Save a part of it.",
         )
-    image, label = reader.columns(parts[0].split, image_column, label_column)
+    image, label = reader.columns(parts[0].split, spec.image_column, spec.label_column)
     names, labels, none = read_labels(reader, parts, (), label, every=False)
-    spec = SourceSpec(id=reader.facts.id, size=size, image_column=image, label_column=label)
+    spec = spec.model_copy(update={"image_column": image, "label_column": label})
     index = SourceIndex(reader, spec, parts, (), names, labels, none)
     sizes: Counter[tuple[int, int]] = Counter()
     colour = 0
@@ -362,18 +379,18 @@ def read_images(
                     raise SourceError(
                         f"{index.where(row)}: the image is {width} x {height} pixels, more than the {max_pixels:,} "
                         "that are read",
-                        hint=f"Save it smaller: it becomes {size} x {size}.",
+                        hint=f"Save it smaller: it becomes {spec.size} x {spec.size}.",
                     )
                 sizes[width, height] += 1
                 colour += mode not in ("1", "L", "LA", "F") and not mode.startswith("I")
             yield encoded
 
-    out = np.empty((count, channels, size, size), dtype=np.uint8)
+    out = np.empty((count, spec.channels, spec.size, spec.size), dtype=np.uint8)
     levels = Levels(lambda: index.images(parts))
-    fill(out, images(), np.arange(count), index.where, fit, background=background, levels=levels)
+    fill(out, images(), np.arange(count), index.where, spec.fit, background=spec.background, levels=levels)
     notes = (*left_out_notes(reader.facts.left_out), *levels.notes)
     pixels = torch.from_numpy(out)
-    return LabelledImages(pixels, torch.from_numpy(labels), names, sizes, colour, (image, label), notes, reader.facts)
+    return LabelledImages(pixels, torch.from_numpy(labels), names, sizes, colour, (image, label), notes)
 
 
 def _header(encoded: Encoded) -> tuple[tuple[int, int], str] | None:

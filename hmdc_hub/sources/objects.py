@@ -15,13 +15,10 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from hmdc_hub.errors import SourceError
-from hmdc_hub.sources.library import class_names_of, stored_labels
+from hmdc_hub.sources.pixels import ROUNDING
 from hmdc_hub.sources.reader import Reader, SourceFacts, Split
 from hmdc_hub.sources.source import PYTHON
 from hmdc_hub.sources.tables import table_split
-
-_ROUNDING = 1e-4
-"""How far outside [0, 1] floats may lie that are meant to be in it."""
 
 _WHAT = (
     "a source is a datasets.Dataset or DatasetDict, a torch Dataset of (image, label) pairs, a pair of images and "
@@ -49,7 +46,7 @@ def register_dataset(data: Any, name: str | None = None) -> str:
     Raises:
         SourceError: It is none of these, or the name has other characters than letters, digits, `.`, `_` and `-`.
     """
-    _opened(data)
+    open_data(data)
     if name is None:
         kind = type(data).__name__.lower().strip("_")
         base = "tensors" if isinstance(data, tuple | list) else "splits" if isinstance(data, dict) else kind
@@ -73,11 +70,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def open_object(source: str) -> Reader:
-    """Open what was registered as `python:<name>`, or as `local:<name>@<fingerprint>` by a run before.
-
-    Raises:
-        SourceError: Nothing was, in this process.
-    """
+    """Open what was registered in this process as `python:<name>`; a run calls it `local:<name>@<fingerprint>`."""
     name, _, fingerprint = source.partition(":")[2].partition("@")
     if name not in _registered:
         here = "data of its author, on a disk or in Python" if fingerprint else "an object of a Python session"
@@ -91,16 +84,12 @@ def open_object(source: str) -> Reader:
 
 
 def open_data(data: Any, name: str = "data") -> Reader:
-    """Open an object that `register_dataset` takes, under the id `python:<name>`."""
-    return Reader(SourceFacts(PYTHON + name, "local"), _opened(data))
-
-
-def _opened(data: Any) -> dict[str, Callable[[], Split]]:
-    """Give what opens each split, after a look at what kind of object it is."""
+    """Open an object that `register_dataset` takes, under the id `python:<name>`, after a look at what kind it is."""
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     if not splits:
         raise SourceError(f"the mapping has no splits; {_WHAT}")
-    return {str(name): _opener(str(name), one) for name, one in splits.items()}
+    opened = {str(split): _opener(str(split), one) for split, one in splits.items()}
+    return Reader(SourceFacts(PYTHON + name, "local"), opened)
 
 
 def _opener(split: str, data: Any) -> Callable[[], Split]:
@@ -110,26 +99,27 @@ def _opener(split: str, data: Any) -> Callable[[], Split]:
     if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
         labels = np.asarray(data[1]) if isinstance(data[1], tuple | list) else data[1]
         if hasattr(labels, "shape"):
-            data = _Pairs(data[0], labels)
+            data = Pairs(data[0], labels)
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or isinstance(data, str | bytes | tuple | list):
         endless = " without a length" if hasattr(data, "__iter__") and not hasattr(data, "__len__") else ""
         raise SourceError(
             f"split {split!r} is a {type(data).__name__}{endless}; {_WHAT}",
             hint="Read it into a list-like dataset first, for example with  datasets.Dataset.from_generator",
         )
-    return partial(_pairs_split, split, data)
+    known = isinstance(data, Pairs) or type(data).__module__.startswith("torchvision.datasets")
+    return partial(pairs_split, split, data, known=known)
 
 
-class _Pairs:
-    """N images and N labels as a dataset of pairs."""
+class Pairs:
+    """N images and N labels, arrays or tensors, as a dataset of pairs."""
 
-    def __init__(self, images: Any, labels: Any) -> None:
+    def __init__(self, images: Any, labels: Any, classes: list[str] | None = None) -> None:
         if len(images.shape) not in (3, 4) or len(labels.shape) != 1 or len(images) != len(labels):
             raise SourceError(
                 f"images of the shape {tuple(images.shape)} and labels of the shape {tuple(labels.shape)} are no pairs",
                 hint="Give N x channels x H x W or N x H x W, and N labels.",
             )
-        self.images, self.targets = images, labels
+        self.images, self.targets, self.classes = images, labels, classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,9 +128,22 @@ class _Pairs:
         return self.images[row], self.targets[row]
 
 
-def _pairs_split(split: str, data: Any) -> Split:
-    names = class_names_of(data.dataset if isinstance(data, Subset) else data)
-    library = isinstance(data, _Pairs) or type(data).__module__.startswith("torchvision.datasets")
+def pairs_split(
+    split: str,
+    data: Any,
+    *,
+    known: bool,
+    load: Callable[[Any], Any] = lambda image: image,
+    hint: str = "Mend the dataset: this item cannot be had.",
+) -> Split:
+    """Read a dataset of pairs (image, label); one of torchvision, or `Pairs`, is `known` and may store its labels.
+
+    `load` is done with every image first; `hint` is for items that cannot be had.
+    """
+    # The first where a class has several, as Imagenette's have.
+    classes = getattr(data.dataset if isinstance(data, Subset) else data, "classes", None) or []
+    names = [name if isinstance(name, str) else name[0] for name in classes]
+    shift = 1 if known and names[:1] == ["N/A"] else 0  # EMNIST's letters begin with a class that does not exist
 
     def where(row: int) -> str:
         return f"split {split!r}, item {row} (counted from 0)"
@@ -148,24 +151,22 @@ def _pairs_split(split: str, data: Any) -> Split:
     def item(row: int, place: int) -> Any:
         try:
             pair = data[row]
+            if isinstance(pair, tuple | list) and len(pair) == 2:
+                return pair[place] if place else load(pair[place])
         except Exception as error:
-            raise SourceError(
-                f"{where(row)}: the dataset raised {type(error).__name__}: {error}",
-                hint=f"Mend the dataset: its item {row} cannot be had.",
-            ) from error
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise SourceError(
-                f"{where(row)}: it is a {type(pair).__name__}, not a pair of an image and a label",
-                hint="Wrap the dataset in one whose __getitem__ returns (image, label).",
-            )
-        return pair[place]
+            raise SourceError(f"{where(row)}: the dataset raised {type(error).__name__}: {error}", hint=hint) from error
+        raise SourceError(
+            f"{where(row)}: it is a {type(pair).__name__}, not a pair of an image and a label",
+            hint="Wrap the dataset in one whose __getitem__ returns (image, label).",
+        )
 
     @cache
     def labels() -> list[Any]:
         # A dataset of torchvision need not open its images for them, unless it changes its labels.
-        plain = library and len(data) and getattr(data, "target_transform", None) is None
-        values = stored_labels(data) if plain else None
-        return [_label(value) for value in (values or (item(row, 1) for row in range(len(data))))]
+        plain = known and len(data) and getattr(data, "target_transform", None) is None
+        values = _stored_labels(data) if plain else None
+        values = values or [_plain(item(row, 1)) for row in range(len(data))]
+        return [value - shift for value in values] if shift else values
 
     def read(column: str, start: int, stop: int) -> Iterator[Any]:
         if column == "label":
@@ -175,14 +176,31 @@ def _pairs_split(split: str, data: Any) -> Split:
             try:
                 yield _image(item(row, 0))
             except SourceError as error:
-                known = error.message.startswith(where(row))
-                raise error if known else SourceError(f"{where(row)}: {error.message}", hint=error.hint) from error
+                named = error.message.startswith(where(row))
+                raise error if named else SourceError(f"{where(row)}: {error.message}", hint=error.hint) from error
 
-    kind = "class label" if names else "string" if len(data) and isinstance(labels()[0], str) else "int"
-    return Split(len(data), {"image": "image", "label": kind}, read, {"label": names} if names else {}, where)
+    # Labels of torchvision are numbers, and to read them may open all images.
+    text = (not known or isinstance(data, Pairs)) and len(data) and isinstance(labels()[0], str)
+    kind = "class label" if names else "string" if text else "int"
+    return Split(len(data), {"image": "image", "label": kind}, read, {"label": names[shift:]} if names else {}, where)
 
 
-def _label(value: Any) -> Any:
+def _stored_labels(data: Any) -> list[Any] | None:
+    """Get all labels of a dataset of torchvision without opening an image, or None where that fails.
+
+    It has no common attribute for them, so they are believed only after the first and the last row agree with what
+    indexing gives.
+    """
+    for attribute in ("targets", "labels"):
+        stored = getattr(data, attribute, None)
+        if stored is not None and len(stored) == len(data):
+            values = stored.tolist() if hasattr(stored, "tolist") else [_plain(value) for value in stored]
+            if all(values[row] == data[row][1] for row in (0, len(values) - 1)):
+                return values
+    return None
+
+
+def _plain(value: Any) -> Any:
     """Turn a number of torch or NumPy into one of Python; what is no class stays as it is, and is refused later."""
     number = isinstance(value, np.generic) or (isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0)
     return value.item() if number else value
@@ -212,7 +230,7 @@ def _image(value: Any) -> Image.Image:
         array = array[..., 0] if array.shape[-1] == 1 else array
     if array.dtype.kind == "f":
         low, high = float(array.min(initial=0)), float(array.max(initial=0))
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise SourceError(
                 f"the image has floats from {low:.6g} to {high:.6g}; they must be in [0, 1]",
                 hint="Give images as they were before normalisation; divide by 255 what reaches to 255.",

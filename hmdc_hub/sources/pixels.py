@@ -37,31 +37,21 @@ from hmdc_hub.sources.reader import Encoded
 Fit = Literal["crop", "stretch"]
 Background = Literal["white", "black"]
 
-MAPPED_FROM = 2**30
-"""Most bytes of the decoded images of a source that are kept in memory."""
-
+MAPPED_FROM = 2**30  # most bytes of the decoded images of a source that are kept in memory
 CHUNK, THREADS = 256, 4
-LARGE = 16 * 1024
-"""Bytes of a file from which threads pay: Pillow decodes outside the interpreter lock, but small files are all lock."""
-HUGE = 2**25
-"""Pixels from which images are decoded one after the other, and in one thread: each keeps what it has allocated."""
+LARGE = 2**14  # bytes of a file from which threads pay: Pillow decodes outside the lock, but small files are all lock
+HUGE = 2**25  # pixels from which images are decoded one at a time, in one thread: each keeps what it has allocated
+ROUNDING = 1e-4  # how far outside [0, 1] floats may lie that are meant to be in it
 
-_HALVED = "hmdc_halved"
-"""Key in `Image.info`: the file has 16 bits per colour, and Pillow gives the upper eight."""
-_PHOTOMETRIC = 262
-"""TIFF's tag for what the value 0 means."""
-_DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that cameras and scanners use of 16."""
-_ROUNDING = 1e-4
-"""How far outside [0, 1] floats may lie that are meant to be in it."""
+_HALVED = "hmdc_halved"  # key in `Image.info`: the file has 16 bits per colour, and Pillow gives the upper eight
+_PHOTOMETRIC = 262  # TIFF's tag for what the value 0 means
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners use of 16
 
 
 def open_image(encoded: Encoded) -> Image.Image:
     """Decode the bytes of an image file, or the path of one, and turn it upright; an open image stays as it is.
 
-    Raises:
-        SourceError: There is no image, the file is missing, it cannot be decoded, or it is so large that Pillow takes
-            it for an attack (`Image.MAX_IMAGE_PIXELS`); nothing of such a file is decoded.
+    Nothing is decoded of a file so large that Pillow takes it for an attack (`Image.MAX_IMAGE_PIXELS`).
     """
     with open_header(encoded) as image:
         return _decode(image, encoded)
@@ -90,9 +80,8 @@ def _decode(image: Image.Image, encoded: Encoded) -> Image.Image:
     with _named_errors(encoded):
         halved = _is_halved(image)
         # PGM files say what is white, and Pillow has scaled to it. 65535 says nothing: many write it with 12 bits.
-        declared = image.mode == "I" and any(
-            codec.startswith("ppm") and args[1:] != (65535,) for codec, args in _tiles(image)
-        )
+        named = (codec.startswith("ppm") and args[1:] != (65535,) for codec, args in _tiles(image))
+        declared = image.mode == "I" and any(named)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         image = _to_white(image, 65535) if declared else image
@@ -191,7 +180,7 @@ class Levels:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided for the images met so far."""
+        """What was decided for the images met so far, as lines for the user."""
         notes = []
         if self.in_use:
             notes.append(
@@ -240,7 +229,7 @@ def _check_range(image: Image.Image, levels: Levels | None) -> None:
             f"the image has {np.count_nonzero(~np.isfinite(values))} values that are no numbers (NaN or infinite)",
             hint="Replace them, for example by numpy.nan_to_num, or remove the row.",
         )
-    least, most = (-_ROUNDING, 1 + _ROUNDING) if mode == "F" else (0, 65535)
+    least, most = (-ROUNDING, 1 + ROUNDING) if mode == "F" else (0, 65535)
     low, high = float(values.min()), float(values.max())
     if levels and (mode == "F" or low < least or high > most):
         low, high = levels.span(mode)
@@ -286,9 +275,6 @@ def to_pixels(
 
     `fit` crop resizes the largest centred square, stretch the whole image. Transparent pixels are laid over
     `background`. `levels` None: white is 65535, and 1.0 of floats.
-
-    Raises:
-        SourceError: The image has no pixels, values without a defined white, or a mode without a conversion.
     """
     if 0 in image.size:
         raise SourceError(
@@ -328,8 +314,7 @@ def fill(
 ) -> None:
     """Decode image k into `out[positions[k]]`, uint8 N x channels x size x size; the rest as `to_pixels`.
 
-    Raises:
-        SourceError: An image cannot be used; `where` names the first such one.
+    `where` names the first image that cannot be used.
     """
     options: dict[str, Any] = {"fit": fit, "background": background, "levels": levels}
 
@@ -348,17 +333,16 @@ def fill(
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
     with quiet, ThreadPoolExecutor(1) as alone, ThreadPoolExecutor(THREADS) as pool:
         while chunk := list(islice(rows, CHUNK)):
-            for pixels in pool.map(converted, chunk) if _is_large(chunk[0]) else map(converted, chunk):
+            first = chunk[0]
+            if isinstance(first, str):
+                large = Path(first).is_file() and Path(first).stat().st_size >= LARGE
+            else:
+                large = isinstance(first, bytes) and len(first) >= LARGE
+            for pixels in pool.map(converted, chunk) if large else map(converted, chunk):
                 if isinstance(pixels, SourceError):
                     raise SourceError(f"{where(done)}: {pixels.message}", hint=pixels.hint) from pixels
                 out[positions[done]] = pixels
                 done += 1
-
-
-def _is_large(encoded: Encoded) -> bool:
-    if isinstance(encoded, str):
-        return Path(encoded).is_file() and Path(encoded).stat().st_size >= LARGE
-    return isinstance(encoded, bytes) and len(encoded) >= LARGE
 
 
 # Room for them
@@ -370,10 +354,7 @@ def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     It is in memory up to `MAPPED_FROM` bytes, else in a temporary file that has no name and is gone with the array,
     however the process ends. Such a file costs address space, not memory: the system writes pages that nobody uses to
     the disk and reads them back when they are asked for, unless the folder of temporary files (TMPDIR) is itself kept
-    in memory.
-
-    Raises:
-        RunError: The temporary file cannot be made, as on a full disk.
+    in memory. RunError if it cannot be made, as on a full disk.
     """
     size = math.prod(shape)
     if size <= MAPPED_FROM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,29 +19,18 @@ from hmdc_hub.schema import LOCAL, LeftOut, SourceInfo, SourceSpec, canonical_js
 from hmdc_hub.sources.pixels import take
 from hmdc_hub.sources.reader import SourceFacts
 
-STD_FLOOR = 1 / 255
-"""Least standard deviation: one grey level, so that a constant channel can be normalised."""
-
-PYTHON = "python:"
-"""Begins the ids of objects of this process; see `hmdc_hub.sources.register_dataset`."""
-
+STD_FLOOR = 1 / 255  # least standard deviation: one grey level, so that a constant channel can be normalised
+PYTHON = "python:"  # begins the ids of objects of this process; see `hmdc_hub.sources.register_dataset`
+STATISTICS_CHUNK = 2**20  # pixels of one channel that are counted at a time: numpy makes eight bytes of each
 _SHOWN = 8
-
-STATISTICS_CHUNK = 2**20
-"""Pixels of one channel that are counted at a time: numpy makes eight bytes of each."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassSortedImages:
-    """Images sorted by class; classes may differ in size.
+    """Images sorted by class; classes may differ in size."""
 
-    Attributes:
-        images: uint8 N x channels x side x side, class after class; within a class in the order of the dataset.
-        offsets: C + 1 numbers; class c is rows `offsets[c]` to `offsets[c + 1]`.
-    """
-
-    images: Tensor
-    offsets: tuple[int, ...]
+    images: Tensor  # uint8 N x channels x side x side, class after class; within a class in the order of the dataset
+    offsets: tuple[int, ...]  # C + 1 numbers; class c is rows `offsets[c]` to `offsets[c + 1]`
 
     @classmethod
     def from_unsorted(cls, images: Tensor, labels: Tensor, num_classes: int) -> ClassSortedImages:
@@ -91,18 +80,11 @@ class ClassSortedImages:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A source dataset: what is condensed, what is scored on, and where both come from.
-
-    Attributes:
-        train: The images to condense.
-        test_images: uint8 N x channels x side x side, in the order of the dataset.
-        test_labels: int64 N, in 0..C-1.
-        info: Provenance, class names and statistics.
-    """
+    """A source dataset: what is condensed, what is scored on, and where both come from."""
 
     train: ClassSortedImages
-    test_images: Tensor
-    test_labels: Tensor
+    test_images: Tensor  # uint8 N x channels x side x side, in the order of the dataset
+    test_labels: Tensor  # int64 N, in 0..C-1
     info: SourceInfo
 
     @cached_property
@@ -133,12 +115,8 @@ class Source:
 
     def to(self, device: torch.device | str) -> Source:
         """Copy images and labels to a device."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            test_images=self.test_images.to(device),
-            test_labels=self.test_labels.to(device),
-        )
+        train, labels = self.train.to(device), self.test_labels.to(device)
+        return replace(self, train=train, test_images=self.test_images.to(device), test_labels=labels)
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return _per_channel(tuple(self.info.mean), device), _per_channel(tuple(self.info.std), device)
@@ -149,6 +127,45 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return float32 channels x 1 x 1; kept, since a copy to a GPU in every step would stop it."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device="cpu").to(device).view(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """What a source's labels say, in a form that can be sent to another process."""
+
+    spec: SourceSpec  # with nothing left to detection
+    facts: SourceFacts
+    class_names: tuple[str, ...]
+    train_counts: tuple[int, ...]  # images per class that are condensed
+    test_count: int  # images that are scored on; 0: there is no split for it
+
+    def lines(self) -> list[str]:
+        """Say what of the source is used as what, and what of it is not used."""
+        spec, counts, shown = self.spec, self.train_counts, self.class_names[:_SHOWN]
+        each = f"{min(counts)}" + (f" to {max(counts)}" if min(counts) < max(counts) else "")
+        names = ", ".join(shown) + (", ..." if len(self.class_names) > _SHOWN else "")
+        part = f"{spec.test_fraction:.0%} of each class of {spec.train_split}" if spec.test_fraction else "no split"
+        return [
+            f"{sum(counts)} images of {spec.train_split} to condense, {each} in each of {len(counts)} classes: {names}",
+            f"{self.test_count} to score on, {spec.test_split or part}; columns {spec.image_column} and "
+            f"{spec.label_column}",
+            *left_out_notes(self.facts.left_out),
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """Say the same as plain data."""
+        rows = {"class_names": self.class_names, "train_counts": self.train_counts, "test_count": self.test_count}
+        left_out = [one.model_dump(mode="json") for one in self.facts.left_out]
+        return self.spec.model_dump(mode="json") | rows | {"left_out": left_out}
+
+
+def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
+    """Say in lines what of a folder is not used."""
+    return [
+        f"left out, {one.reason}: {one.count}"
+        + (f" ({', '.join(one.examples)}{', ...' if one.count > len(one.examples) else ''})" if one.examples else "")
+        for one in left_out
+    ]
 
 
 def make_source(
@@ -162,23 +179,21 @@ def make_source(
     columns: tuple[str, str] = ("image", "label"),
     **more: Any,
 ) -> Source:
-    """Compute statistics and fingerprint of images and put everything together.
+    """Compute statistics and fingerprint of images and put everything together; all tensors are on the CPU.
 
-    Args:
-        train: The images to condense, on the CPU.
-        test_images: uint8 N x channels x side x side, on the CPU.
-        test_labels: int64 N, in 0..C-1.
-        facts: Where the images come from.
-        class_names: C names.
-        splits: Train and test split as in the recipe.
-        columns: Image and label column.
-        more: `test_fraction`, `repeated` and `bits` of `SourceInfo`, where they are known.
+    `test_images` are uint8 N x channels x side x side, their labels int64 N in 0..C-1. `splits` are train and test as
+    in the recipe, `columns` those of images and labels; `more` is `test_fraction`, `repeated` and `bits` of
+    `SourceInfo`, where they are known.
     """
     mean, std = channel_statistics(train.images)
     digest = fingerprint(class_names, train, test_images, test_labels)
+    id_ = facts.id
+    if id_.startswith(PYTHON):  # which objects they were
+        id_ = f"{LOCAL}{id_.removeprefix(PYTHON)}@{digest[:16]}"
+    elif facts.kind == "local":  # not where the files are
+        id_ = Path(id_).expanduser().resolve().name
     info = SourceInfo(
-        **{field.name: getattr(facts, field.name) for field in fields(facts)}
-        | {"id": _public_id(facts, digest), "left_out": list(facts.left_out)},
+        **vars(facts) | {"id": id_, "left_out": list(facts.left_out)},
         fingerprint=digest,
         train_split=splits[0],
         test_split=splits[1],
@@ -194,47 +209,6 @@ def make_source(
         **more,
     )
     return Source(train, test_images, test_labels, info)
-
-
-def _public_id(facts: SourceFacts, digest: str) -> str:
-    """Leave out of the id of local data where they are, and say of objects which they were."""
-    if facts.kind != "local":
-        return facts.id
-    if facts.id.startswith(PYTHON):
-        return f"{LOCAL}{facts.id.removeprefix(PYTHON)}@{digest[:16]}"
-    return Path(facts.id).expanduser().resolve().name
-
-
-def source_notes(
-    spec: SourceSpec,
-    class_names: Sequence[str],
-    train_counts: Sequence[int],
-    test_count: int,
-    left_out: Sequence[LeftOut],
-) -> list[str]:
-    """Say in lines what of a source is used as what, and what of it is not used.
-
-    The arguments are a recipe's section with nothing left to detection, C class names, images per class that are
-    condensed, images that are scored on, and `left_out` of `SourceFacts`.
-    """
-    each = f"{min(train_counts)}" + (f" to {max(train_counts)}" if min(train_counts) < max(train_counts) else "")
-    names = ", ".join(class_names[:_SHOWN]) + (", ..." if len(class_names) > _SHOWN else "")
-    test = spec.test_split or f"{spec.test_fraction:.0%} of each class of {spec.train_split}"
-    return [
-        f"{sum(train_counts)} images of {spec.train_split} to condense, {each} in each of {len(class_names)} classes: "
-        f"{names}",
-        f"{test_count} to score on, {test}; columns {spec.image_column} and {spec.label_column}",
-        *left_out_notes(left_out),
-    ]
-
-
-def left_out_notes(left_out: Sequence[LeftOut]) -> list[str]:
-    """Say in lines what of a folder is not used."""
-    return [
-        f"left out, {one.reason}: {one.count}"
-        + (f" ({', '.join(one.examples)}{', ...' if one.count > len(one.examples) else ''})" if one.examples else "")
-        for one in left_out
-    ]
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -6,10 +6,9 @@ No code of a dataset is ever run, and tokens are huggingface_hub's business alon
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,23 +16,16 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from hmdc_hub.errors import HmdcError, NetworkError, RunError, SourceError
-from hmdc_hub.sources.columns import kind_of
-from hmdc_hub.sources.folder import TABLES, Listing, Names, counted, list_folder, open_images
-from hmdc_hub.sources.reader import Reader, SourceFacts, Split
+from hmdc_hub.sources.folder import TABLES, Listing, counted, list_folder, open_images
+from hmdc_hub.sources.reader import Reader, SourceFacts, Split, kind_of
 from hmdc_hub.store.configs import read_card_text, split_card
 from hmdc_hub.store.files import cache_folder, write_json_atomic
 from hmdc_hub.store.hub_errors import reading
 
-MANY = 20
-"""So many images to a table or more are the dataset, and the table is something beside them."""
+MANY = 20  # so many images to a table or more are the dataset, and the table is something beside them
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BATCH = 256
-
-
-def read_tables(facts: SourceFacts, tables: Mapping[str, Any]) -> Reader:
-    """Read splits that are `datasets.Dataset`s."""
-    return Reader(facts, {name: table_split(table) for name, table in tables.items()})
 
 
 def table_split(table: Any) -> Split:
@@ -61,10 +53,6 @@ def open_hub(source: str, revision: str | None, config: str | None) -> Reader:
 
     Without a network (HF_HUB_OFFLINE=1, or the Hub cannot be reached) a revision that is a full commit is read from
     what an earlier call prepared, and only that very commit is.
-
-    Raises:
-        UsageError: No such dataset, revision or configuration, no access, or it consists of code.
-        NetworkError: The Hub cannot be reached and the cache does not have it.
     """
     from huggingface_hub import HfApi, constants
 
@@ -109,7 +97,7 @@ def open_hub(source: str, revision: str | None, config: str | None) -> Reader:
     files = {name: [file["filename"] for file in table.cache_files] for name, table in tables.items()}
     with suppress(RunError):  # it only serves those who are offline later
         write_json_atomic(_record(source, info.sha, builder.config.name), {"facts": asdict(facts), "files": files})
-    return read_tables(facts, tables)
+    return _reader(facts, tables)
 
 
 def _record(source: str, commit: str | None, config: str) -> Path:
@@ -122,13 +110,13 @@ def _from_cache(source: str, commit: str, config: str | None, why: str) -> Reade
 
     found = {unquote(path.stem): path for path in sorted(_record(source, commit, "").parent.glob("*.json"))}
     if config is None and len(found) > 1:
-        raise _several_configs(source, list(found))
+        raise _wrong_config(source, None, list(found))
     chosen = config or next(iter(found), "")
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(found[chosen].read_text(encoding="utf-8"))
         files = record["files"].items()
         tables = {name: concatenate_datasets([Dataset.from_file(file) for file in some]) for name, some in files}
-        return read_tables(SourceFacts(**record["facts"] | {"left_out": ()}), tables)
+        return _reader(SourceFacts(**record["facts"] | {"left_out": ()}), tables)
     raise NetworkError(
         f"{source} at commit {commit}{f' ({config})' if config else ''} is not in the cache, and {why}",
         hint="Run the command once with a network; the caches are kept in HF_HOME and HMDC_HUB_CACHE.",
@@ -141,10 +129,8 @@ def _from_cache(source: str, commit: str, config: str | None, why: str) -> Reade
 def local_path(source: str) -> Path | None:
     """Give an id as the absolute path of what is there; None if it can only be a dataset of the Hub.
 
-    What exists here wins over a dataset of the same name there. `~` is the home folder.
-
-    Raises:
-        SourceError: It is written like a path, and nothing is there.
+    What exists here wins over a dataset of the same name there; what is written like a path has to. `~` is the home
+    folder.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -164,9 +150,6 @@ def open_local(source: str, path: Path, config: str | None) -> Reader:
 
     A folder is one of images in class folders or beside metadata files, or laid out for `datasets` (parquet files, a
     README with configurations), or written by its `save_to_disk`.
-
-    Raises:
-        SourceError: It cannot be read, splits or classes cannot be told, or the configuration must be named.
     """
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     if path.is_dir() and not saved:
@@ -178,11 +161,20 @@ def open_local(source: str, path: Path, config: str | None) -> Reader:
             hint="Give the folder it is in, or convert it with  datasets.load_dataset(...).to_parquet(...)",
         )
     _refuse_config(source, config)
-    if saved:
-        tables = _saved_to_disk(source, path)
-    else:
-        tables = _prepared(source, _builder(source, str(format_), data_files={"train": glob.escape(str(path))}))
-    return read_tables(SourceFacts(source, "local"), tables)
+    facts = SourceFacts(source, "local")
+    if not saved:
+        builder = _builder(source, str(format_), data_files={"train": glob.escape(str(path))})
+        return _reader(facts, _prepared(source, builder))
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # Arrow's and datasets' readers share no base class
+        raise SourceError(
+            f"source.id: {source!r} looks like a folder of save_to_disk and cannot be read: {error}",
+            hint="Write it again with save_to_disk, or as parquet with to_parquet.",
+        ) from error
+    return _reader(facts, loaded if isinstance(loaded, DatasetDict) else {str(loaded.split or "train"): loaded})
 
 
 def _open_folder(source: str, path: Path, config: str | None) -> Reader:
@@ -193,23 +185,24 @@ def _open_folder(source: str, path: Path, config: str | None) -> Reader:
         if config != "default":
             _refuse_config(source, config)
         return open_images(source, path, found, facts)
-    plain = _plain_path(path, found.files)
-    builder = _builder(source, str(plain), config=config)
+    path = path.resolve()  # as `datasets` does
+    if glob.escape(str(path)) != str(path):
+        raise SourceError(
+            f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder of tables",
+            hint="Rename the folder, or give a single file of it as the source.",
+        )
+    builder = _builder(source, str(path), config=config)
     facts = replace(facts, config=builder.config.name)
     if not card.get("configs"):
         used = {str(file) for files in builder.config.data_files.values() for file in files}
         there = (*found.tables, *found.images)
-        unused = {"in no split": [names for names in there if str(plain.joinpath(*names)) not in used]}
+        unused = {"in no split": [names for names in there if str(path.joinpath(*names)) not in used]}
         facts = replace(facts, left_out=counted(unused))
-    return read_tables(facts, _prepared(source, builder))
+    return _reader(facts, _prepared(source, builder))
 
 
 def _is_of_images(source: str, found: Listing) -> bool:
-    """Tell a folder of image files from one of tables, which `datasets` reads.
-
-    Raises:
-        SourceError: It may be either, or has to be unpacked.
-    """
+    """Tell a folder of image files from one of tables, which `datasets` reads; SourceError if it may be either."""
     tables, images = len(found.tables), len(found.images)
     if any(names[-1] == "metadata.parquet" for names in found.tables):
         return False
@@ -227,40 +220,6 @@ def _is_of_images(source: str, found: Listing) -> bool:
     return images > tables
 
 
-def _plain_path(path: Path, files: Sequence[Names]) -> Path:
-    """Give a path to the same files that `datasets` takes for no pattern: a folder of links if need be."""
-    if glob.escape(str(path)) == str(path):
-        return path
-    digest = hashlib.sha256("\0".join([str(path), *map("/".join, files)]).encode(errors="surrogateescape"))
-    plain = cache_folder("folders") / digest.hexdigest()[:32]
-    try:
-        for names in files:
-            link = plain.joinpath(*names)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                link.symlink_to(path.joinpath(*names))
-    except OSError as error:
-        raise SourceError(
-            f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder, and no links "
-            f"to its files could be made in {plain}: {error.strerror or error}",
-            hint="Rename the folder.",
-        ) from error
-    return plain
-
-
-def _saved_to_disk(source: str, path: Path) -> Mapping[str, Any]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        loaded = load_from_disk(str(path))
-    except Exception as error:  # Arrow's and datasets' readers share no base class
-        raise SourceError(
-            f"source.id: {source!r} looks like a folder of save_to_disk and cannot be read: {error}",
-            hint="Write it again with save_to_disk, or as parquet with to_parquet.",
-        ) from error
-    return dict(loaded) if isinstance(loaded, DatasetDict) else {str(loaded.split or "train"): loaded}
-
-
 def _refuse_config(source: str, config: str | None) -> None:
     if config is not None:
         raise SourceError(
@@ -269,6 +228,10 @@ def _refuse_config(source: str, config: str | None) -> None:
 
 
 # The library
+
+
+def _reader(facts: SourceFacts, tables: Mapping[str, Any]) -> Reader:
+    return Reader(facts, {name: table_split(table) for name, table in tables.items()})
 
 
 def _builder(source: str, path: str, *, config: str | None = None, **keys: Any) -> Any:
@@ -301,7 +264,11 @@ def _explained(source: str, config: str | None = None) -> Iterator[None]:
             chain.append(cause)  # what was raised, back to the first cause
         text = str(chain[-1]) or str(error)
         if isinstance(error, ValueError) and ("Config name is missing" in str(error) or "BuilderConfig" in str(error)):
-            raise _wrong_config(source, config, str(error)) from error
+            # datasets lists the configurations in its message: asking for them again would take six requests more.
+            bracket = re.search(r"\[(.*?)\]", str(error), re.DOTALL)
+            if names := re.findall(r"'([^']+)'", bracket[1]) if bracket else []:
+                raise _wrong_config(source, config, names) from error
+            raise SourceError(f"source.config: {error}", hint="Choose one, for example  config: default") from error
         for one in chain:
             # A file that the Hub does not have is no failure: datasets asks for optional ones and goes on.
             missing = isinstance(one, hub.EntryNotFoundError) and not isinstance(one, hub.LocalEntryNotFoundError)
@@ -326,24 +293,10 @@ def _explained(source: str, config: str | None = None) -> Iterator[None]:
         raise SourceError(f"source.id: {source} {message}", hint=hint) from error
 
 
-def _wrong_config(source: str, config: str | None, text: str) -> SourceError:
-    # datasets lists the configurations in its message: asking for them again would take six requests more.
-    bracket = re.search(r"\[(.*?)\]", text, re.DOTALL)
-    names = re.findall(r"'([^']+)'", bracket[1]) if bracket else []
-    if not names:
-        return SourceError(f"source.config: {text}", hint="Choose one, for example  config: default")
-    if config is None:
-        return _several_configs(source, names)
+def _wrong_config(source: str, config: str | None, names: list[str]) -> SourceError:
+    what = "several configurations and no default:" if config is None else f"no configuration {config!r}; it has"
     return SourceError(
-        f"source.config: {source} has no configuration {config!r}; it has {', '.join(names)}",
-        hint=f"Write for example  config: {names[0]}",
-    )
-
-
-def _several_configs(source: str, names: list[str]) -> SourceError:
-    return SourceError(
-        f"source.config: {source} has several configurations and no default: {', '.join(names)}",
-        hint=f"Choose one, for example  config: {names[0]}",
+        f"source.config: {source} has {what} {', '.join(names)}", hint=f"Write for example  config: {names[0]}"
     )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
 from tests.sources.conftest import no_bars, own_caches  # noqa: F401  (fixtures of this file, too)
-from tests.sources.files import BLUE, COLOURS, GREEN, RED, YELLOW, tree, write
+from tests.sources.files import BLUE, COLOURS, GREEN, RED, YELLOW, conversion, tree, write
 from tests.sources.test_levels import big_endian, floats, pgm, png16
 
 COLOUR_OF = dict(zip(("red", "green", "blue", "yellow"), COLOURS, strict=True))
@@ -231,9 +231,8 @@ def test_11_labels_that_are_none_and_the_step_that_mends_them(call: Call, folder
         pd.DataFrame({"image": IMAGES, "label": [float(c) for c in CODES]}).to_parquet("d.parquet")
     done = condense(call, "d.parquet", "-o", "source.test_fraction=0.2")
     assert done.status == 2 and "label" in done.err and not Path("run").exists()
-    lines = [line.strip() for line in done.err.splitlines()]
-    program = lines[next(n for n, line in enumerate(lines) if line.startswith("from datasets")) :]
-    exec("\n".join(program).replace("<file>", "d"), {})  # the lines of Python that the message gives
+    assert 'docs/your-data.md, "Columns of other types"' in done.err
+    exec(conversion(kind).replace("mine.parquet", "d.parquet"), {})
     assert condense(call, "converted.parquet", "-o", "source.test_fraction=0.2").status == 0
     shows({"0": RED, "1": GREEN, "2": BLUE}, [16] * 3, 12)
 

@@ -41,8 +41,8 @@ def test_digits_on_stdout(call: Call, folder: Path) -> None:
         "# yaml-language-server: $schema=hmdc-recipe.schema.json\n#\n# builtin:digits: 10 classes"
     )
     assert "hmdc-hub condense digits_ipc1.yaml --dry-run" in done.out
-    for words in ("classes   10 (0, 1,", "train: 1438 images", "test: 359 images", "grey", "cc-by-4.0",
-                  "next: save it"):  # fmt: skip
+    for words in ("1438 images of train to condense, 139 to 146 in each of 10 classes: 0, 1,", "359 to score on, test",
+                  "shorter side 8 pixels, grey", "licence cc-by-4.0", "next: save it"):  # fmt: skip
         assert words in done.err
     (folder / "digits_ipc1.yaml").write_text(done.out)
     assert call("recipes", "validate", "digits_ipc1.yaml").status == 0

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+PAGE = Path(__file__).parents[2] / "docs/your-data.md"
 CLASSES = ("ant", "bee", "cat")
 RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)
 COLOURS = (RED, GREEN, BLUE, YELLOW)
@@ -69,6 +70,17 @@ def parquet_folder(
         name = f"{split}-00000-of-00001.parquet"
         write_parquet(root / "data" / name, {names[0]: images, names[1]: labels}, features)
     return root
+
+
+def conversion(kind: str) -> str:
+    """Give the lines of docs/your-data.md that convert a column of mine.parquet to converted.parquet."""
+    section = PAGE.read_text(encoding="utf-8").partition("## Columns of other types")[2]
+    first, *blocks = section.partition("```python\n")[2].partition("```")[0].split("\n# ")
+    fitting = [
+        block for block in blocks if block.startswith((f"images are {kind}", f"labels are {kind}", "in the end"))
+    ]
+    assert len(fitting) == 2
+    return "\n".join([first, *(f"# {block}" for block in fitting)])
 
 
 def image_folder(root: Path, splits: Mapping[str, Mapping[str, int]], kind: str = "PNG") -> Path:

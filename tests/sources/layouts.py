@@ -16,10 +16,8 @@ from pathlib import Path
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import index_source, left_out_notes
-from hmdc_hub.sources.rows import no_test_split
-from tests.sources.files import COLOURS, png, rows, write, write_parquet
+from tests.sources.files import COLOURS, PAGE, png, rows, write, write_parquet
 
-PAGE = Path(__file__).parents[2] / "docs/your-data.md"
 BEGIN, END = "<!-- layouts -->\n", "<!-- end of layouts -->"
 EACH = 4
 """Images that a `*` stands for."""
@@ -194,14 +192,16 @@ def _looked_at(name: str) -> tuple[str, str, str]:
         index = index_source(spec, require_test=False)
     except SourceError as error:
         return "refused", "", _cell(f"{error.message} → {error.hint}")
-    test, said = f", {index.spec.test_split} {index.test_count}", [*left_out_notes(index.facts.left_out)]
-    if index.spec.test_split is None:
+    found = index.summary()
+    test, said = f", {found.spec.test_split} {found.test_count}", [*left_out_notes(found.facts.left_out)]
+    try:
+        index_source(spec)
+    except SourceError as none:
         test = ""
-        none = no_test_split(index.reader)
         said.append(f"{none.message.partition(':')[0]} → {none.hint}")
     return (
-        f"{index.spec.train_split} {sum(index.train_counts)}{test}",
-        ", ".join(f"`{name}`" for name in index.class_names),
+        f"{found.spec.train_split} {sum(found.train_counts)}{test}",
+        ", ".join(f"`{name}`" for name in found.class_names),
         _cell("; ".join(said)),
     )
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not FOLDER, reason="HMDC_CIFAR10_DIR is not set"
 
 @pytest.mark.slow
 def test_cifar10() -> None:
-    found = describe(str(FOLDER))
+    found = describe(str(FOLDER)).spec
     assert (found.image_column, found.label_column, found.size, found.channels) == ("img", "label", 32, 3)
     source = load_source(SourceSpec(id=str(FOLDER), size=32))
     assert source.info.class_names[:3] == ["airplane", "automobile", "bird"]

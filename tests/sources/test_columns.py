@@ -10,8 +10,8 @@ from datasets import Array3D, ClassLabel, Dataset, Image, List, Value
 from hmdc_hub.errors import SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import index_source, load_source
-from hmdc_hub.sources.columns import find_image_column, find_label_column, kind_of
-from tests.sources.files import cells, png
+from hmdc_hub.sources.reader import find_image_column, find_label_column, kind_of
+from tests.sources.files import cells, conversion, png
 
 LABEL = ClassLabel(names=["a", "b"])
 FILE = {"bytes": Value("binary"), "path": Value("string")}
@@ -84,11 +84,11 @@ def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
             "image_column: a",
         ),
         ({"x": Value("string")}, None, r"no image column; its columns: x \(string\)", "a folder of images per class"),
-        ({"Image": Value("string")}, None, r"no image column", "base64.b64decode(text)"),
-        ({"img": List(Value("int64"))}, None, r"no image column; its columns: img \(List\)", "PIL.Image.fromarray"),
+        ({"Image": Value("string")}, None, r"no image column", "docs/your-data.md"),
+        ({"img": List(Value("int64"))}, None, r"no image column; its columns: img \(List\)", "docs/your-data.md"),
         ({"image": Image()}, "img", r"no column 'img'; its columns: image \(images\)", "leave image_column out"),
         ({"image": Image(), "x": LABEL}, "x", "column 'x' of it holds ClassLabel, not images", "image_column: image"),
-        ({"p": Array3D((3, 4, 4), "uint8")}, "p", "holds Array3D, not images", "PIL.Image.fromarray"),
+        ({"p": Array3D((3, 4, 4), "uint8")}, "p", "holds Array3D, not images", "docs/your-data.md"),
     ],
 )
 def test_refused_image_columns(features: dict[str, Any], wanted: str | None, words: str, next_step: str) -> None:
@@ -106,8 +106,8 @@ def test_refused_image_columns(features: dict[str, Any], wanted: str | None, wor
         ({"img": Image(), "n": Value("int8")}, None, "no label column; its columns: img", "label_column: n"),
         ({"img": Image()}, None, "no label column", "a folder of images per class"),
         ({"label": Value("float64"), "n": Value("int8")}, None, "'label' of it holds float64", "label_column: n"),
-        ({"label": List(LABEL)}, None, "'label' of it holds List", "for (label,) in data['label']"),
-        ({"label": Value("float64")}, None, "'label' of it holds float64", "cast_column('label', Value(\"int64\"))"),
+        ({"label": List(LABEL)}, None, "'label' of it holds List", "docs/your-data.md"),
+        ({"label": Value("float64")}, None, "'label' of it holds float64", "docs/your-data.md"),
         ({"label": LABEL}, "lable", "no column 'lable'", "leave label_column out"),
         ({"img": Image(), "y": LABEL}, "img", "'img' of it holds images", "label_column: y"),
     ],
@@ -118,8 +118,10 @@ def test_refused_label_columns(features: dict[str, Any], wanted: str | None, wor
     assert next_step in caught.value.hint
 
 
-@pytest.mark.parametrize("kind", ["arrays", "base64", "paths", "lists of one class", "floats"])
-def test_the_lines_of_the_hints_make_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["arrays", "base64", "paths", "lists", "floats"])
+def test_the_lines_of_the_page_that_hints_name_make_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     files = [png(20 * k) for k in range(8)]
     images: list[Any] = cells(files)
@@ -133,13 +135,10 @@ def test_the_lines_of_the_hints_make_a_source(tmp_path: Path, monkeypatch: pytes
         for k, file in enumerate(files):
             (tmp_path / f"{k}.png").write_bytes(file)
     else:
-        labels = [[label] if kind == "lists of one class" else float(label) for label in labels]
-    Dataset.from_dict({"image": images, "label": labels}).to_parquet("one.parquet")
+        labels = [[label] if kind == "lists" else float(label) for label in labels]
+    Dataset.from_dict({"image": images, "label": labels}).to_parquet("mine.parquet")
     with pytest.raises(SourceError) as caught:
-        index_source(SourceSpec(id="one.parquet", size=8), require_test=False)
-    first, _, second = caught.value.hint.partition("or, where the text is base64")
-    lines = [line[2:] for line in (first + second * (kind == "base64")).splitlines() if line.startswith("  ")]
-    if kind == "base64":
-        lines = [line for line in lines if "# paths" not in line]
-    exec("\n".join(lines).replace("<file>", "one").replace("(28, 28)", "(8, 8)"), {})
+        index_source(SourceSpec(id="mine.parquet", size=8), require_test=False)
+    assert "docs/your-data.md" in caught.value.hint and "Columns of other types" in caught.value.hint
+    exec(conversion(kind).replace("(28, 28)", "(8, 8)"), {})
     assert load_source(SourceSpec(id="converted.parquet", size=8, test_fraction=0.5)).train.counts == (2, 2)

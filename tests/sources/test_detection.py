@@ -9,34 +9,33 @@ from PIL import Image as Pillow
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.sources import describe, load_source
-from hmdc_hub.sources.detection import SAMPLE
+from hmdc_hub.sources.load import SAMPLE
 from tests.sources.files import cells, encoded, image_folder, parquet_folder, png, rows, write_parquet
 
 
 def test_digits() -> None:
     found = describe("builtin:digits")
-    assert (found.size, found.channels, found.sides) == (8, 1, (8, 8, 8))
-    assert found.splits == {"train": 1438, "test": 359}
+    assert (found.spec.size, found.spec.channels, found.sides) == (8, 1, (8, 8, 8))
     assert (sum(found.train_counts), found.test_count) == (1438, 359)
     assert found.facts.license == "cc-by-4.0"
-    assert load_source(found.spec()).info.fingerprint
+    assert load_source(found.spec).info.fingerprint
 
 
 def test_parquet_folder(tmp_path: Path) -> None:
     found = describe(str(parquet_folder(tmp_path / "pets", names=("img", "fine_label"))))
-    assert (found.image_column, found.label_column) == ("img", "fine_label")
+    spec = found.spec
+    assert (spec.image_column, spec.label_column) == ("img", "fine_label")
     assert found.class_names == ("ant", "bee", "cat")
     assert found.train_counts == (3, 3, 3)
-    assert (found.train_split, found.test_split, found.test_count) == ("train", "test", 4)
-    assert found.channels == 1  # grey, although stored as RGB
-    spec = found.spec()
+    assert (spec.train_split, spec.test_split, found.test_count) == ("train", "test", 4)
+    assert spec.channels == 1  # grey, although stored as RGB
     assert (spec.config, spec.size, spec.id) == ("default", 8, str(tmp_path / "pets"))
     assert load_source(spec).train.counts == (3, 3, 3)
 
 
 def test_class_folders(tmp_path: Path) -> None:
     found = describe(str(image_folder(tmp_path, {"train": {"a": 3, "b": 2}, "test": {"a": 1, "b": 1}}, "JPEG")))
-    assert (found.sides, found.size) == ((6, 6, 6), 6)
+    assert (found.sides, found.spec.size) == ((6, 6, 6), 6)
 
 
 def test_without_a_test_split_the_rest_is_found(tmp_path: Path) -> None:
@@ -45,9 +44,8 @@ def test_without_a_test_split_the_rest_is_found(tmp_path: Path) -> None:
     images, labels = rows(6)
     features = {"image": Image(), "label": ClassLabel(names=["a", "b", "c"])}
     found = describe(str(write_parquet(tmp_path / "a.parquet", {"image": images, "label": labels}, features)))
-    assert (found.test_split, found.test_count) == (None, 0)
-    assert found.splits == {"train": 6}
-    assert found.spec().test_split is None
+    assert (found.spec.test_split, found.test_count) == (None, 0)
+    assert found.lines()[1] == "0 to score on, no split; columns image and label"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,7 @@ def test_the_size_is_the_usual_shorter_side(tmp_path: Path, sides: tuple[int, ..
     images = cells([png(k, (side + 5, side)) for k, side in enumerate(sides)] * 3)
     labels = list(range(3)) * len(sides)
     found = describe(str(parquet_folder(tmp_path, (images, labels))))
-    assert found.size == size
+    assert found.spec.size == size
     assert found.sides[0] == min(sides)
     assert found.sides[2] == max(sides)
 
@@ -66,7 +64,7 @@ def test_the_size_is_the_usual_shorter_side(tmp_path: Path, sides: tuple[int, ..
 def test_one_coloured_image_makes_it_colour(tmp_path: Path) -> None:
     images, labels = rows(9)
     images[4] = cells([encoded(Pillow.new("RGB", (8, 8), (9, 9, 10)))])[0]
-    assert describe(str(parquet_folder(tmp_path, (images, labels)))).channels == 3
+    assert describe(str(parquet_folder(tmp_path, (images, labels)))).spec.channels == 3
 
 
 def test_a_sample_of_images_is_enough(tmp_path: Path) -> None:
@@ -75,7 +73,7 @@ def test_a_sample_of_images_is_enough(tmp_path: Path) -> None:
     images[-1] = cells([encoded(Pillow.fromarray(noise))])[0]  # the last row is not among every third
     images[1] = {"bytes": b"broken", "path": None}
     found = describe(str(parquet_folder(tmp_path, (images, labels))))
-    assert found.channels == 1
+    assert found.spec.channels == 1
     assert sum(found.train_counts) == 3 * SAMPLE
 
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sources.layouts import BEGIN, END, LAYOUTS, PAGE, row
+from tests.sources.files import PAGE
+from tests.sources.layouts import BEGIN, END, LAYOUTS, row
 
 WRITTEN = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].splitlines()
 

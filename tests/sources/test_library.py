@@ -12,8 +12,9 @@ from PIL import Image
 
 from hmdc_hub.errors import NetworkError, SourceError
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import Source, SplitSlice, load_source, open_reader, resolve_source
-from hmdc_hub.sources.library import TORCHVISION, torchvision_root
+from hmdc_hub.sources import Source, load_source, open_reader, resolve_source
+from hmdc_hub.sources.library import TORCHVISION
+from hmdc_hub.store.files import cache_folder
 from tests.sources.files import write_idx
 
 
@@ -24,7 +25,7 @@ def load(name: str, **keys: Any) -> Source:
 def write_mnist(folder: str, prefixes: tuple[str, str] = ("train", "t10k"), classes: int = 10, first: int = 0) -> None:
     """Write raw files in MNIST's format: image k has the value k, of the second prefix 255 - k, and the class
     k mod `classes`."""
-    raw = torchvision_root() / folder / "raw"
+    raw = cache_folder("torchvision") / folder / "raw"
     for prefix, count in zip(prefixes, (2 * classes, classes), strict=True):
         numbers = np.arange(count, dtype=np.uint8)
         values = 255 - numbers if prefix == prefixes[1] else numbers
@@ -70,15 +71,17 @@ def test_labels_are_read_without_opening_an_image(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(torchvision.datasets, "Imagenette", Fake)
     reader = open_reader("torchvision:Imagenette")
-    assert reader.labels(SplitSlice("train", 1, 5), "label") == [1, 0, 1, 0]  # there are no files yet
-    assert reader.class_names("train", "label") == ["tench", "dog"]
+    assert list(reader["train"].read("label", 1, 5)) == [1, 0, 1, 0]  # there are no files yet
+    assert reader["train"].class_names == {"label": ["tench", "dog"]}
     for value in (*range(6), *range(100, 106)):
         Image.new("RGB", (9, 7), (value,) * 3).save(tmp_path / f"{value}.png")
     source = load("Imagenette", config="full")
     assert source.info.test_split == "val"
     assert source.train.of_class(1)[:, 0, 0, 0].tolist() == [1, 3, 5]
     (tmp_path / "3.png").write_bytes(b"")
-    with pytest.raises(SourceError, match="split 'train', row 3 .* cannot be read") as caught:
+    with pytest.raises(
+        SourceError, match="split 'train', item 3 .* the dataset raised UnidentifiedImageError: cannot identify"
+    ) as caught:
         load("Imagenette")
     assert "to download them again" in caught.value.hint
 
@@ -128,10 +131,10 @@ def test_the_folder_is_in_the_home_unless_the_environment_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path))
-    assert torchvision_root() == tmp_path / "torchvision"
+    assert cache_folder("torchvision") == tmp_path / "torchvision"
     monkeypatch.setenv("HMDC_HUB_CACHE", "")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert torchvision_root() == Path("/home/someone/.cache/hmdc-hub/torchvision")
+    assert cache_folder("torchvision") == Path("/home/someone/.cache/hmdc-hub/torchvision")
 
 
 @pytest.mark.parametrize(

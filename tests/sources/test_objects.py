@@ -144,8 +144,8 @@ def test_classes_that_a_dataset_names(digits: Digits) -> None:
     assert load(data, test_fraction=0.2).info.class_names[:2] == ["zero", "1"]
     assert load(Subset(data, range(1000)), test_fraction=0.2).info.class_names[0] == "zero"
     found = describe(register_dataset(data, "named"), test_fraction=0.2)
-    assert (found.class_names[0], found.size, found.channels) == ("zero", 8, 1)
-    assert found.spec().id == "python:named"
+    assert (found.class_names[0], found.spec.size, found.spec.channels) == ("zero", 8, 1)
+    assert found.spec.id == "python:named"
 
 
 def broken(images: Any, labels: Any, row: int, image: Any = None, label: Any = None) -> Pairs:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.sources.reader import Reader, SourceFacts, Split, SplitSlice, locate
-from hmdc_hub.sources.rows import check_apart, find_splits, no_test_split, parse_split
+from hmdc_hub.sources.rows import check_apart, find_splits, parse_split
 
 
 def reader(splits: Mapping[str, int]) -> Reader:
@@ -108,12 +108,6 @@ def test_no_train_split_lists_what_there_is() -> None:
     with pytest.raises(SourceError, match="no split named 'train'; its splits are full, small") as caught:
         find_splits(reader({"full": 3, "small": 1}), None, None)
     assert "train_split: full" in caught.value.hint
-
-
-def test_no_test_split_shows_a_fraction() -> None:
-    error = no_test_split(reader({"train": 10}))
-    assert "its splits: train" in error.message
-    assert "test_fraction: 0.2" in error.hint
 
 
 @pytest.mark.parametrize(
