@@ -29,7 +29,7 @@ from stepper import Stepper
 
 from hmdc_hub.catalog import load_model
 from hmdc_hub.condenser import condense
-from hmdc_hub.condenser.balance import normalise
+from hmdc_hub.condenser.matching import normalise
 from hmdc_hub.evaluator import evaluate, of_run
 from hmdc_hub.metrics import estimate
 from hmdc_hub.processes import Work

@@ -29,8 +29,8 @@ from torch.func import functional_call, grad, jvp
 
 from hmdc_hub import rng
 from hmdc_hub.catalog import load_model
+from hmdc_hub.condenser.cost import peak_bytes
 from hmdc_hub.condenser.matching import plain_attention
-from hmdc_hub.condenser.memory import peak_bytes
 from hmdc_hub.models import PoolModel, build_model
 
 

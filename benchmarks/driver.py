@@ -122,7 +122,7 @@ def main() -> None:
         return time.perf_counter() - began
 
     def peak(part: str) -> int:
-        from hmdc_hub.condenser.memory import peak_bytes
+        from hmdc_hub.condenser.cost import peak_bytes
 
         parts[part]()  # what is cached once, such as interpolation matrices, is no part of it
         return peak_bytes(parts[part])

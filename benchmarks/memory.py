@@ -4,7 +4,7 @@
 
 Pools: each model alone, then the first two, three, ... of them, `fast` (holds the graphs of a pair for all images) and
 `low` (for a tenth of them, or for `--at-once`). Memory is what tensors grow by at most within the step; time is the
-median of three steps, or of fewer once ten seconds have passed. Prints a Markdown table with ratios to the largest
+fastest of three steps, or of fewer once five seconds have passed. Prints a Markdown table with ratios to the largest
 model alone.
 """
 
@@ -28,10 +28,9 @@ def measure(
 
     from hmdc_hub import rng
     from hmdc_hub.catalog import load_model
-    from hmdc_hub.condenser.check import milliseconds
-    from hmdc_hub.condenser.distillation import MutualDistillation
-    from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients
-    from hmdc_hub.condenser.memory import peak_bytes
+    from hmdc_hub.condenser.cost import peak_bytes
+    from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients
+    from hmdc_hub.execution import timed
     from hmdc_hub.models import build_model
 
     torch.set_num_threads(threads)
@@ -58,7 +57,7 @@ def measure(
         return image_gradients(objectives, real, shares, synthetic, label, weights, at_once)
 
     step()  # what is made at a first call and kept is no part of it
-    return peak_bytes(step), milliseconds(step, place) / 1000
+    return peak_bytes(step), timed(step, place)
 
 
 @click.command()

@@ -13,17 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmdc_hub.condenser import balance
 from hmdc_hub.condenser.data import Classes
 from hmdc_hub.condenser.hmdc import HMDC
-from hmdc_hub.condenser.matching import plain_attention
+from hmdc_hub.condenser.matching import accumulate, combine, normalise, plain_attention
 
 
 class PlainHMDC(HMDC):
     """The algorithm with a plain matching; `at_once` must be one class."""
 
     def image_step(self, drawn: Classes, *, update: bool) -> None:
-        rows, (label,), (shares,) = drawn.rows, drawn.labels, drawn.weights
+        rows, (label,), (shares,) = drawn.rows, drawn.labels, drawn.shares
         stored = self.images.pixels[rows].requires_grad_()
         accumulated = self.accumulated[rows]
         real, synthetic = self.real.view_real(drawn)[0], self.real.view_synthetic(drawn, stored)[0]
@@ -36,13 +35,13 @@ class PlainHMDC(HMDC):
                 apart = [torch.autograd.grad(loss, stored, retain_graph=True)[0] for loss in losses]
                 gradients = torch.stack(apart, 1)
                 if self.spec.balance:
-                    accumulated = balance.accumulate(accumulated, gradients)
-                gradient, share = balance.combine(gradients, self._weights(accumulated))
+                    accumulated = accumulate(accumulated, gradients)
+                gradient, share = combine(gradients, self._weights(accumulated))
             else:
                 gradient = torch.autograd.grad((self._weights(accumulated)[0] * losses).sum(), stored)[0]
                 share = torch.zeros_like(accumulated)
         self.accumulated[rows] = accumulated
-        self.images.step(rows, balance.normalise(gradient) if self.spec.normalise else gradient, self.spec.images)
+        self.images.step(rows, normalise(gradient) if self.spec.normalise else gradient, self.spec.images)
         self.measured[rows] = torch.cat([losses.detach()[None], share, torch.ones_like(share[:, :1])], 1)
 
     def _gradients(

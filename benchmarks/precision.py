@@ -22,9 +22,8 @@ from data import recipe_on
 from stepper import Stepper
 from torch import Tensor
 
-from hmdc_hub.condenser import balance
 from hmdc_hub.condenser.hmdc import HMDC
-from hmdc_hub.condenser.matching import image_gradients
+from hmdc_hub.condenser.matching import balance_weights, combine, image_gradients
 from hmdc_hub.models import PoolModel
 from hmdc_hub.provenance import device_name
 from hmdc_hub.sources import load_source
@@ -48,10 +47,10 @@ def gradients(hmdc: HMDC) -> Tensor:
         drawn = hmdc.real.draw_classes([label], [label], [hmdc.real_batches[label]], (0, 0))
         stored = hmdc.images.pixels[drawn.rows].requires_grad_()
         real, synthetic = hmdc.real.view_real(drawn), hmdc.real.view_synthetic(drawn, stored)
-        given = (real, drawn.weights, synthetic.detach(), drawn.labels)
+        given = (real, drawn.shares, synthetic.detach(), drawn.labels)
         _, apart = image_gradients(hmdc.networks.objectives, *given, None, hmdc.at_once.images)
         own = torch.cat([torch.autograd.grad(synthetic, stored, g, retain_graph=True)[0] for g in apart.unbind(1)])
-        whole, _ = balance.combine(own[None], balance.balance_weights(hmdc.accumulated[drawn.rows]))
+        whole, _ = combine(own[None], balance_weights(hmdc.accumulated[drawn.rows]))
         found.append(torch.cat([own.flatten(1), whole.flatten(1)]))
     return torch.stack(found)
 

@@ -40,7 +40,7 @@ def condense(method: str, recipe: str, threads: int, run: Path) -> None:
         from plain_step import PlainHMDC
 
         from hmdc_hub.condenser import run as running
-        from hmdc_hub.condenser.memory import AtOnce
+        from hmdc_hub.condenser.cost import AtOnce
 
         vars(running).update(HMDC=PlainHMDC, choose=lambda *_: AtOnce(1, None, 0))
     workers = {"workers": threads} if method == "old" else {}

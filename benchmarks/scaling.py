@@ -200,12 +200,12 @@ def plan(
     import torch
 
     from hmdc_hub.catalog import load_recipe
-    from hmdc_hub.condenser import plan as planned
+    from hmdc_hub.condenser import estimate_cost_stepwise
     from hmdc_hub.text import amount, duration
 
     resolved = load_recipe(recipe, list(overrides))
     source = generated(count, per_class, resolved.source.size, filled=False)
-    found = planned(resolved, source, torch.device(device), processes)
+    *_, found = estimate_cost_stepwise(resolved, source, torch.device(device), processes)
     seconds = {name: duration(value) for name, value in found.parts.items()}
     print(f"{recipe} {' '.join(overrides)}: {count} classes, {found.image_steps} steps, {processes} ranks\n")
     print("| term | value | where it comes from |\n|---|---|---|")

@@ -11,11 +11,10 @@ import torch
 from plain_step import PlainHMDC
 from torch import Tensor
 
+from hmdc_hub.condenser.cost import AtOnce, choose
 from hmdc_hub.condenser.data import Minibatch, RealImages, SyntheticImages
 from hmdc_hub.condenser.hmdc import HMDC
-from hmdc_hub.condenser.memory import AtOnce, choose
 from hmdc_hub.condenser.pool import ModelPool
-from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.execution import Execution, Packed, settings
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import ImagesSpec, Recipe
@@ -44,22 +43,22 @@ class Stepper:
     """
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, method: str = "new") -> None:
-        plain, spec, seed = method == "plain", recipe.condense, recipe.seed
+        plain, spec = method == "plain", recipe.condense
         if plain:
             spec = spec.model_copy(update={"networks": spec.networks.model_copy(update={"parts": 1})})
         if method == "compiled":
             spec = spec.model_copy(update={"derivative": "compiled"})
         self._settings = ExitStack()
         self._settings.enter_context(settings(device))
-        real = RealImages(source, spec, seed, device)
-        networks = ModelPool([build_for(model, source).to(device) for model in recipe.pool], spec, seed, real)
+        real = RealImages(source, spec, recipe.seed, device)
+        networks = ModelPool([build_for(model, source).to(device) for model in recipe.pool], real)
         networks.reset(0)
-        at_once = AtOnce(1, None, 0) if plain else choose(networks.constitutions(), real, spec)
+        at_once = AtOnce(1, None, 0) if plain else choose(networks)
         labels = range(real.classes)
         pixels = torch.stack([real.initial_images(networks.networks[0], label) for label in labels])
         images = SyntheticImages(labels, pixels.to(device), source)
         execution = (Eager if method in ("plain", "eager") else Execution)(device)
-        self.hmdc = (PlainHMDC if plain else HMDC)(spec, seed, real, networks, images, at_once, execution, Ranks())
+        self.hmdc = (PlainHMDC if plain else HMDC)(networks, images, at_once, execution)
         self._functions: dict[Any, Callable[[Packed[Any]], Any]] = {}
         self.choose_real_batches()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hmdc_hub.text import shortened
+from hmdc_hub.text import count, shortened
 
 
 class HmdcError(Exception):
@@ -62,8 +62,7 @@ class Problem:
         return ": ".join(part for part in parts if part)
 
 
-SHOWN = 10
-"""Problems that a message lists; more than anybody reads."""
+SHOWN = 10  # problems that a message lists; more than anybody reads
 
 
 class RecipeError(UsageError):
@@ -79,8 +78,7 @@ class RecipeError(UsageError):
     def __init__(self, where: str, problems: Sequence[Problem], *, hint: str = "") -> None:
         self.where = where
         self.problems = tuple(problems)
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        lines = [f"{shortened(where)}: {count}"]
+        lines = [f"{shortened(where)}: {count(len(self.problems), 'problem')}"]
         for p in self.problems[:SHOWN]:
             lines.append(f"  {p}")
             if p.example:

@@ -22,32 +22,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class ImageStep:
-    """One image step is done.
+    """One image step is done, `done` of `total` in the whole run."""
 
-    Attributes:
-        outer: Outer iteration, from 0; `inner` likewise.
-        done: Image steps done in the whole run, of `total`.
-        losses: Mean over classes of each objective, by name (`match/convnet3`, `distill/convnet3+vit`).
-        shares: Each objective's share of the image gradient (mean absolute weighted gradient, normalised to sum 1), by
-            name, at steps where the balance is updated; empty otherwise.
-        accuracies: Running training accuracy of each network on its real minibatches, in [0, 1], by name.
-        clamped: Share of pixels at a bound, in [0, 1].
-        images: Real and synthetic images that went through the matching step.
-        images_per_second: The same by the time of the whole step.
-        seconds_left: Estimate for the rest of condensing.
-    """
-
-    outer: int
+    outer: int  # outer iteration and image step in it, both from 0
     inner: int
     done: int
     total: int
-    losses: Mapping[str, float]
+    losses: Mapping[str, float]  # mean over classes of each objective: `match/convnet3`, `distill/convnet3+vit`
+    # Of each objective in the image gradient (mean absolute weighted gradient, normalised to sum 1), at steps where the
+    # balance is updated; empty otherwise.
     shares: Mapping[str, float]
-    accuracies: Mapping[str, float]
-    clamped: float
-    images: int
-    images_per_second: float = 0.0
-    seconds_left: float = 0.0
+    accuracies: Mapping[str, float]  # of each network on the step's real minibatches, in [0, 1], by name
+    clamped: float  # share of pixels at a bound, in [0, 1]
+    images: int  # real and synthetic ones that went through the matching step
+    images_per_second: float = 0.0  # the same by the time of the whole step
+    seconds_left: float = 0.0  # estimate for the rest of condensing
 
 
 @dataclass(frozen=True)
@@ -71,15 +60,10 @@ class Note:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The synthetic images as they are, at a network reset.
+    """The synthetic images as they are, at a network reset."""
 
-    Attributes:
-        png: A contact sheet, one row per class, as a PNG file's bytes.
-        caption: What it shows, such as `after 500 of 10000 image steps`.
-    """
-
-    png: bytes
-    caption: str
+    png: bytes  # a contact sheet, one row per class, as a PNG file
+    caption: str  # what it shows, such as `after 500 of 10000 image steps`
 
 
 Event = Stage | ImageStep | Training | Note | ImageGrid
@@ -92,13 +76,9 @@ def silent(event: Event) -> None:
 
 @dataclass
 class StopFlag:
-    """Set by a signal handler, looked at between steps.
+    """Set by a signal handler, looked at between steps."""
 
-    Attributes:
-        signal_number: 0 while nobody asked.
-    """
-
-    signal_number: int = 0
+    signal_number: int = 0  # while nobody asked
 
     def raise_if_set(self, message: str, *, hint: str = "") -> None:
         """Raise `Interrupted` with this message if a stop was asked for."""

@@ -8,6 +8,7 @@ second call of a function records them as a graph and the calls after it replay 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
@@ -20,11 +21,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from hmdc_hub.errors import RunError
 from hmdc_hub.events import Callback, Note, silent
+from hmdc_hub.text import first_line
 
 _Inputs = TypeVar("_Inputs")
 
-ALIGNMENT = 16
-"""Bytes to which tensors in one buffer are aligned."""
+ALIGNMENT = 16  # bytes to which tensors in one buffer are aligned
 
 
 class Packed(NamedTuple, Generic[_Inputs]):
@@ -35,15 +36,10 @@ class Packed(NamedTuple, Generic[_Inputs]):
 
 
 class Execution:
-    """Brings inputs to a device and runs functions of them.
-
-    Args:
-        device: Where.
-        callback: Told where a function has to run in another way than was meant.
-    """
+    """Brings inputs to a device and runs functions of them."""
 
     def __init__(self, device: torch.device, callback: Callback = silent) -> None:
-        self.device, self.callback = device, callback
+        self.device, self.callback = device, callback  # which is told where a function cannot run as was meant
         self._memory: Any = None
         self._stream: Any = None
 
@@ -58,14 +54,14 @@ class Execution:
             yield from (Packed(_mapped(lambda t: t.to(self.device), one), None) for one in inputs)
             return
         for few in [list(inputs)] if together else ([one] for one in inputs):
-            ends = list(accumulate((sum(map(_room, tensors_of(one))) for one in few), initial=0))
+            ends = list(accumulate((bytes_of(one) for one in few), initial=0))
             staged = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
             for one, place in zip(few, ends, strict=False):
-                for view, tensor in zip(tensors_of(_laid_out(one, staged[place:])), tensors_of(one), strict=True):
+                for view, tensor in zip(tensors_of(laid_out(one, staged[place:])), tensors_of(one), strict=True):
                     view.copy_(tensor)
             there = staged.to(self.device, non_blocking=True)
             yield from (
-                Packed(_laid_out(one, there[a:b]), there[a:b]) for one, (a, b) in zip(few, pairwise(ends), strict=True)
+                Packed(laid_out(one, there[a:b]), there[a:b]) for one, (a, b) in zip(few, pairwise(ends), strict=True)
             )
 
     def function(self, work: Callable[[_Inputs], Any], name: str) -> Callable[[Packed[_Inputs]], Any]:
@@ -100,7 +96,9 @@ class _Captured(Generic[_Inputs]):
     def __call__(self, inputs: Packed[_Inputs]) -> Any:
         key = tuple((tuple(t.shape), t.dtype) for t in tensors_of(inputs.tensors))
         if key not in self._graphs:
-            return self._first(key, inputs)
+            done = self._first(inputs)
+            self._graphs[key] = None
+            return done
         if self._captures and self._graphs[key] is None:
             self._graphs[key] = self._captured(inputs)
         found = self._graphs[key]
@@ -113,7 +111,7 @@ class _Captured(Generic[_Inputs]):
         graph.replay()
         return outputs
 
-    def _first(self, key: Any, inputs: Packed[_Inputs]) -> Any:
+    def _first(self, inputs: Packed[_Inputs]) -> Any:
         """Do the work as it is, on a stream of its own: what libraries set up at a first call must not be captured."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
@@ -128,13 +126,12 @@ class _Captured(Generic[_Inputs]):
                 with _deterministic(only=False):
                     done = self.work(inputs.tensors)
         torch.cuda.current_stream().wait_stream(self.stream)
-        self._graphs[key] = None
         return done
 
     def _captured(self, inputs: Packed[_Inputs]) -> tuple[Packed[_Inputs], torch.cuda.CUDAGraph, Any] | None:
         assert inputs.buffer is not None
         buffer = inputs.buffer.clone()
-        held = Packed(_laid_out(inputs.tensors, buffer), buffer)
+        held = Packed(laid_out(inputs.tensors, buffer), buffer)
         graph = torch.cuda.CUDAGraph()
         try:
             # Of this thread's calls alone: NCCL looks after its own from another.
@@ -148,9 +145,24 @@ class _Captured(Generic[_Inputs]):
                 raise error.__context__ from None
             self._captures = False
             torch.cuda.synchronize()
-            self.callback(Note(f"{self.name} cannot be captured, and runs slower: {str(error).splitlines()[0]}"))
+            self.callback(Note(f"{self.name} cannot be captured, and runs slower: {first_line(error)}"))
             return None
         return held, graph, outputs
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Time work in seconds: the fastest of three calls, or of fewer once five seconds have passed.
+
+    A busy machine only ever makes a call slower.
+    """
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < 5:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 @contextmanager
@@ -225,9 +237,9 @@ class Compiled:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers fail in many ways
-            what = (str(error).splitlines() or [""])[0]
+            what = f"{type(error).__name__}: {first_line(error)}"
             raise RunError(
-                f"condense.derivative = compiled, but torch.compile failed: {type(error).__name__}: {what}",
+                f"condense.derivative = compiled, but torch.compile failed: {what}",
                 hint="On a CPU it needs a C++ compiler. Without it: -o condense.derivative=eager",
             ) from error
 
@@ -237,8 +249,8 @@ class Compiled:
             return self._made(self._values(), *arguments)
 
     def _values(self) -> dict[str, Tensor]:
-        named = (self._held.named_parameters(), self._held.named_buffers())
-        return {name: value.detach() for part in named for name, value in part}
+        named = (*self._held.named_parameters(), *self._held.named_buffers())
+        return {name: value.detach() for name, value in named}
 
 
 class Held(nn.Module):
@@ -270,18 +282,19 @@ def _mapped(change: Callable[[Tensor], Tensor], inputs: Any) -> Any:
     return type(inputs)(*parts) if hasattr(inputs, "_fields") else tuple(parts)
 
 
-def _room(tensor: Tensor) -> int:
-    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+def bytes_of(inputs: Any) -> int:
+    """Count the bytes of a buffer for the tensors of `inputs`, each aligned."""
+    return sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors_of(inputs))
 
 
-def _laid_out(inputs: _Inputs, buffer: Tensor) -> _Inputs:
+def laid_out(inputs: _Inputs, buffer: Tensor) -> _Inputs:
     """Give tensors like those of `inputs` that lie one after another in a buffer of bytes."""
     place = 0
 
     def view(tensor: Tensor) -> Tensor:
         nonlocal place
         part = buffer[place : place + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        place += _room(tensor)
+        place += bytes_of(tensor)
         return part
 
     found: _Inputs = _mapped(view, inputs)

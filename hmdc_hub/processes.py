@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmdc_hub.errors import Interrupted, UsageError
 from hmdc_hub.events import Callback, StopFlag, silent
-from hmdc_hub.temporary import TemporaryFolder
+from hmdc_hub.temporary import claim, remove_abandoned
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +74,8 @@ class Work:
     """How long work is done, whatever it is: where, with whom, who hears of it, what stops it."""
 
     device: torch.device
-    workers: int | None = (
-        None  # processes of an evaluation on a CPU; 0 or 1: this one; None: one per core, if that pays
-    )
+    # Processes of an evaluation on a CPU; 0 or 1: this one alone; None: one per core, if that pays.
+    workers: int | None = None
     callback: Callback = silent
     stop: StopFlag = field(default_factory=StopFlag)  # looked at between steps and trainings
     reuse: bool = True  # take trainings that earlier evaluations did; False: do all, and keep them there
@@ -132,9 +130,8 @@ def starting_workers() -> Iterator[None]:
     main["__spec__"] = None  # what multiprocessing imports in a new process is named by these two
     try:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows, where `begin_worker` is early enough to be of use
-            multiprocessing.get_context(
-                "spawn"
-            ).Lock()  # the first starts multiprocessing's tracker: it unblocks signals
+            # The first lock starts multiprocessing's tracker, which unblocks signals.
+            multiprocessing.get_context("spawn").Lock()
             before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         yield
     finally:
@@ -152,7 +149,7 @@ def worker_context(preload: Sequence[str] = ()) -> BaseContext:
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    _folder_of_sockets()
+    _claim_folder_of_sockets()
     context = multiprocessing.get_context("forkserver")
     loaded = [name for name in sys.modules if name.startswith(("hmdc_hub.", "timm.models.", "transformers.models."))]
     wanted = [name for name in loaded if not name.startswith("transformers") or ".modeling_" in name]
@@ -161,17 +158,11 @@ def worker_context(preload: Sequence[str] = ()) -> BaseContext:
 
 
 @cache
-def _folder_of_sockets() -> TemporaryFolder:
-    """Have multiprocessing make its folder of sockets in one of ours, which does not stay if this process is killed."""
-    folder, before = TemporaryFolder(), tempfile.tempdir
-    # The path of a socket has at most 107 bytes on Linux.
-    if len(os.fsencode(folder.path)) + len("/pymp-12345678/listener-12345678") <= 107:
-        tempfile.tempdir = str(folder.path)
-        try:
-            Listener(family="AF_UNIX").close()  # the folder is made for the first socket
-        finally:
-            tempfile.tempdir = before
-    return folder
+def _claim_folder_of_sockets() -> None:
+    """Have multiprocessing make its folder of sockets, which will then not stay if this process is killed."""
+    remove_abandoned()
+    with Listener(family="AF_UNIX") as first:
+        claim(Path(first.address).parent)
 
 
 def start_server(context: BaseContext, stop: StopFlag, message: str) -> None:

@@ -15,11 +15,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "datasets", "huggingface-hu
 
 
 def versions(sources: Iterable[str]) -> dict[str, str]:
-    """Map libraries to their versions.
-
-    Args:
-        sources: `source` of the models that took part; timm is named if it built one.
-    """
+    """Map libraries to their versions; timm is among them if it is the `source` of a model that took part."""
     names = [*LIBRARIES, *({"timm"} & set(sources))]
     return {name: metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
 

@@ -15,19 +15,13 @@ import torch
 
 
 def derived_seed(seed: int, purpose: str, *key: int | str) -> int:
-    """Hash a seed and a key to 63 bits.
-
-    Args:
-        seed: The seed of the recipe.
-        purpose: What the numbers are for; every caller uses a word of its own.
-        key: Further parts of the key, such as outer iteration, image step and class.
-    """
+    """Hash the recipe's seed, what the numbers are for (every caller has a word of its own) and a key to 63 bits."""
     text = "\x1f".join([str(seed), purpose, *(str(part) for part in key)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
 def generator(seed: int, purpose: str, *key: int | str) -> torch.Generator:
-    """Make the CPU generator of one draw; arguments as `derived_seed`."""
+    """Make the CPU generator of one draw, keyed as for `derived_seed` by outer iteration, image step and class, say."""
     return torch.Generator().manual_seed(derived_seed(seed, purpose, *key))
 
 

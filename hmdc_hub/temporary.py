@@ -13,8 +13,8 @@ import re
 import shutil
 import stat
 import tempfile
+import weakref
 from contextlib import suppress
-from multiprocessing import util
 from pathlib import Path
 from types import TracebackType
 
@@ -24,23 +24,22 @@ except ImportError:  # Windows has no flock: there, what a killed process left s
     fcntl = None  # type: ignore[assignment]
 
 
+MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+"""Names this machine shortly: on a disk that several share, a lock may be seen by one alone."""
+
+
 class TemporaryFolder:
     """A folder below TMPDIR, removed by `cleanup`, at the end of a `with` block, or else when the process ends.
 
-    Making one removes those of earlier processes that were killed.
-
-    Attributes:
-        path: The folder, `hmdc-hub-<process id>-<random>-<machine>`, which only its owner may enter.
-
-    Raises:
-        OSError: It cannot be made.
+    Its `path` is `hmdc-hub-<process id>-<random>-<machine>`, which only its owner may enter. Making one removes those
+    of earlier processes that were killed; an OSError says that it cannot be made.
     """
 
     def __init__(self) -> None:
         remove_abandoned()
         self.path, descriptor = _make()
-        # After multiprocessing's own folder (-100), which may be in this one.
-        self._end = util.Finalize(self, _remove, args=(self.path, descriptor), exitpriority=-101)
+        # A fork of this process that ends must remove nothing.
+        self._end = weakref.finalize(self, _remove, self.path, descriptor, os.getpid())
 
     def __enter__(self) -> Path:
         return self.path
@@ -58,9 +57,8 @@ class TemporaryFolder:
 def lock(descriptor: int) -> bool:
     """Lock an open file or folder without waiting; the kernel frees the lock however this process ends.
 
-    Returns:
-        False if another process has locked it. True also where there are no locks, as on some network file systems:
-        refusing to work there would be worse.
+    False if another process has locked it. True also where there are no locks, as on some network file systems:
+    refusing to work there would be worse.
     """
     try:
         if fcntl is not None:
@@ -72,6 +70,14 @@ def lock(descriptor: int) -> bool:
     return True
 
 
+def claim(folder: Path) -> None:
+    """Let later processes remove a `pymp-*` folder of multiprocessing in this one, should this be killed before."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # open, and with it the lock, to the very end
+        if lock(descriptor):
+            (folder / f"hmdc-hub-{MACHINE}").touch()
+
+
 def remove_abandoned() -> None:
     """Remove the folders of this user's processes on this machine that do not run any more.
 
@@ -80,33 +86,27 @@ def remove_abandoned() -> None:
     """
     if fcntl is None:
         return
-    ours = re.compile(rf"hmdc-hub-\d+-\w+{re.escape(_machine())}")
+    ours = re.compile(rf"hmdc-hub-\d+-\w+-{MACHINE}")
     with suppress(OSError):
-        for name in os.listdir(tempfile.gettempdir()):
-            if ours.fullmatch(name):
-                _remove_if_abandoned(Path(tempfile.gettempdir(), name))
-
-
-def _remove_if_abandoned(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # a link, a file, another user's, or just removed
-        return
-    try:
-        found = os.fstat(descriptor)
-        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == stat.S_IRWXU:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-    except OSError:  # its owner lives, or there are no locks
-        pass
-    finally:
-        os.close(descriptor)
+        for path in Path(tempfile.gettempdir()).iterdir():
+            claimed = path.name.startswith("pymp-") and os.path.isfile(path / f"hmdc-hub-{MACHINE}")
+            if not claimed and not ours.fullmatch(path.name):
+                continue
+            with suppress(OSError):  # a link, a file, another user's, or just removed
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    found = os.fstat(descriptor)
+                    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == stat.S_IRWXU:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails: its owner lives, or no locks
+                        shutil.rmtree(path, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
 
 
 def _make() -> tuple[Path, int | None]:
     """Make a folder and lock it; a process that removes it in between makes us try again."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=f"hmdc-hub-{os.getpid()}-", suffix=_machine()))
+        path = Path(tempfile.mkdtemp(prefix=f"hmdc-hub-{os.getpid()}-", suffix=f"-{MACHINE}"))
         if fcntl is None:
             return path, None
         try:
@@ -118,12 +118,8 @@ def _make() -> tuple[Path, int | None]:
         os.close(descriptor)
 
 
-def _machine() -> str:
-    """Name this machine shortly: on a disk that several share, a lock may be seen by one alone."""
-    return "-" + hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-
-
-def _remove(path: Path, descriptor: int | None) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+def _remove(path: Path, descriptor: int | None, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(path, ignore_errors=True)
     if descriptor is not None:
         os.close(descriptor)

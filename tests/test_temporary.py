@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hmdc_hub.temporary import TemporaryFolder, remove_abandoned
+from hmdc_hub.temporary import TemporaryFolder, claim, remove_abandoned
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks, nothing to clear")
 
@@ -22,6 +22,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of temporary files, with a name that is short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 def test_a_folder_is_ours_alone_and_gone_at_the_end(place: Path) -> None:
@@ -49,6 +57,55 @@ def test_it_is_gone_when_the_process_ends_and_cleared_when_it_was_killed(place: 
     assert (left / "x").is_file()
     with TemporaryFolder() as folder:
         assert list(place.iterdir()) == [folder]
+
+
+FORKED = """
+import os, sys
+from hmdc_hub.temporary import TemporaryFolder
+folder = TemporaryFolder()
+if (child := os.fork()) == 0:
+    sys.exit()  # with all that a process does at its end
+os.waitpid(child, 0)
+print(folder.path.is_dir())
+"""
+WORKER = """
+import multiprocessing
+from hmdc_hub.processes import starting_workers
+from hmdc_hub.temporary import TemporaryFolder
+folder = TemporaryFolder()
+with starting_workers():
+    child = multiprocessing.get_context("{start}").Process(target=TemporaryFolder)
+    child.start()
+child.join()
+print(folder.path.is_dir())
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [FORKED, *(WORKER.format(start=start) for start in ("fork", "spawn", "forkserver"))],
+    ids=["os.fork", "fork", "spawn", "forkserver"],
+)  # fmt: skip
+def test_a_process_that_is_started_removes_its_own_and_no_other(short: Path, program: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(short)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+    assert list(short.iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["", "import os; os.kill(os.getpid(), 9)"], ids=["ends", "is killed"])
+def test_the_folder_of_sockets_goes_with_the_process_or_with_the_next(short: Path, end: str) -> None:
+    work = f"from hmdc_hub.processes import worker_context; worker_context(); {end}"
+    done = subprocess.run(
+        [sys.executable, "-c", work], env=os.environ | {"TMPDIR": str(short)}, capture_output=True, text=True
+    )
+    assert done.stderr == "" and len(list(short.iterdir())) == bool(end)
+    other = short / "pymp-of-another-program"
+    other.mkdir(mode=0o700)
+    (mine := short / "pymp-mine").mkdir(mode=0o700)
+    claim(mine)
+    remove_abandoned()
+    assert set(short.iterdir()) == {other, mine}
 
 
 def test_one_that_is_in_use_stays(place: Path) -> None:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub import rng
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients, plain_attention, takes_classes_together
-from hmdc_hub.condenser.memory import peak_bytes
+from hmdc_hub.condenser.cost import peak_bytes
+from hmdc_hub.condenser.matching import (
+    MutualDistillation,
+    Objectives,
+    Pair,
+    image_gradients,
+    plain_attention,
+    takes_classes_together,
+)
+from hmdc_hub.execution import timed
 from hmdc_hub.models import PoolModel, TapInfo, build_model, parameter_count
 from hmdc_hub.schema import ModelSpec
 
-BATCH, SIDE, CLASSES = 8, 32, 10
-"""A source such as CIFAR-10, and images per batch."""
-
-COMPARED = 2
-"""Images of each kind for which gradients are compared."""
-
-FLOAT32_ERROR = 1e-4
-"""Relative error of the image gradient up to which float32 is believed; above it both sides are taken in float64."""
-
-COSINE = 0.99
-"""Of image gradients, from which on bfloat16 is as good as float32."""
+BATCH, SIDE, CLASSES = 8, 32, 10  # images per batch, and a source such as CIFAR-10
+COMPARED = 2  # images of each kind for which gradients are compared
+FLOAT32_ERROR = 1e-4  # relative, of the image gradient; above it both sides are taken in float64
+COSINE = 0.99  # of image gradients, from which on bfloat16 is as good as float32
 
 PARTNER = ModelSpec(name="partner", source="builtin", id="convnet", args={"depth": 2, "width": 8}, input_size=16)
 """The other model of the pair whose mutual distillation is differentiated."""
@@ -38,36 +34,20 @@ PARTNER = ModelSpec(name="partner", source="builtin", id="convnet", args={"depth
 
 @dataclass(frozen=True)
 class Check:
-    """What was found about one model.
+    """What was found about one model; image gradients are those of matching and mutual distillation together."""
 
-    Attributes:
-        name: Of the pool entry.
-        input_size: Side of its input in pixels.
-        parameters: All of them; `trained` those that are matched.
-        taps: The selected ones.
-        forward_ms: One forward pass of 8 images; median of three, or of as many as ten seconds allow.
-        gradient_ms: Its matching for 8 real and 8 synthetic images with the derivative, likewise.
-        memory_bytes: What tensors took meanwhile at most, beside the network.
-        error: Norm of the difference of image gradients for 2 real and 2 synthetic images, matching and mutual
-            distillation together, over the norm.
-        dtype: In which the two were compared.
-        together: Whether it takes several classes at a time; otherwise a pool that it is in goes class by class.
-        cosine: Of the image gradient in bfloat16 to the one in float32 for 8 real and 8 synthetic images, matching and
-            mutual distillation together, whatever the entry's precision; None where there is no such gradient.
-    """
-
-    name: str
-    input_size: int
+    name: str  # of the pool entry
+    input_size: int  # side of its input in pixels
     parameters: int
-    trained: int
-    taps: tuple[TapInfo, ...]
-    forward_ms: float
-    gradient_ms: float
-    memory_bytes: int
-    error: float
-    dtype: str
-    together: bool
-    cosine: float | None
+    trained: int  # parameters that are matched
+    taps: tuple[TapInfo, ...]  # the selected ones
+    forward_ms: float  # one forward pass of 8 images; the fastest of three, or of as many as five seconds allow
+    gradient_ms: float  # its matching for 8 real and 8 synthetic images with the derivative, likewise
+    memory_bytes: int  # what tensors took meanwhile at most, beside the network
+    error: float  # norm of the difference of image gradients for 2 real and 2 synthetic images, over the norm
+    dtype: str  # in which the two were compared
+    together: bool  # whether it takes several classes at a time; otherwise a pool that it is in goes class by class
+    cosine: float | None  # of the image gradient in bfloat16 to the one in float32, 8 + 8 images; None: there is none
 
     @property
     def turned_by_bfloat16(self) -> bool:
@@ -78,8 +58,7 @@ class Check:
 def check_model(spec: ModelSpec, device: torch.device) -> Check:
     """Check a pool entry from fresh weights; nothing is downloaded but a config.json that its id may name.
 
-    Raises:
-        ModelError: It cannot be built.
+    A ModelError says that it cannot be built.
     """
     # A local revision is about weights, too, which are left out.
     spec = spec.model_copy(update={"weights": "none", "revision": None if spec.local_names() else spec.revision})
@@ -87,11 +66,11 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
     model, partner = exact if spec.precision == "float32" else reduced, _built(PARTNER, device)
     real, synthetic = (_images(seed, device) for seed in (1, 2))
     with torch.no_grad():
-        forward = milliseconds(lambda: model.run_with({}, model.prepare(real)), device)
+        forward = timed(lambda: model.run_with({}, model.prepare(real)), device)
     alone = Objectives([model], [])
-    taken = milliseconds(lambda: _gradient(alone, real, synthetic), device)
+    taken = timed(lambda: _gradient(alone, real, synthetic), device)
     memory = peak_bytes(lambda: _gradient(alone, real, synthetic))
-    cosine = _cosine(exact, reduced, partner, real, synthetic)
+    together, turned = takes_classes_together(model), cosine(exact, reduced, partner, real, synthetic)
     few = real[:COMPARED], synthetic[:COMPARED]
     error, dtype = _error(exact, partner, *few), "float32"
     if not error <= FLOAT32_ERROR and device.type != "mps":  # which has no float64
@@ -103,26 +82,14 @@ def check_model(spec: ModelSpec, device: torch.device) -> Check:
         parameters=parameter_count(model),
         trained=sum(p.numel() for p in model.trained().values()),
         taps=model.taps,
-        forward_ms=forward,
-        gradient_ms=taken,
+        forward_ms=1000 * forward,
+        gradient_ms=1000 * taken,
         memory_bytes=memory,
         error=error,
         dtype=dtype,
-        together=takes_classes_together(model),
-        cosine=cosine,
+        together=together,
+        cosine=turned,
     )
-
-
-def milliseconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Time work: the median of three calls, or of fewer once ten seconds have passed."""
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < 10:
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times)
 
 
 def _built(spec: ModelSpec, device: torch.device) -> PoolModel:
@@ -160,7 +127,8 @@ def _gradient(objectives: Objectives, real: Tensor, synthetic: Tensor, at_once: 
     return image_gradients(objectives, real[None], shares, synthetic[None], label, weights, at_once)[1][0, 0]
 
 
-def _cosine(exact: PoolModel, reduced: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float | None:
+def cosine(exact: PoolModel, reduced: PoolModel, partner: PoolModel, real: Tensor, synthetic: Tensor) -> float | None:
+    """Compare the image gradient of a network in bfloat16 with the one in float32; None where there is none of it."""
     wanted = _gradient(_objectives(exact, partner, synthetic), real, synthetic).flatten()
     try:
         other = _gradient(_objectives(reduced, partner, synthetic), real, synthetic).flatten()

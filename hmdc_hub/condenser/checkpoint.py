@@ -22,11 +22,8 @@ from hmdc_hub.events import Callback, Note
 from hmdc_hub.schema import canonical_json
 from hmdc_hub.store.condensed import Parts, content_digest, in_order, write_tensors
 
-KEPT = 2
-"""Checkpoints in a run directory; the second is there for the day the first is damaged."""
-
-VERSION = 3
-"""Of their format, which is no other file's."""
+KEPT = 2  # checkpoints in a run directory; the second is there for the day the first is damaged
+VERSION = 3  # of their format, which is no other file's
 
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError)
 """What reading a damaged file raises."""
@@ -34,27 +31,20 @@ UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, safetensor
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        outer: Outer iterations finished.
-        inner: Image steps done in the next one; 0 at a network reset, where images and momentum are all there is.
-        seconds: Wall time spent so far, over all resumes.
-    """
+    outer: int  # outer iterations finished
+    inner: int  # image steps done in the next one; 0 at a network reset, where images and momentum are all there is
+    seconds: float  # wall time spent so far, over all resumes
 
-    outer: int
-    inner: int
-    seconds: float
+    def file(self, folder: Path) -> Path:
+        """Name the checkpoint that is written here."""
+        return folder / f"{self.outer:06d}-{self.inner:06d}.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint to go on from, whose tensors stay in the file until they are asked for.
-
-    Attributes:
-        path: Of the file.
-        position: What it was written at.
-    """
+    """A checkpoint to go on from, whose tensors stay in the file until they are asked for."""
 
     path: Path
     position: Position
@@ -78,9 +68,7 @@ class Checkpoint:
 def save(folder: Path, tensors: Mapping[str, Parts], position: Position, condense_hash: str, ranks: Ranks) -> None:
     """Write a checkpoint and remove all but the newest two; the first rank does it, all call this at the same time.
 
-    Raises:
-        DivergedError: Something is not finite.
-        RunError: The file system failed; what was there before is unchanged.
+    What is not finite is a DivergedError, and a file system that fails a RunError: what was there before is unchanged.
     """
     if ranks.index != 0:
         for name in in_order(tensors):
@@ -91,9 +79,19 @@ def save(folder: Path, tensors: Mapping[str, Parts], position: Position, condens
         facts = {"format_version": VERSION, "condense_hash": condense_hash, "position": asdict(position)}
         return canonical_json(facts | {"digest": digest})
 
-    checked = {name: replace(each, parts=_finite(each.parts, position)) for name, each in tensors.items()}
-    write_tensors(_path(folder, position), checked, header)
-    path, kept = _path(folder, position), 0
+    def finite(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Let through what can be gone on from."""
+        for part in parts:
+            if not bool(torch.isfinite(part).all()):
+                raise DivergedError(
+                    f"the state after {position.outer} outer iterations and {position.inner} image steps is not "
+                    "finite, so it was not saved",
+                    hint="Lower pool.*.lr.condense in the recipe; the last good checkpoint was kept.",
+                )
+            yield part
+
+    path, kept = position.file(folder), 0
+    write_tensors(path, {name: replace(each, parts=finite(each.parts)) for name, each in tensors.items()}, header)
     for other in _newest_first(folder):
         # What is newer than this could not be used, or this would not have been done again.
         kept += other.name <= path.name
@@ -105,26 +103,23 @@ def newest(folder: Path, condense_hash: str, ranks: Ranks, callback: Callback) -
     """Find the newest undamaged checkpoint of this recipe, or None if there is none.
 
     One that cannot be used is reported through `callback` and the one before it is taken. The first rank reads them
-    through, the others look only whether theirs is the same.
-
-    Raises:
-        FormatError: The newest was written by another version of this program.
-        UsageError: Ranks do not see one folder.
+    through, the others look only whether theirs is the same: a UsageError if it is not. A FormatError: the newest was
+    written by another version of this program.
     """
     told = torch.zeros(6, dtype=torch.float64)
     if ranks.index == 0:
         found = _newest(folder, condense_hash, callback)
-        place = [0.0] * 5 if found is None else [1.0, *astuple(found), _mark(_path(folder, found))]
+        place = [0.0] * 5 if found is None else [1.0, *astuple(found), _mark(found.file(folder))]
         told = torch.tensor([*place, float(len(_newest_first(folder)))], dtype=torch.float64)
     there, outer, inner, seconds, mark, files = ranks.together(told).tolist()
     position = Position(int(outer), int(inner), seconds)
-    same = _mark(_path(folder, position)) == mark if there else len(_newest_first(folder)) == files
+    same = _mark(position.file(folder)) == mark if there else len(_newest_first(folder)) == files
     if bool(ranks.together(torch.tensor([float(not same)]))):
         raise UsageError(
             f"{folder.parent} does not hold the same checkpoints for all {ranks.count} ranks.",
             hint="Put the run directory where all machines see it: --run-dir.",
         )
-    return Checkpoint(_path(folder, position), position) if there else None
+    return Checkpoint(position.file(folder), position) if there else None
 
 
 def _newest(folder: Path, condense_hash: str, callback: Callback) -> Position | None:
@@ -135,7 +130,7 @@ def _newest(folder: Path, condense_hash: str, callback: Callback) -> Position | 
                 raise ValueError("its contents do not match its digest")
             outer, inner, seconds = (facts["position"][key] for key in ("outer", "inner", "seconds"))
             position = Position(int(outer), int(inner), float(seconds))
-            if _path(folder, position) != path:
+            if position.file(folder) != path:
                 raise ValueError("its name is not what it was written at")
         except UNUSABLE as error:
             callback(Note(f"checkpoint {path.name} cannot be used ({error}); taking the one before it"))
@@ -155,22 +150,6 @@ def _mark(path: Path) -> float:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("??????-??????.safetensors"), reverse=True)
-
-
-def _path(folder: Path, position: Position) -> Path:
-    return folder / f"{position.outer:06d}-{position.inner:06d}.safetensors"
-
-
-def _finite(parts: Iterable[Tensor], position: Position) -> Iterator[Tensor]:
-    """Let through what can be gone on from."""
-    for part in parts:
-        if not bool(torch.isfinite(part).all()):
-            raise DivergedError(
-                f"the state after {position.outer} outer iterations and {position.inner} image steps is not finite, so "
-                "it was not saved",
-                hint="Lower pool.*.lr.condense in the recipe; the last good checkpoint was kept.",
-            )
-        yield part
 
 
 def _facts(path: Path) -> dict[str, Any]:

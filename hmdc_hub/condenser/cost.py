@@ -1,74 +1,204 @@
-"""What a run will cost, measured on a few images of it before anything is written."""
+"""What condensing takes: how many classes and images fit at a time, and, before a run, its time and memory."""
 
 from __future__ import annotations
 
-import time
+import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode  # what torch's notes on extending it tell to use
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmdc_hub import cluster, rng
 from hmdc_hub.condenser.data import RealImages
-from hmdc_hub.condenser.matching import Objectives, image_gradients
-from hmdc_hub.condenser.memory import PROBE, AtOnce, choose, on_meta
-from hmdc_hub.condenser.pool import ModelPool
+from hmdc_hub.condenser.matching import Objectives, image_gradients, takes_classes_together
+from hmdc_hub.condenser.pool import LOW, ModelPool
 from hmdc_hub.errors import UsageError
-from hmdc_hub.execution import Execution, settings
+from hmdc_hub.execution import Execution, Held, settings, tensors_of, timed
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import CondenseSpec, Recipe
 from hmdc_hub.sources import Source
+from hmdc_hub.text import amount, count
 
-LONG_ENOUGH = 5.0
-"""Seconds after which nothing is measured again."""
+SHARE = 0.6  # of the memory that graphs may take; the rest: networks, their gradients, the source and the libraries
+PROBE = 16  # images of each kind that are run on where something is measured; costs grow linearly from there
+
+PIXELS = 2**18
+"""On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
+cores from within one class, and class by class is up to a third faster (measured, see docs/scaling.md)."""
 
 PARTS = ("matching", "clustering", "networks", "projections")
 """Of the work of condensing, in the order that they are measured in."""
 
 
-@dataclass(frozen=True)
-class CostEstimate:
-    """What condensing will do and take.
+# How much is held at a time
 
-    Attributes:
-        objectives: Names of the K objectives.
-        parameters: Of each network in the pool, by name.
-        image_steps: In all.
-        synthetic_images: C x n; `training_images` C x n f f.
-        ranks: Processes that work on it together.
-        seconds: Estimated, from probes of 16 images on this device; None until all parts are measured.
-        parts: The same by part, one rank's: those of `PARTS` that are measured.
-        flops: Floating point operations of the whole run by part, counted in the same probes: matrix products and
-            convolutions, forward, backward and twice backward.
-        at_once: Images of a class whose graphs the matching step holds at a time; None for all of them.
-        classes_at_once: Classes that it computes at a time; None until that is known.
-        memory: Estimated peak of one rank in bytes: `graphs` (once that is known), `networks` with their
-            gradients, the `source` (files that are mapped count, though the system may take their pages back) and the
-            synthetic `images` with momentum, all counted; without the libraries' own.
-        checkpoint_bytes: On disk, of a checkpoint between network resets: images and momentum of all classes.
-        exchanged_bytes: What one rank receives in an image step: gradients of the parts of minibatches.
+
+@dataclass(frozen=True)
+class AtOnce:
+    """What the matching step holds at a time."""
+
+    classes: int  # k, at least 1
+    images: int | None  # of each class; None for all. Fewer than all only with k = 1
+    bytes: int  # estimated peak of the graphs
+    why: str = ""  # the reason, where the recipe does not give it
+
+    def block(self, device: torch.device) -> int:
+        """Say how many neighbouring classes have one owner: on a CPU those that are computed together."""
+        return self.classes if device.type == "cpu" else 1
+
+
+def choose(networks: ModelPool) -> AtOnce:
+    """Choose how much is held at a time: the recipe's word (`condense.memory`), otherwise the most that fits.
+
+    On a CPU the memory of the machine counts, not what is free just now: the same recipe on the same machine gives the
+    same bytes, and another number of classes or images differs in the last bits.
+    """
+    real, spec, constitutions = networks.real, networks.spec, networks.constitutions()
+    images = max(real.batch, real.drawn)
+    together = all(takes_classes_together(net) for net in networks.models)
+    most = min(real.classes, spec.classes_per_step or real.classes) if together else 1
+    if real.device.type == "cpu":
+        inputs = max(sum(net.input_size**2 for net in objectives.networks) for objectives in constitutions)
+        most = min(most, max(1, PIXELS // (inputs * (real.batch + real.drawn))))
+    needed = max(class_bytes(objectives, real, min(most, 2)) for objectives in constitutions)
+    if spec.memory == "low":
+        few = max(1, images // LOW)
+        return AtOnce(1, few, needed * few // images)
+    available = available_bytes(real.device)
+    room = int(SHARE * available)
+    if spec.memory == "fast" or needed <= room:
+        classes = max(1, min(most, room // max(needed, 1)))
+        return AtOnce(classes, None, classes * needed)
+    few = max(1, min(images - 1, images * room // needed))
+    why = (
+        f"memory: {count(few, 'image')} at a time, since a class would take about {amount(needed)} beside networks and "
+        f"data, of {amount(available)}"
+    )
+    return AtOnce(1, few, needed * few // images, why)
+
+
+def class_bytes(objectives: Objectives, real: RealImages, classes: int) -> int:
+    """Compute the peak of what matching allocates for each of k classes, without running it: on `meta` tensors.
+
+    A network that asks a tensor for its value cannot run on those: it is measured on a few images, and counted for all.
+    """
+    try:
+        return peak_bytes(_on_meta(objectives, real, classes)) // classes
+    except RuntimeError:
+        inputs = _inputs(objectives, real, 1, PROBE, real.device)
+        taken = peak_bytes(partial(image_gradients, objectives, *inputs))
+        return taken * (real.batch + real.drawn) // (inputs[0].shape[1] + inputs[2].shape[1])
+
+
+_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _inputs(objectives: Objectives, real: RealImages, classes: int, most: int | None, device: torch.device) -> _Inputs:
+    """Make what `image_gradients` takes for k classes of at most so many images of each kind; None: all of a step's."""
+    counts = [min(each, most or each) for each in (real.batch, real.drawn)]
+    shape = (real.source.train.channels, real.side, real.side)
+    with device:
+        images, synthetic = (  # of no matter, but a GPU is faster with zeros
+            torch.linspace(-1, 1, classes * each * prod(shape)).view(classes, each, *shape) for each in counts
+        )
+        shares, labels = torch.full((classes, counts[0]), 1 / counts[0]), torch.arange(classes)
+        return images, shares, synthetic, labels, torch.ones(classes, len(objectives.names()))
+
+
+def _on_meta(objectives: Objectives, real: RealImages, classes: int, *, apart: bool = False) -> Callable[[], Any]:
+    """Prepare the matching of k whole classes, with derivatives summed or apart, on tensors that have shapes alone."""
+    given = _inputs(objectives, real, classes, None, torch.device("meta"))
+    held = Held([*objectives.networks, *(pair.distillation for pair in objectives.pairs)])
+    values = {
+        name: torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+        for name, value in (*held.named_parameters(), *held.named_buffers())
+    }
+    work = partial(image_gradients, objectives, *given[:4], None if apart else given[4])
+    return partial(functional_call, held, values, (work,))
+
+
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are alive, on any device: from every operation, the same in every run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.most = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors_of(out):
+            storage = tensor.untyped_storage()  # torch keeps one object for a storage as long as that lives
+            if id(storage) not in self._known:
+                self._known.add(id(storage))
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
+        return out
+
+    def _gone(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Measure by how many bytes tensors grow at most while work is done, in whatever device's memory."""
+    living = _Living()
+    with living:
+        work()
+    return living.most
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory for a run: what is free on a GPU; on a CPU all of the machine's or of its container's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # no such file, or no limit: `max`
+            return min(total, int(limit.read_text()))
+    return total
+
+
+# What a run will cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostEstimate:
+    """What condensing will do and take, as far as it is known.
+
+    Measured are probes of 16 images on this device. The memory is without the libraries' own; files that are mapped
+    count, though the system may take their pages back.
     """
 
-    objectives: list[str]
-    parameters: dict[str, int]
+    objectives: list[str]  # names of the K objectives
+    parameters: dict[str, int]  # of each network in the pool, by name
     image_steps: int
-    synthetic_images: int
-    training_images: int
+    synthetic_images: int  # C x n
+    training_images: int  # C x n f f
     ranks: int
-    seconds: float | None
-    parts: dict[str, float]
-    flops: dict[str, float]
-    at_once: int | None
-    classes_at_once: int | None
-    memory: dict[str, int]
-    checkpoint_bytes: int
-    exchanged_bytes: int
+    seconds: float | None = None  # until all parts are measured
+    parts: dict[str, float] = field(default_factory=dict)  # seconds of one rank, by those of `PARTS` that are measured
+    # Of the whole run by part: matrix products and convolutions, forward, backward and twice backward.
+    flops: dict[str, float] = field(default_factory=dict)
+    at_once: int | None = None  # images of a class whose graphs the matching step holds at a time; None for all of them
+    classes_at_once: int | None = None  # until it is known
+    memory: dict[str, int]  # peak of one rank in bytes: `graphs` (once known), `networks`, `source`, `images`
+    checkpoint_bytes: int  # on disk, of a checkpoint between network resets: images and momentum of all classes
+    exchanged_bytes: int  # that one rank receives in an image step: gradients of the parts of minibatches
 
     @property
     def memory_bytes(self) -> int:
@@ -86,15 +216,10 @@ def check_size(recipe: Recipe, counts: Sequence[int]) -> None:
     largest = max(counts)
     if recipe.condense.ipc > largest:
         raise UsageError(
-            f"condense.ipc = {recipe.condense.ipc} is more than the largest class of {recipe.source.id} has: {largest} "
-            f"train image{'s' * (largest != 1)}.",
+            f"condense.ipc = {recipe.condense.ipc} is more than the largest class of {recipe.source.id} has: "
+            f"{count(largest, 'train image')}.",
             hint=f"Lower it: -o condense.ipc={min(largest, 10)}",
         )
-
-
-def estimate_cost(recipe: Recipe, source: Source, device: torch.device, ranks: int = 1) -> CostEstimate:
-    """Estimate time and memory of condensing; arguments and errors as `estimate_cost_stepwise`, its last."""
-    return list(estimate_cost_stepwise(recipe, source, device, ranks))[-1]
 
 
 def estimate_cost_stepwise(
@@ -102,48 +227,51 @@ def estimate_cost_stepwise(
 ) -> Iterator[CostEstimate]:
     """Estimate time and memory of condensing: first what can be counted, then each part as it is measured.
 
-    Each part is run on a few images; nothing is written. The values of the pixels are of no matter.
-
-    Args:
-        recipe: Resolved.
-        source: Loaded, or of the same shape.
-        device: Where it would run; nothing is put there before the first estimate was taken.
-        ranks: Processes on as many devices like this one.
-
-    Raises:
-        UsageError: ipc is larger than the source's largest class.
+    Each part is run on a few images of a source that has the shape of the recipe's; nothing is written, and nothing is
+    put on the device before the first estimate was taken. Raises a UsageError as `check_size` does.
     """
     check_size(recipe, source.train.counts)
     spec = recipe.condense
     models = [build_for(model, source) for model in recipe.pool]
+    found = _counted(ModelPool(models, RealImages(source, spec, 0, torch.device("cpu"))), ranks)
+    yield found
     probe = {"batch": min(PROBE, spec.networks.batch), "accumulation_steps": 1}
     few = spec.model_copy(update={"networks": spec.networks.model_copy(update=probe)})
-    pool = ModelPool(models, spec, 0, RealImages(source, spec, 0, torch.device("cpu")))
-    found = _counted(recipe, source, pool, ranks)
-    yield found
     with settings(device):
         real = RealImages(source, few, recipe.seed, device)
-        networks = ModelPool([model.to(device) for model in models], few, recipe.seed, real)
+        networks = ModelPool([model.to(device) for model in models], real)
         networks.reset(0)
-        at_once = choose(networks.constitutions(), real, spec)
+        at_once = choose(networks)
         memory = {"graphs": at_once.bytes} | found.memory
         found = replace(found, at_once=at_once.images, classes_at_once=at_once.classes, memory=memory)
         yield found
+        pools = [networks]
+        if len(networks.active) < len(models):  # every pair that may work
+            pools = [ModelPool(pair, real) for pair in combinations(models, 2)]
+            for pool in pools:
+                pool.reset(0)
         work: dict[str, Tensor] = {}
-        pools = _pools(networks)
         for part in PARTS:
-            work[part] = torch.stack([_work(part, pool, recipe, at_once) for pool in pools]).mean(0)
-            parts = _shared(work, spec, real.classes, at_once, device, ranks)
+            work[part] = torch.stack([_work(part, pool, spec, at_once) for pool in pools]).mean(0)
+            parts = shared_among_ranks(work, spec, real.classes, at_once.block(device), ranks)
             seconds = sum(parts.values()) if part == PARTS[-1] else None
             found = replace(found, parts=parts, flops={k: float(v[1]) for k, v in work.items()}, seconds=seconds)
             yield found
 
 
-def _counted(recipe: Recipe, source: Source, networks: ModelPool, ranks: int) -> CostEstimate:
+def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
     """Count what is known without running anything."""
-    spec, train, models = recipe.condense, source.train, networks.models
+    spec, train, models = networks.spec, networks.real.source.train, networks.models
     images, largest_share = train.num_classes * spec.ipc, -(-train.num_classes // ranks)
     bytes_each = 4 * train.channels * train.side**2
+    exchanged = 0
+    if ranks > 1 and networks.parts > 1:
+        minibatches, rows = -(-len(train.images) // spec.networks.batch), -(-networks.parts // ranks) * ranks
+        for wanted, parameters in (
+            (spec.networks.batches_per_step, networks.trained),
+            (spec.projection.batches_per_step, networks.learnt),
+        ):
+            exchanged += 4 * rows * min(wanted, minibatches) * sum(p.numel() for p in parameters)
     return CostEstimate(
         objectives=networks.objectives.names(),
         parameters={net.spec.name: parameter_count(net) for net in models},
@@ -151,116 +279,73 @@ def _counted(recipe: Recipe, source: Source, networks: ModelPool, ranks: int) ->
         synthetic_images=images,
         training_images=images * spec.factor**2,
         ranks=ranks,
-        seconds=None,
-        parts={},
-        flops={},
-        at_once=None,
-        classes_at_once=None,
         memory={
-            "networks": sum(2 * t.nbytes for net in models for t in net.state_dict().values()),
+            "networks": sum(2 * t.nbytes for net in models for t in net.state_dict().values()),  # and their gradients
             "source": train.images.nbytes,
-            "images": 2 * bytes_each * largest_share * spec.ipc,
+            "images": 2 * bytes_each * largest_share * spec.ipc,  # and momentum
         },
         checkpoint_bytes=2 * bytes_each * images,
-        exchanged_bytes=_exchanged(networks, ranks, len(train.images)),
+        exchanged_bytes=exchanged,
     )
 
 
-def _shared(
-    work: dict[str, Tensor], spec: CondenseSpec, classes: int, at_once: AtOnce, device: torch.device, ranks: int
+def shared_among_ranks(
+    work: dict[str, Tensor], spec: CondenseSpec, classes: int, block: int, ranks: int
 ) -> dict[str, float]:
-    """Share seconds of work among ranks, by part."""
-    owned = -(-classes // at_once.classes) if device.type == "cpu" else classes
-    shares = {"matching": min(ranks, owned), "clustering": min(ranks, owned)}
-    return {
-        name: float(cost[0]) / shares.get(name, min(ranks, spec.networks.accumulation_steps or 1))
-        for name, cost in work.items()
-    }
+    """Share seconds of work (of seconds and operations by part) among ranks, of which each owns blocks of classes."""
+    owners = min(ranks, -(-classes // block))
+    workers = {"matching": owners, "clustering": owners}
+    learners = min(ranks, spec.networks.accumulation_steps or 1)
+    return {name: float(cost[0]) / workers.get(name, learners) for name, cost in work.items()}
 
 
-def _exchanged(networks: ModelPool, ranks: int, images: int) -> int:
-    """Count the bytes of gradients that a rank receives in an image step."""
-    spec = networks.spec
-    if ranks == 1 or networks.parts == 1:
-        return 0
-    minibatches, rows = -(-images // spec.networks.batch), -(-networks.parts // ranks) * ranks
-    counts = (spec.networks.batches_per_step, spec.projection.batches_per_step)
-    moved = (networks.trained, networks.learnt)
-    return sum(
-        4 * rows * min(count, minibatches) * sum(p.numel() for p in parameters)
-        for count, parameters in zip(counts, moved, strict=True)
-    )
-
-
-def _pools(networks: ModelPool) -> list[ModelPool]:
-    """List the pool in every constitution that the run may have it in: one, or one for each pair."""
-    if len(networks.active) == len(networks.models):
-        return [networks]
-    pairs = combinations(networks.models, 2)
-    found = [ModelPool(pair, networks.spec, networks.seed, networks.real) for pair in pairs]
-    for pool in found:
-        pool.reset(0)
-    return found
-
-
-def _work(part: str, networks: ModelPool, recipe: Recipe, at_once: AtOnce) -> Tensor:
+def _work(part: str, networks: ModelPool, spec: CondenseSpec, at_once: AtOnce) -> Tensor:
     """Measure one of `PARTS` for the whole run, one thing after another: seconds and operations."""
-    spec, real = recipe.condense, networks.real
+    real = networks.real
     steps, classes = spec.resets * spec.networks.reset_every, min(real.classes, spec.classes_per_step or real.classes)
     if part == "clustering":
-        return _clustering(networks, spec) * (classes / real.classes)
+        return _clustering(networks) * (classes / real.classes)
     execution = Execution(real.device)
     if part == "matching":
-        return _matching(networks.objectives, execution, spec, real, at_once) * (steps * classes)
+        return _matching(networks.objectives, execution, real, at_once) * (steps * classes)
     wanted = spec.networks.batches_per_step if part == "networks" else spec.projection.batches_per_step
     if not wanted or (part == "projections" and not networks.objectives.pairs):
         return torch.zeros(2, dtype=torch.float64)
-    train = networks.train if part == "networks" else networks.train_projections
     (batch,) = execution.upload(real.draw_minibatches("plan", (0, 0), 1))
-    function = execution.function(train, part)
+    function = execution.function(networks.train if part == "networks" else networks.train_projections, part)
     minibatches = min(wanted, -(-len(real.labels) // spec.networks.batch))
     scale = min(spec.networks.batch, len(real.labels)) / len(batch.tensors.labels)
     return _cost(lambda: function(batch), real.device) * (steps * minibatches * scale)
 
 
-def _matching(
-    objectives: Objectives, execution: Execution, spec: CondenseSpec, real: RealImages, at_once: AtOnce
-) -> Tensor:
+def _matching(objectives: Objectives, execution: Execution, real: RealImages, at_once: AtOnce) -> Tensor:
     """Measure one class's matching, averaged over steps with and without balance update."""
-    wanted = real.batch, min(spec.batch, real.decoded)
-    counts = [min(PROBE, count) for count in wanted]
-    shape = (at_once.classes, real.source.train.channels, real.side, real.side)
-    gen = rng.generator(0, "plan", "images")
-    images, synthetic = (torch.randn(shape[0], count, *shape[1:], generator=gen) for count in counts)
-    shares = torch.full(images.shape[:2], 1 / counts[0])
-    labels = torch.arange(at_once.classes)
-    weights = torch.ones(shape[0], len(objectives.names()))
-    (inputs,) = execution.upload([(images, shares, synthetic, labels, weights)])
+    drawn = _inputs(objectives, real, at_once.classes, PROBE, torch.device("cpu"))
+    scale = (real.batch + real.drawn) / (drawn[0].shape[1] + drawn[2].shape[1]) / at_once.classes
+    (inputs,) = execution.upload([drawn])
     few = None if at_once.images is None else min(PROBE, at_once.images)
-
-    def go(given: Sequence[Tensor], update: bool) -> Any:
-        real, shares, synthetic, labels, weights = given
-        return image_gradients(objectives, real, shares, synthetic, labels, None if update else weights, few)
-
     costs = []
     for update in (False, True):
-        function = execution.function(partial(go, update=update), "matching")
-        cost = _cost(partial(function, inputs), real.device) * (sum(wanted) / sum(counts) / at_once.classes)
+
+        def work(given: _Inputs, update: bool = update) -> Any:
+            return image_gradients(objectives, *given[:4], None if update else given[4], few)
+
+        cost = _cost(partial(execution.function(work, "matching"), inputs), real.device) * scale
         # Counted for one class: torch's formulas take the convolutions of several at a time for larger ones.
         with suppress(RuntimeError):  # a network that asks a tensor for its value
-            cost[1] = _operations(on_meta(objectives, real, spec, 1, apart=update))
+            cost[1] = _operations(_on_meta(objectives, real, 1, apart=update))
         costs.append(cost)
-    share = 1 / spec.balance_every
+    share = 1 / real.spec.balance_every
     return (1 - share) * costs[0] + share * costs[1]
 
 
-def _clustering(networks: ModelPool, spec: CondenseSpec) -> Tensor:
+def _clustering(networks: ModelPool) -> Tensor:
     """Measure the choice of real batches: embedding and k-means on a sample, scaled to the whole run."""
-    real = networks.real
+    real, spec = networks.real, networks.spec
     refreshes = spec.resets * -(-spec.networks.reset_every // spec.cluster.every)
     total = torch.zeros(2, dtype=torch.float64)
-    rows = torch.arange(real.rows(0).start, real.rows(0).stop)
-    wanted = [min(count, spec.cluster.candidates or count) for count in real.source.train.counts if count > spec.batch]
+    rows = real.of_class(0)
+    wanted = [min(each, spec.cluster.candidates or each) for each in real.source.train.counts if each > spec.batch]
     if not wanted or not spec.cluster.enabled:
         return total
     sample = rows[: 4 * PROBE]
@@ -277,21 +362,13 @@ def _clustering(networks: ModelPool, spec: CondenseSpec) -> Tensor:
 
 
 def _cost(work: Callable[[], Any], device: torch.device) -> Tensor:
-    """Measure work: seconds, the fastest of a few calls since a busy machine only ever makes it slower; operations."""
+    """Measure work: seconds, and operations."""
     operations = _operations(work)
     work()  # where functions are captured, this call does it
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < LONG_ENOUGH:
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return torch.tensor([min(times), operations], dtype=torch.float64)
+    return torch.tensor([timed(work, device), operations], dtype=torch.float64)
 
 
 def _operations(work: Callable[[], Any]) -> float:
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())

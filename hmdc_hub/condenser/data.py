@@ -22,47 +22,29 @@ from hmdc_hub.sources import Source
 EMBED_BATCH, EMBED_BATCH_ON_CPU = 512, 64
 """Images per forward pass where nothing is differentiated; a CPU is no faster with more."""
 
-RESIDENT = 0.5
-"""Share of a GPU's free memory that a source may take to be copied there whole."""
+RESIDENT = 0.5  # share of a GPU's free memory that a source may take to be copied there whole
 
 
 class Classes(NamedTuple):
-    """What is drawn for k classes in one image step.
+    """What is drawn for k classes in one image step."""
 
-    Attributes:
-        labels: int64 k.
-        rows: int64 k, their places among the synthetic images of this rank.
-        real: int64 k x B indices into the source; or the uint8 images, where the source is not on the device.
-        weights: float32 k x B, 1 / n for the n images of a class, and 0 for those that fill up a smaller one.
-        chosen: int64 k x B_s, which decoded synthetic images take part; None for all of them.
-        augmentation: Siamese: one draw for all images of a class, real and synthetic.
-        mix_real, mix_synthetic: CutMix within each class; None if it is off.
-    """
-
-    labels: Tensor
-    rows: Tensor
-    real: Tensor
-    weights: Tensor
-    chosen: Tensor | None
-    augmentation: Draw
-    mix_real: CutmixDraw | None
+    labels: Tensor  # int64 k
+    rows: Tensor  # int64 k, their places among the synthetic images of this rank
+    real: Tensor  # int64 k x B indices into the source; or the uint8 images, where the source is not on the device
+    shares: Tensor  # float32 k x B, 1 / n for the n images of a class, and 0 for those that fill up a smaller one
+    chosen: Tensor | None  # int64 k x B_s, which decoded synthetic images take part; None for all of them
+    augmentation: Draw  # siamese: one draw for all images of a class, real and synthetic
+    mix_real: CutmixDraw | None  # within each class; None if it is off
     mix_synthetic: CutmixDraw | None
 
 
 class Minibatch(NamedTuple):
-    """What is drawn for one minibatch over all classes.
+    """What is drawn for one minibatch over all classes."""
 
-    Attributes:
-        images: int64 B indices into the source, or the uint8 images.
-        labels: int64 B.
-        augmentation: Drawn for each image.
-        mix: CutMix; None if it is off.
-    """
-
-    images: Tensor
-    labels: Tensor
-    augmentation: Draw
-    mix: CutmixDraw | None
+    images: Tensor  # int64 B indices into the source, or the uint8 images
+    labels: Tensor  # int64 B
+    augmentation: Draw  # of each image
+    mix: CutmixDraw | None  # None if it is off
 
 
 class RealImages:
@@ -70,7 +52,7 @@ class RealImages:
 
     Args:
         source: Its images, uint8 sorted by class, are copied to a GPU once where they take half of what is free.
-        spec: Says batch sizes, clustering and augmentation.
+        spec: The condenser's part of the recipe.
         seed: Of the recipe.
         device: Where batches are made.
     """
@@ -82,34 +64,34 @@ class RealImages:
         if self.resident:
             self.images = self.images.to(device)
         self.side, self.classes = source.train.side, source.train.num_classes
-        self.decoded = spec.ipc * spec.factor**2
-
-    @property
-    def batch(self) -> int:
-        """B: real images of a class and step, at most."""
-        return min(self.spec.batch, max(self.source.train.counts))
+        self.batch = min(spec.batch, max(source.train.counts))  # B: real images of a class and step, at most
+        self.decoded = spec.ipc * spec.factor**2  # images that the synthetic ones of a class hold
+        self.drawn = min(self.decoded, spec.batch)  # B_s: those of them that take part in a step
 
     def pixels(self, images: Tensor) -> Tensor:
         """Give images by index, or uint8 ones, as float32 source-normalised ones on the device."""
         chosen = images if images.dtype == torch.uint8 else self.images[images]
         return self.source.normalise(chosen)
 
-    def rows(self, label: int) -> range:
-        """Return the indices of one class."""
-        return range(self.source.train.offsets[label], self.source.train.offsets[label + 1])
+    def of_class(self, label: int) -> Tensor:
+        """Return the indices of one class, int64."""
+        return torch.arange(self.source.train.offsets[label], self.source.train.offsets[label + 1])
 
     def take(self, indices: Tensor) -> Tensor:
         """Prepare indices, on the CPU, for `pixels`: the images themselves where the source is not on the device."""
         return indices if self.resident else self.images[indices]
+
+    def read(self, indices: Tensor) -> Tensor:
+        """Give images by index, on the CPU, as `pixels` does."""
+        return self.pixels(self.take(indices).to(self.device))
 
     def embed(self, model: PoolModel, indices: Tensor) -> Tensor:
         """Embed images by index with a model in evaluation mode, float32 P x D."""
         size = EMBED_BATCH_ON_CPU if self.device.type == "cpu" else EMBED_BATCH
         reduced = torch.autocast(self.device.type, torch.bfloat16, enabled=model.spec.precision == "bfloat16")
         with torch.no_grad(), reduced:
-            where = indices.to(self.device) if self.resident else indices
-            images = (self.pixels(self.take(part).to(self.device)) for part in torch.split(where, size))
-            return torch.cat([model.embed(model.prepare(part)).flatten(1).float() for part in images])
+            parts = torch.split(indices, size)
+            return torch.cat([model.embed(model.prepare(self.read(part))).flatten(1).float() for part in parts])
 
     def real_batches(self, model: PoolModel, labels: Sequence[int], key: tuple[int, int]) -> list[Tensor]:
         """Choose the real batches of classes: B representative images by clustering (DREAM), or B at random.
@@ -126,8 +108,7 @@ class RealImages:
         chosen: list[Tensor] = []
         waiting: list[tuple[int, torch.Generator]] = []
         for place, label in enumerate(labels):
-            rows = torch.arange(self.rows(label).start, self.rows(label).stop)
-            gen = rng.generator(self.seed, "real-batch", *key, label)
+            rows, gen = self.of_class(label), rng.generator(self.seed, "real-batch", *key, label)
             if len(rows) > batch and not self.spec.cluster.enabled:
                 rows = rows[torch.randperm(len(rows), generator=gen)[:batch]]
             elif len(rows) > batch:
@@ -154,28 +135,33 @@ class RealImages:
             real: Their real batches, indices.
             key: Outer iteration and image step.
         """
-        spec, seed, batch, drawn = self.spec, self.seed, self.batch, min(self.decoded, self.spec.batch)
+        spec, seed, batch = self.spec, self.seed, self.batch
         chosen, mixes, draws = [], dict[str, list[CutmixDraw]](real=[], synthetic=[]), []
         for label, indices in zip(labels, real, strict=True):
             if self.decoded > spec.batch:
                 gen = rng.generator(seed, "choose", *key, label)
                 chosen.append(torch.randperm(self.decoded, generator=gen)[: spec.batch])
             if spec.cutmix.match:
-                for name, count in (("real", len(indices)), ("synthetic", drawn)):
+                for name, count in (("real", len(indices)), ("synthetic", self.drawn)):
                     gen = rng.generator(seed, "cutmix", name, *key, label)
                     mixes[name].append(augment.draw_cutmix(gen, count, self.side, spec.cutmix.probability))
             draws.append(augment.draw(spec.augment, rng.generator(seed, "augment", *key, label), self.side, None))
-        counts = [len(indices) for indices in real]
-        filled = torch.stack([F.pad(indices, (0, batch - len(indices)), value=int(indices[0])) for indices in real])
-        weights = torch.stack([F.pad(torch.full((n,), 1 / n), (0, batch - n)) for n in counts])
+        spare = [batch - len(indices) for indices in real]
+        filled = [F.pad(indices, (0, n), value=int(indices[0])) for indices, n in zip(real, spare, strict=True)]
+        shares = [F.pad(torch.full((batch - n,), 1 / (batch - n)), (0, n)) for n in spare]
+        # The images that fill up a batch are their own partners.
+        mix_real = [
+            mix._replace(partners=torch.cat([mix.partners, torch.arange(len(mix.partners), batch)]))
+            for mix in mixes["real"]
+        ]
         return Classes(
             labels=torch.tensor(labels),
             rows=torch.tensor(rows),
-            real=self.take(filled),
-            weights=weights,
+            real=self.take(torch.stack(filled)),
+            shares=torch.stack(shares),
             chosen=torch.stack(chosen) if chosen else None,
             augmentation=_stacked(draws, torch.cat),
-            mix_real=_stacked([_padded(mix, batch) for mix in mixes["real"]], torch.stack),
+            mix_real=_stacked(mix_real, torch.stack),
             mix_synthetic=_stacked(mixes["synthetic"], torch.stack),
         )
 
@@ -215,7 +201,7 @@ class RealImages:
         """Draw unaugmented minibatches to calibrate running statistics after a reset."""
         order = torch.randperm(len(self.labels), generator=rng.generator(self.seed, "calibrate", outer))
         for indices in torch.split(order, self.spec.networks.batch)[:count]:
-            yield self.pixels(self.take(indices).to(self.device))
+            yield self.read(indices)
 
     def initial_images(self, model: PoolModel, label: int) -> Tensor:
         """Choose what a class's part of S begins as: real images, f x f of them encoded into each synthetic image.
@@ -227,8 +213,7 @@ class RealImages:
         Returns:
             float32 n x ch x H x W, source-normalised and clamped to the pixel range, on the CPU.
         """
-        rows = torch.arange(self.rows(label).start, self.rows(label).stop)
-        gen = rng.generator(self.seed, "start", label)
+        rows, gen = self.of_class(label), rng.generator(self.seed, "start", label)
         chosen = rows[torch.randperm(len(rows), generator=gen)[: self.decoded]]
         if self.spec.initialisation == "kmeans" and len(rows) > self.decoded:
             points = self.embed(model, rows)
@@ -237,8 +222,7 @@ class RealImages:
         # A class with fewer images than there are places shows each of them more than once.
         chosen = chosen.repeat(-(-self.decoded // len(chosen)))[: self.decoded]
         low, high = self.source.bounds()
-        images = self.pixels(self.take(chosen).to(self.device))
-        return multi_formation.encode(images, self.spec.factor, self.side).cpu().clamp(low, high)
+        return multi_formation.encode(self.read(chosen), self.spec.factor, self.side).cpu().clamp(low, high)
 
 
 def _stacked(draws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
@@ -249,11 +233,6 @@ def _stacked(draws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> An
     return type(draws[0])(*(None if field[0] is None else join(list(field)) for field in fields))
 
 
-def _padded(mix: CutmixDraw, batch: int) -> CutmixDraw:
-    """Let the images that fill up a batch be their own partners."""
-    return mix._replace(partners=torch.cat([mix.partners, torch.arange(len(mix.partners), batch)]))
-
-
 class SyntheticImages:
     """S, the synthetic images: the part that a rank owns, with the momentum of its optimiser, on its device.
 
@@ -261,14 +240,11 @@ class SyntheticImages:
         labels: Classes that are owned, in the order of the rows.
         pixels: float32 rows x n x ch x H x W, source-normalised; taken over.
         source: Says what pixels in [0, 1] are after normalisation.
-
-    Attributes:
-        row: Of each class that is here.
-        momentum: Likewise shaped; survives network resets and is untouched by clamping.
     """
 
     def __init__(self, labels: Sequence[int], pixels: Tensor, source: Source) -> None:
-        self.labels, self.pixels, self.momentum = list(labels), pixels, torch.zeros_like(pixels)
+        self.labels, self.pixels = list(labels), pixels
+        self.momentum = torch.zeros_like(pixels)  # survives network resets and is untouched by clamping
         self.row = {label: row for row, label in enumerate(labels)}
         self.low, self.high = (bound.to(pixels.device) for bound in source.bounds())
 

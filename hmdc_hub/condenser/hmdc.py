@@ -17,70 +17,47 @@ import torch
 from torch import Tensor
 
 from hmdc_hub import rng
-from hmdc_hub.condenser import balance
 from hmdc_hub.condenser.checkpoint import Checkpoint
-from hmdc_hub.condenser.data import Classes, Minibatch, RealImages, SyntheticImages
-from hmdc_hub.condenser.matching import image_gradients
-from hmdc_hub.condenser.memory import AtOnce
+from hmdc_hub.condenser.cost import AtOnce
+from hmdc_hub.condenser.data import Classes, Minibatch, SyntheticImages
+from hmdc_hub.condenser.matching import EPSILON, accumulate, balance_weights, combine, image_gradients, normalise
 from hmdc_hub.condenser.pool import ModelPool
-from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.errors import DivergedError
 from hmdc_hub.events import ImageStep, Note
 from hmdc_hub.execution import Compiled, Execution, Packed
-from hmdc_hub.schema import CondenseSpec
 from hmdc_hub.store.condensed import Parts
+from hmdc_hub.text import count
 
-CLUSTERED_TOGETHER = 16
-"""Classes whose embeddings are held at a time on a GPU."""
-
-NO_ROW = -1
-"""In a checkpoint: fills up the real batch of a class that has fewer images."""
+CLUSTERED_TOGETHER = 16  # classes whose embeddings are held at a time on a GPU
+NO_ROW = -1  # in a checkpoint: fills up the real batch of a class that has fewer images
 
 
 class HMDC:
     """The state of a run, and the algorithm that moves it on.
 
     Args:
-        spec: The condenser's part of the recipe.
-        seed: Of the recipe.
-        real: The source on the device.
-        networks: The pool.
+        networks: The pool; it knows the source, the recipe's part and the ranks that share the work.
         images: S, the classes of this rank.
         at_once: How many classes and images are matched at a time.
         execution: Runs the functions of a step.
-        ranks: That share the work.
-
-    Attributes:
-        outer: t, outer iterations finished; `inner` o, image steps done in the next one, 0 where a reset is due.
-        accumulated: The accumulators A of the balance, float32 rows x K.
-        measured: float32 rows x (2 K + 1): of each class's last step the objectives, their shares of the gradient (0
-            where the balance was not updated), and 1 if everything was finite.
-        real_batches: Of each class, int64 indices into the source; `visits` counts its steps since the reset.
-        seconds: That the last step took, but for compiling.
     """
 
-    def __init__(
-        self,
-        spec: CondenseSpec,
-        seed: int,
-        real: RealImages,
-        networks: ModelPool,
-        images: SyntheticImages,
-        at_once: AtOnce,
-        execution: Execution,
-        ranks: Ranks,
-    ) -> None:
-        self.spec, self.seed, self.real, self.networks, self.images = spec, seed, real, networks, images
-        self.at_once, self.execution, self.ranks = at_once, execution, ranks
-        self.outer = self.inner = 0
-        self.block = block_of(at_once, real.device)
+    def __init__(self, networks: ModelPool, images: SyntheticImages, at_once: AtOnce, execution: Execution) -> None:
+        self.networks, self.images, self.at_once, self.execution = networks, images, at_once, execution
+        self.spec, self.seed, self.real, self.ranks = networks.spec, networks.seed, networks.real, networks.ranks
+        self.outer = self.inner = 0  # t, outer iterations finished; o, image steps done in the next: 0 before a reset
+        self.block = at_once.block(self.real.device)
         rows, objectives = len(images.labels), len(networks.objectives.names())
-        self.accumulated = torch.empty(rows, objectives, device=real.device)
-        self.measured = torch.empty(rows, 2 * objectives + 1, device=real.device)
+        self.accumulated = torch.empty(rows, objectives, device=self.real.device)  # A of the balance, rows x K
+        # Rows x (2 K + 1): of each class's last step the objectives, their shares of the gradient (0 where the balance
+        # was not updated), and 1 if everything was finite.
+        self.measured = torch.empty(rows, 2 * objectives + 1, device=self.real.device)
+        self.real_batches: dict[int, Tensor] = {}  # of each class, int64 indices into the source
+        self.visits: list[int] = []  # steps of each class since the reset
+        self.seconds = self._compiling = 0.0  # that the last step took, but for compiling
         self._functions: dict[Any, Callable[[Packed[Any]], Any]] = {}
         self._compiled: dict[Any, Compiled] = {}
-        self.seconds = self._compiling = 0.0
-        self._forget()
+        self._begin_anew()
 
     def run(self) -> Iterator[ImageStep]:
         """Go on to the end; after each image step a run can be left, and gone on from."""
@@ -88,7 +65,7 @@ class HMDC:
         for t in range(self.outer, spec.resets):
             if self.inner == 0:
                 networks.reset(t)
-                self._forget()
+                self._begin_anew()
             for o in range(self.inner, spec.networks.reset_every):
                 began, self._compiling = time.monotonic(), 0.0
                 classes = self.classes_of_step(t, o)
@@ -107,42 +84,19 @@ class HMDC:
                 self.seconds = time.monotonic() - began - self._compiling
                 yield done
 
-    def image_step(self, drawn: Classes, *, update: bool) -> None:
-        """Move the synthetic images of k classes, and note in `measured` how it went.
-
-        Args:
-            drawn: What they see.
-            update: Whether the balance is updated.
-        """
-        spec, rows = self.spec, drawn.rows
-        images = self.images.pixels[rows].requires_grad_()
-        real, synthetic = self.real.view_real(drawn), self.real.view_synthetic(drawn, images)
-        accumulated = self.accumulated[rows]
-        weights = None if update else self._weights(accumulated)
-        losses, found = self._image_gradients(real, drawn.weights, synthetic.detach(), drawn.labels, weights)
-        # Decoding and augmentation are linear up to a constant: one product with their adjoint does the rest.
-        gradients = torch.stack(
-            [torch.autograd.grad(synthetic, images, each, retain_graph=True)[0] for each in found.unbind(1)], 1
-        )
-        if update:
-            if spec.balance:
-                accumulated = balance.accumulate(accumulated, gradients)
-            gradient, shares = balance.combine(gradients, self._weights(accumulated))
-            self.accumulated.index_copy_(0, rows, accumulated)
-        else:
-            gradient, shares = gradients[:, 0], torch.zeros_like(accumulated)
-        finite = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(losses).all(1)
-        self.images.step(rows, balance.normalise(gradient) if spec.normalise else gradient, spec.images)
-        measured = torch.cat([losses.to(shares.dtype), shares, finite[:, None].to(shares.dtype)], 1)
-        self.measured.index_copy_(0, rows, measured)
+    def _begin_anew(self) -> None:
+        """Forget what belonged to one set of networks."""
+        self.accumulated.fill_(EPSILON)
+        self.real_batches = {}
+        self.visits = [0] * self.real.classes
 
     def classes_of_step(self, outer: int, inner: int) -> list[int]:
         """Say which classes take part in a step: each has its turn before any again."""
-        classes, count = self.real.classes, self.spec.classes_per_step
-        if count is None or count >= classes:
+        classes, few = self.real.classes, self.spec.classes_per_step
+        if few is None or few >= classes:
             return list(range(classes))
         order = torch.randperm(classes, generator=rng.generator(self.seed, "classes", outer)).tolist()
-        return sorted(order[(inner * count + i) % classes] for i in range(count))
+        return sorted(order[(inner * few + i) % classes] for i in range(few))
 
     def choose_real_batches(self, labels: Sequence[int], key: tuple[int, int]) -> None:
         """Choose the real batch of those classes for which it is due; the models take turns at embedding."""
@@ -160,127 +114,78 @@ class HMDC:
                 part = few[i : i + size]
                 self.real_batches |= dict(zip(part, self.real.real_batches(models[m], part, key), strict=True))
 
-    def state(self) -> dict[str, Parts]:
-        """Return all that a checkpoint here needs; just after an outer iteration, images and momentum.
-
-        With several ranks all of them go through this at the same time, in the order of `store.in_order`; parts of
-        all classes come to the first.
-        """
-        tensors = {"images": self._gathered(self.images.pixels), "momentum": self._gathered(self.images.momentum)}
-        if self.inner:
-            tensors |= {f"pool.{name}": Parts.of(value) for name, value in self.networks.state().items()}
-            real = torch.full((len(self.images.labels), self.spec.batch), NO_ROW)
-            for place, label in enumerate(self.images.labels):
-                rows = self.real_batches.get(label, real[:0, 0])
-                real[place, : len(rows)] = rows
-            tensors |= {"real": self._gathered(real), "balance": self._gathered(self.accumulated)}
-        return tensors
-
-    def load_state(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint, which is of all classes; its images are here already."""
-        own = self.images.labels
-        self.images.momentum.copy_(checkpoint.rows("momentum", own))
-        self.outer, self.inner = checkpoint.position.outer, checkpoint.position.inner
-        if self.inner:
-            self.networks.load_state(self.outer, checkpoint.below("pool."))
-            self._forget()
-            for label, rows in zip(own, checkpoint.rows("real", own), strict=True):
-                if len(chosen := rows[rows != NO_ROW]):
-                    self.real_batches[label] = chosen
-            self.accumulated.copy_(checkpoint.rows("balance", own))
-            for inner in range(self.inner):
-                for label in self.classes_of_step(self.outer, inner):
-                    self.visits[label] += 1
-
-    def all_rows(self, mine: Tensor) -> Iterator[Tensor]:
-        """Give the first rank the rows of all classes from those of each rank's classes; see `Ranks.gather`."""
-        return self.ranks.gather(mine, [self.ranks.owner(label, self.block) for label in range(self.real.classes)])
-
-    def _gathered(self, mine: Tensor) -> Parts:
-        return Parts(mine.dtype, (self.real.classes, *mine.shape[1:]), self.all_rows(mine))
-
-    def _forget(self) -> None:
-        """Begin anew what belongs to one set of networks."""
-        self.accumulated.fill_(balance.EPSILON)
-        self.real_batches: dict[int, Tensor] = {}
-        self.visits = [0] * self.real.classes
-
-    def _weights(self, accumulated: Tensor) -> Tensor:
-        return balance.balance_weights(accumulated) if self.spec.balance else torch.ones_like(accumulated)
-
-    def _updates(self, label: int) -> bool:
-        return self.visits[label] % self.spec.balance_every == 0
-
-    def _chunks(self, classes: Sequence[int]) -> list[tuple[bool, list[int]]]:
-        """Cut this rank's part of the classes into those that are computed together, and say whether they update."""
-        found = []
-        for update in (True, False):
-            own = [c for c in classes if c in self.images.row and self._updates(c) == update]
-            # On a CPU with their neighbours, whichever other classes and ranks there are; on a GPU with any.
-            groups = [list(few) for _, few in groupby(own, lambda label: label // self.block)]
-            for group in groups if self.real.device.type == "cpu" else [own]:
-                count = -(-len(group) // self.at_once.classes)
-                bounds = [len(group) * i // count for i in range(count + 1)]
-                found += [(update, group[a:b]) for a, b in pairwise(bounds)]
-        return found
-
     def _match(self, classes: Sequence[int], key: tuple[int, int]) -> None:
         """Make the image step of this rank's classes; with less of it at a time where memory runs out."""
-        chunks = self._chunks(classes)
-        drawn = (self._drawn(labels, key) for _, labels in chunks)
+        chunks = self.chunks(classes)
+        row, chosen = self.images.row, self.real_batches
+        drawn = (self.real.draw_classes(few, [row[c] for c in few], [chosen[c] for c in few], key) for _, few in chunks)
         for place, inputs in enumerate(self.execution.upload(drawn, together=self.real.resident)):
             update, labels = chunks[place]
+            images = self.at_once.images or self.spec.batch
             try:
                 self._function("matching", partial(self.image_step, update=update), update)(inputs)
                 continue
             except torch.OutOfMemoryError:
-                if max(len(labels), self.at_once.images or self.spec.batch) == 1:
+                if max(len(labels), images) == 1:
                     raise
-            self._take_less(len(labels))  # out here: what the error came through holds tensors
+            # Out here, since what the error came through holds tensors: half as many classes, or images of one.
+            half = -(-len(labels) // 2)
+            if len(labels) > 1:
+                self.at_once = replace(self.at_once, classes=half)
+            else:
+                images = -(-images // 2)
+                self.at_once = replace(self.at_once, classes=1, images=images)
+            fewer = f"{half} classes" if half > 1 else count(images, "image")
+            self._recapture(f"going on with the graphs of {fewer} at a time")
             self._match([label for _, few in chunks[place:] for label in few], key)
             return
 
-    def _drawn(self, labels: Sequence[int], key: tuple[int, int]) -> Classes:
-        rows, real = [self.images.row[c] for c in labels], [self.real_batches[c] for c in labels]
-        return self.real.draw_classes(labels, rows, real, key)
+    def chunks(self, classes: Sequence[int]) -> list[tuple[bool, list[int]]]:
+        """Cut this rank's part of the classes into those that are computed together, and say whether they update."""
+        found = []
+        # On a CPU with their neighbours, whichever other classes and ranks there are; on a GPU with any.
+        block = self.block if self.real.device.type == "cpu" else self.real.classes
+        for update in (True, False):
+            own = [c for c in classes if c in self.images.row and self._updates(c) == update]
+            for _, neighbours in groupby(own, lambda label: label // block):
+                group = list(neighbours)
+                pieces = -(-len(group) // self.at_once.classes)
+                bounds = [len(group) * i // pieces for i in range(pieces + 1)]
+                found += [(update, group[a:b]) for a, b in pairwise(bounds)]
+        return found
 
-    def _train(self, what: str, work: Callable[[Minibatch], None], count: int, key: tuple[int, int]) -> int:
-        """Train on so many minibatches, each in more parts where memory runs out; returns the number of images."""
-        images, drawn = 0, self.real.draw_minibatches(f"train-{what}", key, count)
-        for batch in self.execution.upload(drawn, together=self.real.resident):
-            images += len(batch.tensors.labels)
-            while True:
-                try:
-                    self._function(f"training of {what}", work)(batch)
-                    break
-                except torch.OutOfMemoryError:
-                    whole = self.networks.learns_statistics or self.ranks.count > 1  # all ranks must cut alike
-                    if whole or self.networks.parts >= self.spec.networks.batch:
-                        raise
-                self.networks.parts *= 2
-                self._run_anew(f"networks are trained on {self.networks.parts} parts of a batch")
-        return images
+    def _updates(self, label: int) -> bool:
+        return self.visits[label] % self.spec.balance_every == 0
 
-    def _take_less(self, classes: int) -> None:
-        """Take half of so many classes at a time, or of the images of one."""
-        half, images = -(-classes // 2), self.at_once.images or self.spec.batch
-        if classes == 1:
-            images = -(-images // 2)
-        self.at_once = replace(self.at_once, classes=half, images=images if classes == 1 else self.at_once.images)
-        self._run_anew(f"going on with the graphs of {f'{half} classes' if half > 1 else f'{images} images'} at a time")
+    def image_step(self, drawn: Classes, *, update: bool) -> None:
+        """Move the synthetic images of k classes by what was drawn for them, and note in `measured` how it went.
 
-    def _run_anew(self, text: str) -> None:
-        """Forget the functions as this device ran them: memory is out, and less is to be done at a time."""
-        self._functions.clear()
-        self.execution.forget()
-        self.execution.callback(Note(f"out of memory; {text}"))
+        With `update` the derivative of each objective is taken apart, and the balance learns how large it is.
+        """
+        spec, rows = self.spec, drawn.rows
+        images = self.images.pixels[rows].requires_grad_()
+        real, synthetic = self.real.view_real(drawn), self.real.view_synthetic(drawn, images)
+        accumulated = self.accumulated[rows]
+        weights = None if update else self._weights(accumulated)
+        losses, found = self._image_gradients(real, drawn.shares, synthetic.detach(), drawn.labels, weights)
+        # Decoding and augmentation are linear up to a constant: one product with their adjoint does the rest.
+        gradients = torch.stack(
+            [torch.autograd.grad(synthetic, images, each, retain_graph=True)[0] for each in found.unbind(1)], 1
+        )
+        if update:
+            if spec.balance:
+                accumulated = accumulate(accumulated, gradients)
+            gradient, shares = combine(gradients, self._weights(accumulated))
+            self.accumulated.index_copy_(0, rows, accumulated)
+        else:
+            gradient, shares = gradients[:, 0], torch.zeros_like(accumulated)
+        finite = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(losses).all(1)
+        self.images.step(rows, normalise(gradient) if spec.normalise else gradient, spec.images)
+        measured = torch.cat([losses.to(shares.dtype), shares, finite[:, None].to(shares.dtype)], 1)
+        self.measured.index_copy_(0, rows, measured)
 
-    def _function(self, name: str, work: Callable[[Any], Any], *key: Any) -> Callable[[Packed[Any]], Any]:
-        """Give a function as this device runs it, the same for the same networks."""
-        wanted = (name, key, self.networks.active)
-        if wanted not in self._functions:
-            self._functions[wanted] = self.execution.function(work, name)
-        return self._functions[wanted]
+    def _weights(self, accumulated: Tensor) -> Tensor:
+        return balance_weights(accumulated) if self.spec.balance else torch.ones_like(accumulated)
 
     def _image_gradients(
         self, real: Tensor, shares: Tensor, synthetic: Tensor, labels: Tensor, weights: Tensor | None
@@ -299,26 +204,63 @@ class HMDC:
             self._compiling += time.monotonic() - began
         return self._compiled[key](*arguments)
 
-    def _report(self, classes: Sequence[int], images: int, place: tuple[int, int]) -> ImageStep:
+    def _train(self, what: str, work: Callable[[Minibatch], None], most: int, key: tuple[int, int]) -> int:
+        """Train on so many minibatches, each in more parts where memory runs out; returns the number of images."""
+        images, drawn = 0, self.real.draw_minibatches(f"train-{what}", key, most)
+        for batch in self.execution.upload(drawn, together=self.real.resident):
+            images += len(batch.tensors.labels)
+            while True:
+                try:
+                    self._function(f"training of {what}", work)(batch)
+                    break
+                except torch.OutOfMemoryError:
+                    whole = self.networks.learns_statistics or self.ranks.count > 1  # all ranks must cut alike
+                    if whole or self.networks.parts >= self.spec.networks.batch:
+                        raise
+                self.networks.parts *= 2
+                self._recapture(f"networks are trained on {self.networks.parts} parts of a batch")
+        return images
+
+    def _function(self, name: str, work: Callable[[Any], Any], *key: Any) -> Callable[[Packed[Any]], Any]:
+        """Give a function as this device runs it, the same for the same networks."""
+        wanted = (name, key, self.networks.active)
+        if wanted not in self._functions:
+            self._functions[wanted] = self.execution.function(work, name)
+        return self._functions[wanted]
+
+    def _recapture(self, text: str) -> None:
+        """Forget the functions as this device ran them: memory is out, and less is to be done at a time."""
+        self._functions.clear()
+        self.execution.forget()
+        self.execution.callback(Note(f"out of memory; {text}"))
+
+    def _report(self, classes: Sequence[int], images: int, key: tuple[int, int]) -> ImageStep:
         """Read back what the step measured, once, and put together what all ranks did."""
         row, names, networks = self.images.row, self.networks.objectives.names(), self.networks.networks
         read = torch.cat([self.measured.flatten(), self.images.clamped(), self.networks.correct]).cpu()
         mine, clamped, correct = torch.split(read, [self.measured.numel(), len(row), len(networks)])
-        mine, drawn = mine.view(-1, 2 * len(names) + 1), min(self.real.decoded, self.spec.batch)
+        mine = mine.view(-1, 2 * len(names) + 1)
         measured = torch.zeros(len(classes), 2 * len(names) + 2)
-        for where, label in enumerate(classes):
+        for place, label in enumerate(classes):
             if label in row:
-                measured[where, :-1] = mine[row[label]]
-                measured[where, -1] = len(self.real_batches[label]) + drawn
+                measured[place, :-1] = mine[row[label]]
+                measured[place, -1] = len(self.real_batches[label]) + self.real.drawn
         measured = self.ranks.together(measured)
-        self._check_finite(classes, measured, place)
+        for label, (*values, finite, _) in zip(classes, measured.tolist(), strict=True):
+            if finite != 1:
+                named = ", ".join(f"{name} {x:.4g}" for name, x in zip(names, values, strict=False))
+                raise DivergedError(
+                    f"outer iteration {key[0]}, image step {key[1]}, class {label}: a loss or image gradient is not "
+                    f"finite (losses {named})",
+                    hint="Lower pool.*.lr.condense or condense.images.lr in the recipe; the last checkpoint was kept.",
+                )
         losses, shares, (_, seen) = torch.split(measured.mean(0), [len(names), len(names), 2])
-        shares = shares / shares.sum().clamp_min(balance.EPSILON**2)
+        shares = shares / shares.sum().clamp_min(EPSILON**2)
         every = self.spec.networks.reset_every
         return ImageStep(
-            outer=place[0],
-            inner=place[1],
-            done=place[0] * every + place[1] + 1,
+            outer=key[0],
+            inner=key[1],
+            done=key[0] * every + key[1] + 1,
             total=self.spec.resets * every,
             losses=dict(zip(names, losses.tolist(), strict=True)),
             shares=dict(zip(names, shares.tolist(), strict=True)) if any(map(self._updates, classes)) else {},
@@ -327,17 +269,42 @@ class HMDC:
             images=round(float(seen) * len(classes)),
         )
 
-    def _check_finite(self, classes: Sequence[int], measured: Tensor, place: tuple[int, int]) -> None:
-        for label, row in zip(classes, measured, strict=True):
-            if row[-2] != 1:
-                named = zip(self.networks.objectives.names(), row.tolist(), strict=False)
-                raise DivergedError(
-                    f"outer iteration {place[0]}, image step {place[1]}, class {label}: a loss or image gradient is "
-                    f"not finite (losses {', '.join(f'{name} {x:.4g}' for name, x in named)})",
-                    hint="Lower pool.*.lr.condense or condense.images.lr in the recipe; the last checkpoint was kept.",
-                )
+    def state(self) -> dict[str, Parts]:
+        """Return all that a checkpoint here needs; just after an outer iteration, images and momentum.
 
+        With several ranks all of them go through this at the same time, in the order of `store.in_order`; parts of
+        all classes come to the first.
+        """
+        rows = {"images": self.images.pixels, "momentum": self.images.momentum}
+        tensors = {}
+        if self.inner:
+            tensors = {f"pool.{name}": Parts.of(value) for name, value in self.networks.state().items()}
+            rows["real"] = torch.full((len(self.images.labels), self.spec.batch), NO_ROW)
+            for place, label in enumerate(self.images.labels):
+                if label in self.real_batches:
+                    rows["real"][place, : len(self.real_batches[label])] = self.real_batches[label]
+            rows["balance"] = self.accumulated
+        return tensors | {
+            name: Parts(mine.dtype, (self.real.classes, *mine.shape[1:]), self.all_rows(mine))
+            for name, mine in rows.items()
+        }
 
-def block_of(at_once: AtOnce, device: torch.device) -> int:
-    """Say how many neighbouring classes have one owner: on a CPU those that are computed together."""
-    return at_once.classes if device.type == "cpu" else 1
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, which is of all classes; its images are here already."""
+        own = self.images.labels
+        self.images.momentum.copy_(checkpoint.rows("momentum", own))
+        self.outer, self.inner = checkpoint.position.outer, checkpoint.position.inner
+        if self.inner:
+            self.networks.load_state(self.outer, checkpoint.below("pool."))
+            self._begin_anew()
+            for label, rows in zip(own, checkpoint.rows("real", own), strict=True):
+                if len(chosen := rows[rows != NO_ROW]):
+                    self.real_batches[label] = chosen
+            self.accumulated.copy_(checkpoint.rows("balance", own))
+            for inner in range(self.inner):
+                for label in self.classes_of_step(self.outer, inner):
+                    self.visits[label] += 1
+
+    def all_rows(self, mine: Tensor) -> Iterator[Tensor]:
+        """Give the first rank the rows of all classes from those of each rank's classes; see `Ranks.gather`."""
+        return self.ranks.gather(mine, [self.ranks.owner(label, self.block) for label in range(self.real.classes)])

@@ -1,4 +1,4 @@
-"""Gradient matching: the distance between the gradients that real and synthetic images give (HMDC, section 3.1).
+"""What moves the synthetic images (HMDC, section 3): objectives, their image gradients, and the balance between these.
 
 An *objective* is one number to minimise. Every model gives one (`match/<model>`): the squared distance between the
 parameter gradients of the cross-entropy on real and on synthetic images of a class. Every pair of models gives another
@@ -7,10 +7,10 @@ parameter gradients of the cross-entropy on real and on synthetic images of a cl
 What the condenser needs of an objective D = |g(X) - g(R)|^2 is its derivative with respect to the synthetic images X:
 with v = 2 (g(X) - g(R)) held constant, dD/dX = d/dX <v, g(X)>, a second derivative, taken by double backward.
 
-Classes are a dimension of every tensor here. Each class has parameter gradients of its own, so the networks run on as
-many copies of their parameters (views, which take no memory) with `torch.func.vmap`; the backward passes are then
-ordinary ones. Where the graphs do not fit, the images are taken a few at a time: g is a sum over images, so that each
-few of them give their own rows of the derivative, exactly, for one more pass over X.
+Classes are a dimension of every tensor here: k of them at once, each for itself. Each has parameter gradients of its
+own, so the networks run on as many copies of their parameters (views, which take no memory) with `torch.func.vmap`; the
+backward passes are then ordinary ones. Where the graphs do not fit, the images are taken a few at a time: g is a sum
+over images, so that each few of them give their own rows of the derivative, exactly, for one more pass over X.
 """
 
 from __future__ import annotations
@@ -22,17 +22,77 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.models import Features, PoolModel, TapOutput
+from hmdc_hub import multi_formation, rng
+from hmdc_hub.models import Features, PoolModel, TapInfo, TapOutput
 
-Parameters = dict[str, Tensor]
-"""Of one network, by name, k x ... each."""
+Parameters = dict[str, Tensor]  # of one network, by name, k x ... each
+Gradient = tuple[Tensor | None, ...]  # an entry per parameter, k x ...; None where the loss does not reach it: zero
 
-Gradient = tuple[Tensor | None, ...]
-"""One entry per parameter, k x ...; None where the loss does not reach it, which counts as zero."""
+EPSILON = 1e-6  # what the accumulators hold after a reset, and what keeps the normalisation from dividing by zero
+
+
+# Section 3.1 and 3.3: which losses have their gradients matched
+
+
+class MutualDistillation(nn.Module):
+    """Spatial-Semantic Decomposition of the taps of two models, and their mutual distillation (HMDC, section 3.3).
+
+    The taps of two unlike models are made comparable: every spatial map is resized to the smallest side s, every vector
+    is projected to the smallest channel count d by a learnable affine map P, and the taps of the deeper model are mixed
+    by a learnable matrix Q into as many as the shallower one has. Mutual distillation is their mean squared difference.
+    P is `projections`, of which `[k][l]` is for tap l of model k of the pair; Q is `layer_matching`, L_1 x L_2.
+    """
+
+    def __init__(self, taps: tuple[Sequence[TapInfo], Sequence[TapInfo]]) -> None:
+        super().__init__()
+        both = [*taps[0], *taps[1]]
+        self.side, self.channels = min(tap.side for tap in both), min(tap.channels for tap in both)
+        with rng.global_seed(rng.generator(0, "projections")):  # `reset` draws them anew
+            self.projections = nn.ModuleList(
+                nn.ModuleList(nn.Linear(tap.channels, self.channels) for tap in side) for side in taps
+            )
+        self.layer_matching = nn.Parameter(torch.zeros(len(taps[0]), len(taps[1])))
+
+    def reset(self, gen: torch.Generator) -> None:
+        """Draw P afresh (the library's default for linear maps) and set Q to zero, in place."""
+        with torch.no_grad(), rng.global_seed(gen):
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    # Drawn on the CPU so that every device starts from the same values.
+                    fresh = nn.Linear(module.in_features, module.out_features)
+                    module.weight.copy_(fresh.weight)
+                    module.bias.copy_(fresh.bias)
+            self.layer_matching.zero_()
+
+    def forward(self, first: Features, second: Features) -> Tensor:
+        """Return the loss of every image, ... x B, from what the two models give for the same ... x B images."""
+        one, other = (self.project(side, features.taps) for side, features in enumerate((first, second)))
+        if one.shape[-3] >= other.shape[-3]:
+            one = _mix(one, self.layer_matching)
+        else:
+            other = _mix(other, self.layer_matching.T)
+        return (one - other).square().mean((-3, -2, -1))
+
+    def project(self, side: int, taps: Sequence[TapOutput]) -> Tensor:
+        """Project the taps of one model of the pair, 0 for the first: ... x B x L x (1 + s s) x d, semantic first."""
+        linears, projected = self.projections[side], []
+        assert isinstance(linears, nn.ModuleList)
+        for tap, linear in zip(taps, linears, strict=True):
+            if tap.spatial.requires_grad:
+                # The gradient comes back with channels last. Of a single image it could be read in two ways, and
+                # torch's batch norm in evaluation mode reads it in the wrong one (seen in 2.11 to 2.15).
+                tap.spatial.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+            spatial = multi_formation.resize(tap.spatial, self.side).flatten(-2).transpose(-2, -1)
+            projected.append(linear(torch.cat([tap.semantic.unsqueeze(-2), spatial], dim=-2)))
+        return torch.stack(projected, -3)
+
+
+def _mix(taps: Tensor, matching: Tensor) -> Tensor:
+    """Mix ... x L_deep x T x d taps into ... x L_shallow x T x d by the softmax over each row of L_deep x L_shallow."""
+    return torch.einsum("ij,...itd->...jtd", matching.softmax(dim=1), taps)
 
 
 class Pair(NamedTuple):
@@ -45,17 +105,11 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Objectives:
-    """The models whose gradients are matched, and which objectives are on.
+    """The models whose gradients are matched, and which objectives are on."""
 
-    Attributes:
-        networks: M of them, in evaluation mode.
-        pairs: Every two of them; empty when mutual distillation is off.
-        match: Whether every model has an objective of its own.
-    """
-
-    networks: Sequence[PoolModel]
-    pairs: Sequence[Pair]
-    match: bool = True
+    networks: Sequence[PoolModel]  # M of them, in evaluation mode
+    pairs: Sequence[Pair]  # every two of them; empty when mutual distillation is off
+    match: bool = True  # whether every model has an objective of its own
 
     def names(self) -> list[str]:
         """Name the K objectives in the order that every function here keeps."""
@@ -63,34 +117,37 @@ class Objectives:
         own = [f"match/{name}" for name in named] if self.match else []
         return own + [f"distill/{named[pair.first]}+{named[pair.second]}" for pair in self.pairs]
 
-    def losses(self, features: Sequence[Features], labels: Tensor, weights: Tensor) -> list[Tensor]:
-        """Compute the K losses, each k, whose gradients are compared.
-
-        Args:
-            features: Of each network, k x B x ...
-            labels: int64 k, the class of all B images.
-            weights: k x B, of each image; summing to 1 makes the loss a mean.
-        """
-        each_label = labels[:, None].expand_as(weights).flatten()
-        losses = []
-        if self.match:
-            for out in features:
-                each = F.cross_entropy(out.logits.flatten(0, 1), each_label, reduction="none")
-                losses.append((each.view_as(weights) * weights).sum(1))
-        for pair in self.pairs:
-            losses.append((pair.distillation(features[pair.first], features[pair.second]) * weights).sum(1))
-        return losses
-
     def reached(self) -> list[tuple[int, ...]]:
         """Say of which networks the gradient of each objective is taken."""
         own = [(m,) for m in range(len(self.networks))] if self.match else []
         return own + [(pair.first, pair.second) for pair in self.pairs]
 
+    def losses(self, features: Sequence[Features], labels: Tensor, shares: Tensor) -> list[Tensor]:
+        """Compute the K losses, each k, whose gradients are compared.
+
+        Args:
+            features: Of each network, k x B x ...
+            labels: int64 k, the class of all B images.
+            shares: k x B, the weight of each image; summing to 1 makes the loss a mean.
+        """
+        each_label = labels[:, None].expand_as(shares).flatten()
+        losses = []
+        if self.match:
+            for out in features:
+                each = F.cross_entropy(out.logits.flatten(0, 1), each_label, reduction="none")
+                losses.append((each.view_as(shares) * shares).sum(1))
+        for pair in self.pairs:
+            losses.append((pair.distillation(features[pair.first], features[pair.second]) * shares).sum(1))
+        return losses
+
+
+# Section 3.1: the gradients that real and synthetic images give, and the derivative of their distance
+
 
 def image_gradients(
     objectives: Objectives,
     real: Tensor,
-    real_weights: Tensor,
+    real_shares: Tensor,
     synthetic: Tensor,
     labels: Tensor,
     weights: Tensor | None,
@@ -101,7 +158,7 @@ def image_gradients(
     Args:
         objectives: Models and what is compared of them.
         real: k x B_r x ch x H x W, source-normalised, augmented.
-        real_weights: k x B_r, summing to 1; a class with fewer real images than B_r has 0 for the rest.
+        real_shares: k x B_r, summing to 1; a class with fewer real images than B_r has 0 for the rest.
         synthetic: k x B_s x ch x H x W, likewise, without a graph.
         labels: int64 k.
         weights: k x K of the objectives, for the derivative of their weighted sum; None: each derivative apart.
@@ -115,50 +172,37 @@ def image_gradients(
         for net in objectives.networks
     ]
 
-    def gradients(images: Tensor, weights: Tensor, *, create_graph: bool) -> list[Gradient]:
-        return parameter_gradients(objectives, parameters, images, labels, weights, create_graph=create_graph)
+    def gradients(images: Tensor, shares: Tensor, *, create_graph: bool) -> list[Gradient]:
+        """Compute g, the parameter gradient of each loss."""
+        features = [run(net, values, images) for net, values in zip(objectives.networks, parameters, strict=True)]
+        found: list[Gradient] = []
+        for loss, over in zip(objectives.losses(features, labels, shares), objectives.reached(), strict=True):
+            leaves = [p for m in over for p in parameters[m].values()]
+            # Each class has leaves of its own, so the gradient of the sum over classes is the gradient of each.
+            found.append(
+                torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph, retain_graph=True, allow_unused=True)
+                if loss.requires_grad and leaves
+                else (None,) * len(leaves)
+            )
+        return found
 
     with plain_attention():
-        wanted: list[Gradient] = []
+        wanted: list[Gradient] = []  # g(R)
         few = at_once or real.shape[1]
-        for images, share in zip(torch.split(real, few, 1), torch.split(real_weights, few, 1), strict=True):
+        for images, share in zip(torch.split(real, few, 1), torch.split(real_shares, few, 1), strict=True):
             wanted = _added(wanted, gradients(images, share, create_graph=False))
         parts = [part.detach().requires_grad_() for part in torch.split(synthetic, at_once or synthetic.shape[1], 1)]
         shares = [part.new_full(part.shape[:2], 1 / synthetic.shape[1]) for part in parts]
         whole = len(parts) == 1  # then the graph of g(X) is there already when v is known
-        given: list[Gradient] = []
+        given: list[Gradient] = []  # g(X)
         for part, share in zip(parts, shares, strict=True):
             given = _added(given, gradients(part, share, create_graph=whole))
-        distances, differences = _differences(wanted, given, real_weights.new_zeros(len(real)))
+        distances, differences = _differences(wanted, given, real_shares.new_zeros(len(real)))
         found = []
         for part, share in zip(parts, shares, strict=True):
             graph = given if whole else gradients(part, share, create_graph=True)
             found.append(_pulled(graph, differences, weights, part))
     return distances, torch.cat(found, 2)
-
-
-def parameter_gradients(
-    objectives: Objectives,
-    parameters: Sequence[Parameters],
-    images: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    *,
-    create_graph: bool,
-) -> list[Gradient]:
-    """Compute the parameter gradient of each loss, for leaves k x ... as parameters; else see `Objectives.losses`."""
-    features = [run(net, values, images) for net, values in zip(objectives.networks, parameters, strict=True)]
-    found: list[Gradient] = []
-    for loss, over in zip(objectives.losses(features, labels, weights), objectives.reached(), strict=True):
-        leaves = [p for m in over for p in parameters[m].values()]
-        if not loss.requires_grad or not leaves:
-            found.append(tuple(None for _ in leaves))
-            continue
-        # Each class has leaves of its own, so the gradient of the sum is the gradient of each.
-        found.append(
-            torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph, retain_graph=True, allow_unused=True)
-        )
-    return found
 
 
 def run(net: PoolModel, parameters: Parameters, images: Tensor) -> Features:
@@ -235,3 +279,36 @@ def _pulled(given: list[Gradient], differences: list[Gradient], weights: Tensor 
         else:
             rows.append(torch.zeros_like(images))
     return torch.stack(rows, 1)
+
+
+# Section 3.2, the Gradient Balance Module: objectives of unlike size get a like say
+
+
+def accumulate(accumulated: Tensor, gradients: Tensor) -> Tensor:
+    """Add the largest absolute image gradient of each objective to its accumulator A.
+
+    Args:
+        accumulated: float32 k x K, the sums since the last network reset.
+        gradients: k x K x n x ch x H x W.
+    """
+    return accumulated + gradients.abs().amax((2, 3, 4, 5)).to(accumulated.dtype)
+
+
+def balance_weights(accumulated: Tensor) -> Tensor:
+    """Compute the weight of each objective, `min(A) / A_k`; float32 k x K, of which the largest in a row is 1."""
+    return accumulated.amin(1, keepdim=True) / accumulated
+
+
+def combine(gradients: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the image gradients of the objectives, k x K x n x ch x H x W, with their weights, k x K.
+
+    Returns:
+        The sum, k x n x ch x H x W, and the mean absolute share of each objective in it, float32 k x K.
+    """
+    weighted = weights[:, :, None, None, None, None] * gradients
+    return weighted.sum(1), weighted.abs().mean((2, 3, 4, 5)).to(weights.dtype)
+
+
+def normalise(gradient: Tensor) -> Tensor:
+    """Divide by the largest absolute value per synthetic image and channel (plus 1e-6), over the last dimensions."""
+    return gradient / (gradient.abs().amax(dim=(-2, -1), keepdim=True) + EPSILON)

@@ -11,14 +11,11 @@ from torch import Tensor
 
 from hmdc_hub import rng
 from hmdc_hub.condenser.data import Minibatch, RealImages
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.condenser.matching import Objectives, Pair
+from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.models import BATCH_NORMS, Features, PoolModel
-from hmdc_hub.schema import CondenseSpec
 
-LOW = 10
-"""`memory: low` holds the graphs of this part of a batch at a time."""
+LOW = 10  # `memory: low` holds the graphs of this part of a batch at a time
 
 
 class ModelPool:
@@ -28,27 +25,18 @@ class ModelPool:
 
     Args:
         models: All M of them, on the device.
-        spec: Says which parts of the method are on.
-        seed: Of the recipe.
-        real: The source.
-        ranks: That share the parts of a minibatch.
-
-    Attributes:
-        active: Places of the models that work now: all of them, or the pair of this outer iteration.
-        trained: Parameters that network training moves; `learnt` P and Q of the active pairs.
-        parts: How many parts a minibatch is differentiated in.
-        correct: float32, for each active network how many training images it got right since somebody set it to zero.
+        real: The source, and what the recipe says of condensing it.
+        ranks: That share the parts of a minibatch; None: this one alone.
     """
 
-    def __init__(
-        self, models: Sequence[PoolModel], spec: CondenseSpec, seed: int, real: RealImages, ranks: Ranks | None = None
-    ) -> None:
-        self.models, self.spec, self.seed, self.real, self.ranks = list(models), spec, seed, real, ranks or Ranks()
+    def __init__(self, models: Sequence[PoolModel], real: RealImages, ranks: Ranks | None = None) -> None:
+        self.models, self.real, self.ranks = list(models), real, ranks or Ranks()
+        self.spec, self.seed, spec = real.spec, real.seed, real.spec
         low = min(LOW, spec.networks.batch) if spec.memory == "low" else 1
-        self.parts = max(spec.networks.accumulation_steps or 1, low)
-        places = list(combinations(range(len(self.models)), 2)) if spec.distill else []
+        self.parts = max(spec.networks.accumulation_steps or 1, low)  # that a minibatch is differentiated in
         self._distillations = {
-            (a, b): MutualDistillation((self.models[a].taps, self.models[b].taps)).to(real.device) for a, b in places
+            (a, b): MutualDistillation((self.models[a].taps, self.models[b].taps)).to(real.device)
+            for a, b in (combinations(range(len(self.models)), 2) if spec.distill else ())
         }
         self._adam = {
             pair: torch.optim.Adam(module.parameters(), lr=spec.projection.lr, capturable=real.device.type == "cuda")
@@ -58,21 +46,21 @@ class ModelPool:
         self.activate(0)
 
     def activate(self, outer: int) -> None:
-        """Choose which models work in an outer iteration (`pool_strategy`)."""
-        self.active = tuple(range(len(self.models)))
+        """Choose which models work in an outer iteration (`pool_strategy`): all of them, or a pair."""
+        self.active = tuple(range(len(self.models)))  # their places
         if self.spec.pool_strategy == "pair" and len(self.models) > 2:
             drawn = torch.randperm(len(self.models), generator=rng.generator(self.seed, "pair", outer))[:2]
             self.active = tuple(sorted(drawn.tolist()))
         self.networks = [self.models[m] for m in self.active]
-        self.correct = self._correct[: len(self.active)]
+        self.correct = self._correct[: len(self.active)]  # training images got right since somebody set it to zero
         self.objectives = self._objectives(self.active)
-        pairs = [pair for pair in combinations(self.active, 2) if pair in self._distillations]
+        self._pairs = [pair for pair in combinations(self.active, 2) if pair in self._distillations]
         self._optimizers: list[torch.optim.Optimizer] = [
             torch.optim.SGD(net.trained().values(), lr=net.spec.lr.condense) for net in self.networks
         ]
-        self._projection_optimizers = [self._adam[pair] for pair in pairs]
+        self._projection_optimizers = [self._adam[pair] for pair in self._pairs]
         self.trained = [p for net in self.networks for p in net.trained().values()]
-        self.learnt = [p for pair in pairs for p in self._distillations[pair].parameters()]
+        self.learnt = [p for pair in self._pairs for p in self._distillations[pair].parameters()]  # P and Q
 
     def constitutions(self) -> list[Objectives]:
         """List the objectives for every constitution that the pool may have: one, or one for each pair."""
@@ -92,12 +80,11 @@ class ModelPool:
         self.activate(outer)
         for m, net in zip(self.active, self.networks, strict=True):
             net.reset(rng.generator(self.seed, "network", outer, m))
-        for a, b in combinations(self.active, 2):
-            if (a, b) in self._distillations:
-                self._distillations[a, b].reset(rng.generator(self.seed, "projection", outer, a, b))
-                for state in self._adam[a, b].state.values():
-                    for value in state.values():
-                        value.zero_()
+        for a, b in self._pairs:
+            self._distillations[a, b].reset(rng.generator(self.seed, "projection", outer, a, b))
+            for state in self._adam[a, b].state.values():
+                for value in state.values():
+                    value.zero_()
         for net in self.networks:
             net.calibrate(net.prepare(batch) for batch in self.real.calibration_batches(outer))
             net.eval()
@@ -115,7 +102,7 @@ class ModelPool:
             features = self._features(images[part])
             loss = torch.stack([F.cross_entropy(f.logits, labels[part]) for f in features]).sum()
             if self.objectives.pairs:
-                loss = loss + self._distillation(features)
+                loss = loss + self._mutual_distillation(features)
             found = torch.autograd.grad(
                 loss * (len(images[part]) / len(images)), self.trained, allow_unused=True, materialize_grads=True
             )
@@ -124,7 +111,7 @@ class ModelPool:
             return [*found, torch.stack(hits).to(found[0].dtype)]
 
         *summed, hits = self._summed(gradients, len(images), whole=self.learns_statistics)
-        self._step(self._optimizers, self.trained, summed)
+        _step(self._optimizers, self.trained, summed)
         self.correct += hits
         for net in self.networks:
             net.eval()
@@ -136,10 +123,10 @@ class ModelPool:
         def gradients(part: slice) -> list[Tensor]:
             with torch.no_grad():
                 features = self._features(images[part])
-            loss = self._distillation(features) * (len(images[part]) / len(images))
+            loss = self._mutual_distillation(features) * (len(images[part]) / len(images))
             return list(torch.autograd.grad(loss, self.learnt))
 
-        self._step(self._projection_optimizers, self.learnt, self._summed(gradients, len(images), whole=False))
+        _step(self._projection_optimizers, self.learnt, self._summed(gradients, len(images), whole=False))
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a checkpoint inside an outer iteration needs, by name; no copies."""
@@ -167,7 +154,7 @@ class ModelPool:
     def _features(self, images: Tensor) -> list[Features]:
         return [net.run_with({}, net.prepare(images)) for net in self.networks]
 
-    def _distillation(self, features: Sequence[Features]) -> Tensor:
+    def _mutual_distillation(self, features: Sequence[Features]) -> Tensor:
         pairs = self.objectives.pairs
         return torch.stack(
             [pair.distillation(features[pair.first], features[pair.second]).mean() for pair in pairs]
@@ -175,15 +162,14 @@ class ModelPool:
 
     @property
     def learns_statistics(self) -> bool:
-        """Whether batch norm goes by the minibatch in training, which must then stay whole."""
+        """Say whether batch norm goes by the minibatch in training, which must then stay whole."""
         learning = (net for net in self.networks if net.spec.batch_norm == "train")
         return any(isinstance(part, BATCH_NORMS) for net in learning for part in net.modules())
 
     def _summed(self, work: Callable[[slice], list[Tensor]], images: int, *, whole: bool) -> list[Tensor]:
         """Sum what is computed of the parts of a minibatch, always in their order."""
         parts = 1 if whole else min(self.parts, images)
-        bounds = [images * i // parts for i in range(parts + 1)]
-        cut = [slice(a, b) for a, b in pairwise(bounds)]
+        cut = [slice(a, b) for a, b in pairwise(images * i // parts for i in range(parts + 1))]
         if parts == 1:  # done by every rank
             return work(cut[0])
         # A rank with no part of its own does the first again: it must know what is exchanged.
@@ -191,14 +177,15 @@ class ModelPool:
         every = self.ranks.all_parts(mine, parts)
         return [torch.stack(column).sum(0) for column in zip(*every, strict=True)]
 
-    def _step(
-        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
-    ) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+
+def _step(
+    optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

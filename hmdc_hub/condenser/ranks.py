@@ -19,8 +19,7 @@ from torch import Tensor
 
 from hmdc_hub.errors import PeerLostError
 
-PATIENCE = timedelta(hours=2)
-"""How long one rank waits for another, which may have a slower clustering, or a download, in front of it."""
+PATIENCE = timedelta(hours=2)  # of one rank with another, which may have a slower clustering, or a download, to do
 
 _GONE = re.compile(
     r"(closed|reset) by (remote )?peer|broken pipe|connection was likely closed|connection refused"
@@ -36,10 +35,6 @@ class Ranks:
     """The processes that work on one set, of which this is one; without a process group this one alone.
 
     Gradients on a GPU go over NCCL, the rest over Gloo.
-
-    Attributes:
-        index: Of this one, from 0.
-        count: How many there are.
     """
 
     def __init__(self) -> None:
@@ -48,11 +43,7 @@ class Ranks:
 
     @classmethod
     def of_torchrun(cls, device: torch.device) -> Ranks:
-        """Meet the other processes that torchrun started, each computing on such a device.
-
-        Raises:
-            PeerLostError: One of them ended before.
-        """
+        """Meet the other processes that torchrun started, each computing on such a device."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with peers():
             dist.init_process_group(backend, timeout=PATIENCE)
@@ -66,7 +57,7 @@ class Ranks:
         """Exchange what ranks computed of the parts of a minibatch: part i is of rank i modulo their number.
 
         Args:
-            mine: Tensors of the same type for each part of this rank.
+            mine: Tensors of the same type for each part of this rank; it has one at least.
             parts: How many there are in all.
 
         Returns:
@@ -74,17 +65,14 @@ class Ranks:
         """
         if self.count == 1:
             return [list(part) for part in mine]
-        like = mine[0]
-        flat = torch.zeros(
-            -(-parts // self.count), sum(t.numel() for t in like), dtype=like[0].dtype, device=like[0].device
-        )
+        like, sizes = mine[0], [t.numel() for t in mine[0]]
+        flat = torch.zeros(-(-parts // self.count), sum(sizes), dtype=like[0].dtype, device=like[0].device)
         for row, part in zip(flat, mine, strict=False):
             torch.cat([t.flatten() for t in part], out=row)
         everybody = [torch.empty_like(flat) for _ in range(self.count)]
         with peers():
             dist.all_gather(everybody, flat)
         rows = (everybody[part % self.count][part // self.count] for part in range(parts))
-        sizes = [t.numel() for t in like]
         return [[t.view_as(one) for t, one in zip(torch.split(row, sizes), like, strict=True)] for row in rows]
 
     def together(self, rows: Tensor) -> Tensor:

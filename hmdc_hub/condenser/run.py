@@ -17,9 +17,9 @@ from torch import Tensor
 from hmdc_hub import __version__, multi_formation
 from hmdc_hub.condenser import checkpoint
 from hmdc_hub.condenser.checkpoint import Position
+from hmdc_hub.condenser.cost import choose
 from hmdc_hub.condenser.data import RealImages, SyntheticImages
-from hmdc_hub.condenser.hmdc import HMDC, block_of
-from hmdc_hub.condenser.memory import AtOnce, choose
+from hmdc_hub.condenser.hmdc import HMDC
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.contact_sheet import contact_sheet
@@ -35,9 +35,9 @@ from hmdc_hub.store.files import TEMPORARY, read_info, sha256_file, write_json_a
 from hmdc_hub.store.journal import Journal
 from hmdc_hub.store.parquet import to_uint8, write_parquet_parts
 from hmdc_hub.store.rundir import RunDir
+from hmdc_hub.text import first_line
 
-GRID = 20, 10
-"""Classes and images of each that a picture shows at most."""
+GRID = 20, 10  # classes and images of each that a picture shows at most
 
 
 def condense(
@@ -53,28 +53,9 @@ def condense(
 ) -> ArtifactInfo:
     """Condense a source, going on from the newest checkpoint of the same recipe in the run directory if there is one.
 
-    Args:
-        recipe: Resolved.
-        source: The source that the recipe names, loaded.
-        run: An existing directory, one for all ranks; gets initialisation.safetensors, condensed.safetensors,
-            train.parquet, info.json, log.jsonl and checkpoints/.
-        device: Where networks are and images are matched.
-        ranks: The processes that condense together, of which this is one; None: this one alone.
-        callback: Told about every stage and image step.
-        stop: Looked at after every image step.
-        image_grids: Whether `callback` gets an `ImageGrid` of the synthetic images at every network reset and at the
-            end; alike in all ranks.
-
-    Returns:
-        The provenance, as written to info.json, which is written last: a run that has it is complete.
-
-    Raises:
-        DivergedError: A loss or gradient is not finite; the checkpoints before it are kept.
-        Interrupted: `stop` was set, in whichever rank; a checkpoint of exactly this step was written.
-        OutOfMemoryError: The device ran out of memory, with one image at a time.
-        PeerLostError: Another rank ended.
-        RunError: torch.compile failed, or the file system.
-        UsageError: Ranks do not see one run directory.
+    The directory exists, one for all ranks; info.json, whose contents are returned, is written last: a run that has it
+    is complete. Where any rank was asked to `stop`, it is after an image step, with a checkpoint of exactly this step.
+    With `image_grids`, alike in all ranks, `callback` gets an `ImageGrid` at every network reset and at the end.
     """
     session = _Session(recipe, source, run, device, ranks or Ranks(), callback, stop or StopFlag(), image_grids)
     try:
@@ -83,20 +64,16 @@ def condense(
             session.loop()
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"{device} has too little memory for this recipe: {str(error).splitlines()[0]}",
+            f"{device} has too little memory for this recipe: {first_line(error)}",
             hint="Lower condense.batch (-o condense.batch=64) or take a smaller pool; --resume goes on where it was.",
         ) from error
     return session.finish()
 
 
 def make_initialisation(recipe: Recipe, source: Source, run: RunDir, *, device: torch.device) -> None:
-    """Make initialisation.safetensors alone: packages leave it out, and it may be damaged.
+    """Make initialisation.safetensors alone, which packages leave out and which may be damaged.
 
-    Args:
-        recipe: Resolved.
-        source: The source that the recipe names, loaded.
-        run: The directory; nothing else in it is read or changed.
-        device: Where the first model of the pool embeds images.
+    Nothing else in the run directory is read or changed.
     """
     apart = RunDir(run.path / f".start{TEMPORARY}")  # where no checkpoint says that they are long past
     shutil.rmtree(apart.path, ignore_errors=True)
@@ -132,15 +109,19 @@ class _Session:
 
     def begin(self) -> None:
         """Build everything and go to the newest checkpoint, or make the initialisation."""
-        spec, seed = self.recipe.condense, self.recipe.seed
+        spec = self.recipe.condense
         found = checkpoint.newest(self.run.checkpoints, self.hash, self.ranks, self.callback)
         models = [build_for(model, self.source).to(self.device) for model in self.recipe.pool]
-        real = RealImages(self.source, spec, seed, self.device)
-        networks = ModelPool(models, spec, seed, real, self.ranks)
-        at_once = self._agreed(choose(networks.constitutions(), real, spec))
+        real = RealImages(self.source, spec, self.recipe.seed, self.device)
+        networks = ModelPool(models, real, self.ranks)
+        at_once = choose(networks)
+        if self.device.type == "cpu":  # where it decides who owns which class: the first rank's choice counts
+            told = torch.tensor([float(at_once.classes), float(at_once.images or 0)]) * float(self.writes)
+            classes, few = (int(number) for number in self.ranks.together(told))
+            at_once = replace(at_once, classes=classes, images=few or None)
         if at_once.why:
             self.callback(Note(at_once.why))
-        block = block_of(at_once, self.device)
+        block = at_once.block(self.device)
         own = [label for label in range(real.classes) if self.ranks.owner(label, block) == self.ranks.index]
         if found is None:
             images_each = spec.factor**2 * spec.ipc
@@ -152,10 +133,9 @@ class _Session:
         else:
             pixels = found.rows("images", own)
         images = SyntheticImages(own, pixels.to(self.device), self.source)
-        execution = Execution(self.device, self.callback)
-        self.hmdc = HMDC(spec, seed, real, networks, images, at_once, execution, self.ranks)
+        self.hmdc = HMDC(networks, images, at_once, Execution(self.device, self.callback))
         if found is None:
-            _write_set(self.run.initialisation, self.hmdc.all_rows(images.pixels), self.recipe, self.source, self.ranks)
+            self._write_set(self.run.initialisation)
             self.journal.truncate(0)
         else:
             self.hmdc.load_state(found)
@@ -189,23 +169,20 @@ class _Session:
 
     def finish(self) -> ArtifactInfo:
         """Write the results; info.json comes last."""
-        images = self.hmdc.images
-        rows = self.hmdc.all_rows(images.pixels)
-        _write_set(self.run.condensed, rows, self.recipe, self.source, self.ranks)
-        clamped = float(self.ranks.together(images.clamped().sum().cpu()[None]) / self.source.train.num_classes)
+        self._write_set(self.run.condensed)
+        clamped = self.ranks.together(self.hmdc.images.clamped().sum().cpu()[None]) / self.source.train.num_classes
+
+        def decoded() -> Iterator[tuple[Tensor, Tensor]]:
+            # From the file, so that whoever decodes that gets the same pixels.
+            for label, images in enumerate(read_classes(self.run.condensed)):
+                found = to_uint8(multi_formation.decode(images, self.recipe.condense.factor))
+                yield found, torch.full((len(found),), label)
+
         if self.writes:
-            info = self._info(*_write_decoded(self.run, self.recipe, self.source), clamped)
-            write_json_atomic(self.run.info, info)
+            training = write_parquet_parts(self.run.parquet, decoded(), self.source.info.class_names)
+            write_json_atomic(self.run.info, self._info(training, float(clamped)))
         self.ranks.together(torch.zeros(1))  # nobody goes on before the files are there
         return read_info(self.run.info)
-
-    def _agreed(self, mine: AtOnce) -> AtOnce:
-        """Take the first rank's choice on a CPU, where it decides who owns which class."""
-        if self.device.type != "cpu":
-            return mine
-        told = torch.tensor([float(mine.classes), float(mine.images or 0)]) * float(self.writes)
-        classes, images = (int(number) for number in self.ranks.together(told))
-        return replace(mine, classes=classes, images=images or None)
 
     def _raise_if_stopped(self) -> None:
         if bool(self.ranks.together(torch.tensor([float(self.stop.signal_number > 0)]))):
@@ -219,15 +196,42 @@ class _Session:
         checkpoint.save(self.run.checkpoints, self.hmdc.state(), position, self.hash, self.ranks)
 
     def _show(self) -> None:
-        if self.image_grids:
-            png = _image_grid(self.hmdc.all_rows(self.hmdc.images.pixels), self.source, self.ranks)
-            if self.writes:
-                self.callback(ImageGrid(png, f"synthetic images after {self.done} of {self.total} image steps"))
+        """Tell the callback what the synthetic images look like, if it wants to know: a row for each class."""
+        if not self.image_grids:
+            return
+        classes = self._classes()
+        shown = [images[: GRID[1]] for _, images in zip(range(GRID[0]), classes, strict=False)]
+        deque(classes, maxlen=0)
+        if self.writes:
+            file = io.BytesIO()
+            contact_sheet(to_uint8(torch.cat(shown)), len(shown[0]), gap=1).save(file, format="PNG")
+            caption = f"synthetic images after {self.done} of {self.total} image steps"
+            self.callback(ImageGrid(file.getvalue(), caption))
+
+    def _classes(self) -> Iterator[Tensor]:
+        """Give the first rank the synthetic images, mapped to [0, 1], class by class; all ranks go through this."""
+        return (self.source.denormalise(one)[0] for one in self.hmdc.all_rows(self.hmdc.images.pixels))
+
+    def _write_set(self, path: Path) -> None:
+        recipe, info, train = self.recipe, self.source.info, self.source.train
+        if not self.writes:
+            deque(self._classes(), maxlen=0)
+            return
+        header = SetHeader(
+            name=recipe.name,
+            ipc=recipe.condense.ipc,
+            factor=recipe.condense.factor,
+            class_names=list(info.class_names),
+            mean=info.mean,
+            std=info.std,
+            condense_hash=self.hash,
+        )
+        write_classes(path, self._classes(), (train.channels, train.side, train.side), header)
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.monotonic() - self.began
 
-    def _info(self, synthetic: int, training: int, clamped: float) -> ArtifactInfo:
+    def _info(self, training: int, clamped: float) -> ArtifactInfo:
         on_gpu, models = self.device.type == "cuda", self.hmdc.networks.models
         return ArtifactInfo(
             hmdc_hub_version=__version__,
@@ -249,54 +253,8 @@ class _Session:
             clamped_share=clamped,
             ipc=self.recipe.condense.ipc,
             factor=self.recipe.condense.factor,
-            synthetic_images=synthetic,
+            synthetic_images=self.source.train.num_classes * self.recipe.condense.ipc,
             training_images=training,
             tensors_sha256=sha256_file(self.run.condensed),
             parquet_sha256=sha256_file(self.run.parquet),
         )
-
-
-def _write_set(path: Path, rows: Iterator[Tensor], recipe: Recipe, source: Source, ranks: Ranks) -> None:
-    """Write the synthetic images: of all classes, source-normalised, as `Ranks.gather` gives them to the first rank."""
-    train = source.train
-    classes = (source.denormalise(one)[0] for one in rows)
-    if ranks.index != 0:
-        deque(classes, maxlen=0)
-        return
-    header = SetHeader(
-        name=recipe.name,
-        ipc=recipe.condense.ipc,
-        factor=recipe.condense.factor,
-        class_names=list(source.info.class_names),
-        mean=source.info.mean,
-        std=source.info.std,
-        condense_hash=recipe.condense_hash(),
-    )
-    write_classes(path, classes, (train.channels, train.side, train.side), header)
-
-
-def _write_decoded(run: RunDir, recipe: Recipe, source: Source) -> tuple[int, int]:
-    """Write train.parquet from condensed.safetensors, so that whoever decodes that gets the same pixels.
-
-    Returns:
-        Numbers of synthetic and of decoded images.
-    """
-    spec, names = recipe.condense, source.info.class_names
-
-    def decoded() -> Iterator[tuple[Tensor, Tensor]]:
-        for label, images in enumerate(read_classes(run.condensed)):
-            found = to_uint8(multi_formation.decode(images, spec.factor))
-            yield found, torch.full((len(found),), label)
-
-    return len(names) * spec.ipc, write_parquet_parts(run.parquet, decoded(), names)
-
-
-def _image_grid(rows: Iterator[Tensor], source: Source, ranks: Ranks) -> bytes:
-    """Draw the synthetic images, rows as for `_write_set`, as a PNG with a row for each class; elsewhere no bytes."""
-    shown = [source.denormalise(one)[0, : GRID[1]] for _, one in zip(range(GRID[0]), rows, strict=False)]
-    deque(rows, maxlen=0)
-    if ranks.index != 0:
-        return b""
-    file = io.BytesIO()
-    contact_sheet(to_uint8(torch.cat(shown)), len(shown[0]), gap=1).save(file, format="PNG")
-    return file.getvalue()

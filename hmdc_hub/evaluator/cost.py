@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from hmdc_hub.evaluator.baselines import TrainingSet
 from hmdc_hub.evaluator.train import steps_of
 from hmdc_hub.evaluator.trainer import TrainingJob, one_thread
+from hmdc_hub.execution import timed
 from hmdc_hub.metrics import FULL
 from hmdc_hub.models import PoolModel, build_for, forward_flops
 from hmdc_hub.processes import usable_cores
@@ -68,15 +68,13 @@ def _step_seconds(model: PoolModel, images: Tensor) -> float:
     """Time a training step: the fastest of three after a first one, with one thread on a CPU as the workers have."""
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     model.train()
-    times = []
+
+    def step() -> None:
+        F.cross_entropy(model.logits(model.prepare(images)), labels).backward()  # type: ignore[no-untyped-call]
+
     with one_thread(images.device):
-        for _ in range(4):
-            began = time.perf_counter()
-            F.cross_entropy(model.logits(model.prepare(images)), labels).backward()  # type: ignore[no-untyped-call]
-            if images.device.type == "cuda":
-                torch.cuda.synchronize(images.device)
-            times.append(time.perf_counter() - began)
-    return min(times[1:])
+        step()
+        return timed(step, images.device)
 
 
 def guess_seconds(protocol: EvaluateSpec, source: Source, sets: Sequence[TrainingSet]) -> dict[TrainingJob, float]:

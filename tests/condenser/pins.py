@@ -30,17 +30,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmdc_hub import rng
 from hmdc_hub.catalog import load_model, load_recipe
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.condenser.matching import Pair
+from hmdc_hub.condenser.matching import MutualDistillation, Pair
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ModelSpec, Recipe
+from tests.builders import RESNET
 from tests.tiny import CONVNET, MLP, RECIPE, VIT
 
 FOLDER = Path(__file__).parent / "pinned"
 GRADIENTS, RUNS = FOLDER / "gradients.safetensors", FOLDER / "runs.safetensors"
 
 SIDE, CLASSES, LABEL = 32, 10, 1
-RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
 PARTNER = ModelSpec(name="partner", source="builtin", id="convnet", args={"depth": 2, "width": 8}, input_size=16)
 NARROW = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
 

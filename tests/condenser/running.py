@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hmdc_hub.condenser import condense
+from hmdc_hub.condenser import CostEstimate, condense, estimate_cost_stepwise
+from hmdc_hub.condenser.cost import choose
 from hmdc_hub.condenser.data import RealImages, SyntheticImages
 from hmdc_hub.condenser.hmdc import HMDC
-from hmdc_hub.condenser.memory import choose
 from hmdc_hub.condenser.pool import ModelPool
-from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.events import Callback, Event, StopFlag, silent
 from hmdc_hub.execution import Execution
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
+from hmdc_hub.sources import Source
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.rundir import RunDir
-from tests.tiny import tiny_source
+from tests.tiny import RECIPE, tiny_source
 
 CPU = torch.device("cpu")
 
@@ -37,11 +38,16 @@ def digest(directory: RunDir) -> tuple[str, str, str]:
     return sha256_file(directory.initialisation), sha256_file(directory.condensed), sha256_file(directory.parquet)
 
 
+def recipe_of(*models: dict[str, Any], **condense: Any) -> Recipe:
+    """Make the tiny recipe with another pool, and other keys of its section `condense`."""
+    return Recipe.model_validate(RECIPE | {"pool": list(models), "condense": RECIPE["condense"] | condense})
+
+
 def networks_of(recipe: Recipe) -> ModelPool:
     """Make the pool of a recipe as after its first reset."""
     source = tiny_source()
     real = RealImages(source, recipe.condense, 0, CPU)
-    networks = ModelPool([build_for(spec, source) for spec in recipe.pool], recipe.condense, 0, real)
+    networks = ModelPool([build_for(spec, source) for spec in recipe.pool], real)
     networks.reset(0)
     return networks
 
@@ -52,5 +58,9 @@ def hmdc_of(recipe: Recipe, callback: Callback = silent) -> HMDC:
     real = networks.real
     pixels = torch.stack([real.initial_images(networks.networks[0], label) for label in range(real.classes)])
     images = SyntheticImages(range(real.classes), pixels, real.source)
-    at_once = choose(networks.constitutions(), real, recipe.condense)
-    return HMDC(recipe.condense, 0, real, networks, images, at_once, Execution(CPU, callback), Ranks())
+    return HMDC(networks, images, choose(networks), Execution(CPU, callback))
+
+
+def estimate_cost(recipe: Recipe, source: Source, device: torch.device = CPU, ranks: int = 1) -> CostEstimate:
+    """Measure everything."""
+    return list(estimate_cost_stepwise(recipe, source, device, ranks))[-1]

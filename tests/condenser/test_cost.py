@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hmdc_hub.condenser import estimate_cost
-from hmdc_hub.condenser.cost import _shared
-from hmdc_hub.condenser.memory import AtOnce
+from hmdc_hub.condenser.cost import shared_among_ranks
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
+from tests.condenser.running import estimate_cost
 from tests.tiny import CONVNET, MLP, RECIPE, tiny_recipe, tiny_source
 
 CPU = torch.device("cpu")
@@ -69,8 +68,7 @@ def test_time_is_shared_among_ranks_as_far_as_there_is_something_to_share() -> N
     names = ("matching", "clustering", "networks", "projections")
     work = {name: torch.tensor([seconds, 0.0]) for name, seconds in zip(names, (800.0, 80.0, 90.0, 30.0), strict=True)}
     spec = tiny_recipe(networks={"batch": 64, "parts": 2}).condense
-    three = AtOnce(classes=3, images=None, bytes=0)
-    assert _shared(work, spec, 10, three, CPU, 1) == {n: float(work[n][0]) for n in names}
-    parts = _shared(work, spec, 10, three, CPU, 8)
+    assert shared_among_ranks(work, spec, 10, block=3, ranks=1) == {n: float(work[n][0]) for n in names}
+    parts = shared_among_ranks(work, spec, 10, block=3, ranks=8)
     assert parts == {"matching": 200, "clustering": 20, "networks": 45, "projections": 15}, "four owners, two parts"
-    assert _shared(work, spec, 10, three, torch.device("cuda"), 8)["matching"] == 100
+    assert shared_among_ranks(work, spec, 10, block=1, ranks=8)["matching"] == 100

@@ -12,29 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmdc_hub import execution
+from hmdc_hub.condenser.cost import AtOnce
 from hmdc_hub.condenser.data import RealImages, SyntheticImages
 from hmdc_hub.condenser.hmdc import HMDC
-from hmdc_hub.condenser.memory import AtOnce
 from hmdc_hub.condenser.pool import ModelPool
-from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.errors import RunError
 from hmdc_hub.events import Event, Note
-from hmdc_hub.execution import Compiled, Execution, Packed
+from hmdc_hub.execution import Compiled, Execution, Packed, bytes_of, laid_out, tensors_of
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
-from tests.condenser.running import hmdc_of
+from tests.builders import RESNET
+from tests.condenser.running import hmdc_of, recipe_of
 from tests.meta import OnlyMeta
-from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
+from tests.tiny import CONVNET, MLP, VIT, tiny_recipe, tiny_source
 
 META, CPU = torch.device("meta"), torch.device("cpu")
-RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
 VISION = {"name": "vision", "source": "torchvision", "id": "resnet18", "input_size": 32}
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
-
-
-def recipe_of(models: list[dict[str, Any]], **condense: Any) -> Recipe:
-    return Recipe.model_validate(RECIPE | {"pool": models, "condense": RECIPE["condense"] | condense})
 
 
 # no function asks for a value
@@ -44,17 +38,17 @@ def on_meta(recipe: Recipe, classes: int = 10) -> HMDC:
     """Make a run whose tensors have shapes alone: reading one back, or making one elsewhere in passing, raises."""
     source, spec = tiny_source(), recipe.condense
     real = RealImages(source, spec, 0, CPU)
-    networks = ModelPool([build_for(model, source) for model in recipe.pool], spec, 0, real)
+    networks = ModelPool([build_for(model, source) for model in recipe.pool], real)
     networks.activate(0)
     real.device, real.images = META, torch.empty_like(real.images, device="meta")
     for module in (*networks.models, *(pair.distillation for pair in networks.objectives.pairs)):
         module.to("meta")
         for tensors in (module.parameters(), module.buffers()):
             assert all(t.is_meta for t in tensors)
-    networks = ModelPool(networks.models, spec, 0, real)
+    networks = ModelPool(networks.models, real)
     pixels = torch.empty(classes, spec.ipc, 1, 8, 8, device="meta")
     images = SyntheticImages(range(classes), pixels, source)
-    return HMDC(spec, 0, real, networks, images, AtOnce(classes, None, 0), Execution(META), Ranks())
+    return HMDC(networks, images, AtOnce(classes, None, 0), Execution(META))
 
 
 POOLS: dict[str, list[dict[str, Any]]] = {
@@ -72,7 +66,7 @@ def test_no_function_of_a_step_asks_a_tensor_for_its_value(
 ) -> None:
     # Adam counts its steps on the CPU but where it may be captured, which it does not allow on `meta`.
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, capturable: torch.optim.SGD(parameters, lr))
-    recipe = recipe_of(POOLS[pool], ipc=2, batch=6, augment={}, cutmix={"match": True, "train": True})
+    recipe = recipe_of(*POOLS[pool], ipc=2, batch=6, augment={}, cutmix={"match": True, "train": True})
     hmdc = on_meta(recipe)
     hmdc.at_once = AtOnce(10, images, 0)
     chosen = torch.arange(6)
@@ -93,20 +87,21 @@ def test_no_function_of_a_step_asks_a_tensor_for_its_value(
             work()
 
 
-def test_that_a_value_is_asked_for_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    hmdc = on_meta(recipe_of([CONVNET]))
+def test_that_a_value_is_asked_for_would_be_seen() -> None:
+    hmdc = on_meta(recipe_of(CONVNET))
     (packed,) = hmdc.execution.upload([next(hmdc.real.draw_minibatches("test", (0, 0), 1))])
     hmdc.networks.train(packed.tensors)
-    work = ModelPool._features
+    net = hmdc.networks.models[0].net
+    work = net.run
 
-    def asks(self: ModelPool, images: Tensor) -> Any:
-        return work(self, images) if float(images.sum()) else []
+    def asks(images: Tensor) -> Any:
+        return work(images) if float(images.sum()) else []
 
-    def elsewhere(self: ModelPool, images: Tensor) -> Any:
-        return work(self, images * torch.ones(1))
+    def elsewhere(images: Tensor) -> Any:
+        return work(images * torch.ones(1))
 
     for broken in (asks, elsewhere):
-        monkeypatch.setattr(ModelPool, "_features", broken)
+        net.run = broken  # type: ignore[method-assign,assignment]
         with pytest.raises((RuntimeError, AssertionError)), OnlyMeta():  # type: ignore[no-untyped-call]
             hmdc.networks.train(packed.tensors)
 
@@ -149,7 +144,7 @@ class FakeGraphs:
 
 def packed(*values: float) -> Packed[tuple[Tensor, Tensor]]:
     buffer = torch.empty(32, dtype=torch.uint8)
-    inputs = execution._laid_out((torch.zeros(len(values)), torch.zeros(1, dtype=torch.int64)), buffer)
+    inputs = laid_out((torch.zeros(len(values)), torch.zeros(1, dtype=torch.int64)), buffer)
     inputs[0].copy_(torch.tensor(values))
     inputs[1].fill_(7)
     return Packed(inputs, buffer)
@@ -206,14 +201,14 @@ def test_what_has_no_deterministic_form_is_said(monkeypatch: pytest.MonkeyPatch)
 
 def test_inputs_in_one_buffer_keep_their_values_and_types() -> None:
     inputs = (torch.arange(5), (torch.rand(2, 3), None), torch.tensor(1.5), torch.ones(3, dtype=torch.uint8))
-    buffer = torch.empty(sum(execution._room(t) for t in execution.tensors_of(inputs)), dtype=torch.uint8)
-    found = execution._laid_out(inputs, buffer)
-    wanted = list(execution.tensors_of(inputs))
-    for view, tensor in zip(execution.tensors_of(found), wanted, strict=True):
+    buffer = torch.empty(bytes_of(inputs), dtype=torch.uint8)
+    found = laid_out(inputs, buffer)
+    wanted = list(tensors_of(inputs))
+    for view, tensor in zip(tensors_of(found), wanted, strict=True):
         assert view.dtype == tensor.dtype and view.shape == tensor.shape
         assert view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
         view.copy_(tensor)
-    for view, tensor in zip(execution.tensors_of(found), wanted, strict=True):
+    for view, tensor in zip(tensors_of(found), wanted, strict=True):
         assert torch.equal(view, tensor), "none lies over another"
     assert found[1][1] is None
 
@@ -233,7 +228,7 @@ def test_a_record_holds_for_other_values(recorded: None, pool: str) -> None:
     """Networks are reset in place between outer iterations."""
     pixels = []
     for derivative in ("eager", "compiled"):
-        hmdc = hmdc_of(recipe_of(POOLS[pool], derivative=derivative, networks={"reset_every": 2, "batch": 16}))
+        hmdc = hmdc_of(recipe_of(*POOLS[pool], derivative=derivative, networks={"reset_every": 2, "batch": 16}))
         for _ in zip(range(3), hmdc.run(), strict=False):
             pass
         assert len(hmdc._compiled) == (derivative == "compiled")
@@ -246,7 +241,7 @@ def test_a_record_holds_for_other_values(recorded: None, pool: str) -> None:
 def test_the_compiler_itself() -> None:
     steps = []
     for derivative in ("eager", "compiled"):
-        hmdc = hmdc_of(recipe_of([CONVNET, MLP], derivative=derivative))
+        hmdc = hmdc_of(recipe_of(CONVNET, MLP, derivative=derivative))
         for _ in zip(range(2), hmdc.run(), strict=False):
             pass
         steps.append(hmdc.images.pixels)
@@ -257,7 +252,7 @@ def test_the_compiler_itself() -> None:
 @pytest.mark.slow
 def test_compiling_is_said_and_is_no_part_of_a_step_s_time(recorded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = []
-    hmdc = hmdc_of(recipe_of([CONVNET, MLP], derivative="compiled"), events.append)
+    hmdc = hmdc_of(recipe_of(CONVNET, MLP, derivative="compiled"), events.append)
     steps = hmdc.run()
     next(steps)  # updates the balance, in the eager form
     made = Compiled.__init__
@@ -286,7 +281,7 @@ def test_what_cannot_be_compiled_ends_the_run(monkeypatch: pytest.MonkeyPatch) -
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    steps = hmdc_of(recipe_of([CONVNET, MLP], derivative="compiled")).run()
+    steps = hmdc_of(recipe_of(CONVNET, MLP, derivative="compiled")).run()
     with pytest.raises(RunError, match="torch.compile failed: ValueError: no compiler found\n") as told:
         next(steps), next(steps)
     assert "-o condense.derivative=eager" in told.value.hint

@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub import rng
-from hmdc_hub.condenser import balance
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients, plain_attention, takes_classes_together
+from hmdc_hub.condenser import matching
+from hmdc_hub.condenser.matching import (
+    MutualDistillation,
+    Objectives,
+    Pair,
+    image_gradients,
+    plain_attention,
+    takes_classes_together,
+)
 from hmdc_hub.models import Features, PoolModel, build_model
 from hmdc_hub.schema import ModelSpec
 
@@ -252,20 +258,20 @@ def test_a_network_that_refuses_vmap_is_found() -> None:
 
 def test_balance_over_three_steps() -> None:
     """Weights follow the accumulated largest gradients, and add up at the second update; classes are on their own."""
-    accumulated = torch.full((2, 3), balance.EPSILON)
+    accumulated = torch.full((2, 3), matching.EPSILON)
     wanted = accumulated.clone()
     for step in range(2):
         gradients = torch.randn(2, 3, 4, 1, 2, 2, generator=rng.generator(step, "test")) * torch.tensor(
             [1, 10, 0.1]
         ).view(1, 3, 1, 1, 1, 1)
-        accumulated = balance.accumulate(accumulated, gradients)
+        accumulated = matching.accumulate(accumulated, gradients)
         for c in range(2):
             for k in range(3):
                 wanted[c, k] += gradients[c, k].abs().max()
         torch.testing.assert_close(accumulated, wanted)
-        weights = balance.balance_weights(accumulated)
+        weights = matching.balance_weights(accumulated)
         torch.testing.assert_close(weights, wanted.min(1, keepdim=True).values / wanted)
-        summed, shares = balance.combine(gradients, weights)
+        summed, shares = matching.combine(gradients, weights)
         for c in range(2):
             parts = [w * g for w, g in zip(weights[c], gradients[c], strict=True)]
             torch.testing.assert_close(summed[c], sum(parts[1:], start=parts[0]))

@@ -11,29 +11,22 @@ import pytest
 import torch
 
 from hmdc_hub import rng
-from hmdc_hub.condenser import estimate_cost, hmdc, memory
+from hmdc_hub.condenser import cost, hmdc
+from hmdc_hub.condenser.cost import AtOnce, available_bytes, choose, class_bytes, peak_bytes
 from hmdc_hub.condenser.matching import image_gradients
-from hmdc_hub.condenser.memory import AtOnce, available_bytes, choose, class_bytes, peak_bytes
-from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import Event, ImageStep, Note, StopFlag
 from hmdc_hub.schema import Recipe
 from hmdc_hub.store.condensed import read_condensed
-from tests.condenser.running import CPU, digest, hmdc_of, networks_of, run
-from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
+from tests.builders import RESNET
+from tests.condenser.running import CPU, digest, estimate_cost, hmdc_of, networks_of, recipe_of, run
+from tests.tiny import CONVNET, MLP, VIT, tiny_recipe, tiny_source
 
-RESNET = {"name": "resnet_tiny", "source": "builtin", "id": "resnet", "args": {"width": 4, "blocks": [1, 1]}}
 GIB = 2**30
 
 
-def recipe_of(*models: dict[str, Any], **condense: Any) -> Recipe:
-    recipe = RECIPE | {"pool": list(models), "condense": RECIPE["condense"] | condense}
-    return Recipe.model_validate(recipe)
-
-
 def chosen(recipe: Recipe) -> AtOnce:
-    networks = networks_of(recipe)
-    return choose(networks.constitutions(), networks.real, recipe.condense)
+    return choose(networks_of(recipe))
 
 
 # the choice
@@ -46,9 +39,9 @@ def test_the_peak_is_that_of_real_tensors() -> None:
     shapes = [torch.randn(1, count, 1, 8, 8, generator=rng.generator(count, "test")) for count in (8, 4)]
     rest = torch.full((1, 8), 1 / 8), shapes[1], torch.zeros(1, dtype=torch.int64), torch.ones(1, 3)
     found = peak_bytes(lambda: image_gradients(networks.objectives, shapes[0], *rest))
-    told = class_bytes(networks.objectives, networks.real, recipe.condense, 1)
+    told = class_bytes(networks.objectives, networks.real, 1)
     assert told == pytest.approx(found, rel=0.1)
-    assert {class_bytes(networks.objectives, networks.real, recipe.condense, 1) for _ in range(3)} == {told}
+    assert {class_bytes(networks.objectives, networks.real, 1) for _ in range(3)} == {told}
 
 
 @pytest.mark.slow
@@ -68,9 +61,9 @@ def test_as_many_classes_as_fit_and_then_as_many_images(monkeypatch: pytest.Monk
     recipe = recipe_of(CONVNET, MLP)  # 8 real and 4 decoded images
     assert chosen(recipe).classes == 10 and chosen(recipe).images is None and not chosen(recipe).why
     networks = networks_of(recipe)
-    two = class_bytes(networks.objectives, networks.real, recipe.condense, 2)
+    two = class_bytes(networks.objectives, networks.real, 2)
     for share, classes, images in ((10.1, 10, None), (3.5, 3, None), (1.01, 1, None), (0.51, 1, 4), (0.01, 1, 1)):
-        monkeypatch.setattr(memory, "available_bytes", lambda device, n=share * two: int(n / memory.SHARE) + 1)
+        monkeypatch.setattr(cost, "available_bytes", lambda device, n=share * two: int(n / cost.SHARE) + 1)
         found = chosen(recipe)
         assert (found.classes, found.images) == (classes, images), share
         assert found.bytes <= max(share, 1 / 8) * two and bool(found.why) == (images is not None)
@@ -79,19 +72,19 @@ def test_as_many_classes_as_fit_and_then_as_many_images(monkeypatch: pytest.Monk
 def test_on_a_cpu_large_classes_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, pixels = recipe_of(CONVNET, MLP), (8 + 4) * 2 * 8 * 8
     for most, classes in ((3.5, 3), (1.5, 1), (0.1, 1)):
-        monkeypatch.setattr(memory, "PIXELS", int(most * pixels))
+        monkeypatch.setattr(cost, "PIXELS", int(most * pixels))
         assert chosen(recipe).classes == classes
 
 
 @pytest.mark.parametrize(("word", "classes", "images"), [("low", 1, 1), ("fast", 1, None)])
 def test_the_recipe_s_word_counts(word: str, classes: int, images: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 0 if word == "fast" else GIB)
+    monkeypatch.setattr(cost, "available_bytes", lambda device: 0 if word == "fast" else GIB)
     found = chosen(recipe_of(CONVNET, MLP, memory=word))
     assert (found.classes, found.images) == (classes, images)
 
 
 def test_a_network_that_refuses_goes_class_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "takes_classes_together", lambda net: net.spec.name != "mlp_tiny")
+    monkeypatch.setattr(cost, "takes_classes_together", lambda net: net.spec.name != "mlp_tiny")
     assert chosen(recipe_of(CONVNET, MLP)).classes == 1
     assert chosen(recipe_of(CONVNET)).classes == 10
 
@@ -130,18 +123,21 @@ def test_out_of_memory_takes_fewer_classes_then_images(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", [[CONVNET, MLP], [CONVNET, RESNET]], ids=["any", "batch norm"])
-def test_out_of_memory_in_training_takes_more_parts(pool: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, events, work = recipe_of(*pool), list[Event](), ModelPool._features
+def test_out_of_memory_in_training_takes_more_parts(pool: list[Any]) -> None:
+    recipe, events = recipe_of(*pool), list[Event]()
     wanted = hmdc_of(recipe)
     next(wanted.run())
 
-    def full(self: ModelPool, images: torch.Tensor) -> Any:
-        if len(images) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return work(self, images)
-
-    monkeypatch.setattr(ModelPool, "_features", full)
     found = hmdc_of(recipe, events.append)
+    model = found.networks.models[0]
+    work = model.net.run
+
+    def full(images: torch.Tensor) -> Any:
+        if model.training and len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(images)
+
+    model.net.run = full  # type: ignore[method-assign,assignment]
     if RESNET in pool:  # whose statistics are those of the whole minibatch
         with pytest.raises(torch.OutOfMemoryError):
             next(found.run())
@@ -171,7 +167,7 @@ def test_low_and_fast_are_one_run_up_to_rounding(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_choice_of_low_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(cost, "available_bytes", lambda device: 1000)
     events: list[Event] = []
     directory = run(tmp_path / "run", tiny_recipe(), events.append)
     notes = [event.text for event in events if isinstance(event, Note)]

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from hmdc_hub.catalog import dump_recipe, read_recipe_file
-from hmdc_hub.condenser import condense, memory
+from hmdc_hub.condenser import condense, cost
 from hmdc_hub.condenser.ranks import Ranks, peers
 from hmdc_hub.errors import HmdcError, PeerLostError
 from hmdc_hub.events import Event, ImageStep, StopFlag
@@ -62,7 +62,7 @@ def rank(end: Connection, index: int) -> None:
 
 
 def _carry_out(order: Order, index: int) -> str:
-    memory.PIXELS = order.pixels
+    cost.PIXELS = order.pixels
     dist.init_process_group("gloo", store=FileStore(order.store, order.count), rank=index, world_size=order.count)
     stop, last = StopFlag(), index == order.count - 1
 
@@ -129,7 +129,7 @@ def alone(name: str, folder: Path) -> list[str]:
     """Digests of the same run without ranks."""
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "PIXELS", PIXELS)
+        patch.setattr(cost, "PIXELS", PIXELS)
         condense(RECIPES[name], tiny_source(), RunDir(folder), device=CPU)
     return digests(folder)
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from hmdc_hub.condenser import condense
+from hmdc_hub.condenser.cost import AtOnce
 from hmdc_hub.errors import DivergedError, Interrupted, RunError
 from hmdc_hub.events import Event, ImageGrid, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel
@@ -62,7 +63,7 @@ def test_pictures_of_the_images_so_far_change_nothing(unbroken: RunDir, tmp_path
     grids = [event for event in events if isinstance(event, ImageGrid)]
     assert [grid.caption for grid in grids] == [f"synthetic images after {n} of 6 image steps" for n in (0, 3, 6)]
     picture = Image.open(io.BytesIO(grids[-1].png))
-    assert picture.format == "PNG" and picture.size == (1 * (8 + 1) - 1, 10 * (8 + 1) - 1)
+    assert picture.format == "PNG" and picture.size == (8, 10 * (8 + 1) - 1)
     pixels = torch.from_numpy(np.array(picture.convert("L")))
     stored, _, _ = read_condensed(directory.condensed)
     assert torch.equal(pixels[:8, :8], to_uint8(stored)[0, 0])
@@ -296,6 +297,23 @@ def test_classes_take_turns() -> None:
     assert sorted(chosen) == sorted((inner, label) for label in range(10) for inner in turns[label][::2])
     assert hmdc.outer == 1, "and there is a reset"
     assert [hmdc.classes_of_step(1, inner) for inner in range(10)] != drawn
+
+
+@pytest.mark.parametrize(
+    ("device", "rest"),
+    [("cpu", [[0, 1], [2, 3], [4, 5], [6], [8, 9]]), ("cuda", [[0], [1, 2], [3, 4], [5, 6], [8, 9]])],
+    ids=["cpu", "gpu"],
+)
+def test_which_classes_are_computed_together(device: str, rest: list[list[int]]) -> None:
+    """On a CPU neighbours, on a GPU any; all of them update the balance, none, or one."""
+    hmdc, pairs = hmdc_of(tiny_recipe()), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    hmdc.at_once, hmdc.block, hmdc.real.device = AtOnce(2, None, 0), 2, torch.device(device)
+    assert hmdc.chunks(range(10)) == [(True, pair) for pair in pairs]
+    hmdc.visits = [1] * 10
+    assert hmdc.chunks(range(10)) == [(False, pair) for pair in pairs]
+    hmdc.visits[7] = 0
+    assert hmdc.chunks(range(10)) == [(True, [7]), *((False, few) for few in rest)]
+    assert hmdc.chunks([]) == []
 
 
 @pytest.mark.slow

@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmdc_hub import rng
-from hmdc_hub.condenser import condense, estimate_cost
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients, takes_classes_together
+from hmdc_hub.condenser import condense
+from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients, takes_classes_together
 from hmdc_hub.errors import ModelError
 from hmdc_hub.models import PoolModel, register_module
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store.rundir import RunDir
-from tests.condenser.running import CPU, digest
+from tests.condenser.running import CPU, digest, estimate_cost
 from tests.models.builders import build, images, spec_of
 from tests.tiny import CONVNET, RECIPE, tiny_recipe, tiny_source
 

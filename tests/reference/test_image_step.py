@@ -11,10 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hmdc_hub import multi_formation
-from hmdc_hub.condenser import balance
+from hmdc_hub.condenser import matching
 from hmdc_hub.condenser.data import SyntheticImages
-from hmdc_hub.condenser.distillation import MutualDistillation
-from hmdc_hub.condenser.matching import Objectives, Pair, image_gradients
+from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ImagesSpec
 from tests.reference.weights import load_reference, reference_spec
@@ -78,11 +77,11 @@ def image_step(vector: Vector, together: bool, at_once: int | None = None) -> tu
     losses, found = (torch.cat(parts) for parts in zip(*done, strict=True))
     rows = [torch.autograd.grad(synthetic, stored, each, retain_graph=True)[0] for each in found.unbind(1)]
     gradients = torch.stack(rows, 1)
-    accumulated = torch.full_like(losses, balance.EPSILON)
+    accumulated = torch.full_like(losses, matching.EPSILON)
     if not vector.balanced:
-        return balance.combine(gradients, torch.ones_like(losses))[0], losses
-    weights = balance.balance_weights(balance.accumulate(accumulated, gradients))
-    return balance.normalise(balance.combine(gradients, weights)[0]), losses
+        return matching.combine(gradients, torch.ones_like(losses))[0], losses
+    weights = matching.balance_weights(matching.accumulate(accumulated, gradients))
+    return matching.normalise(matching.combine(gradients, weights)[0]), losses
 
 
 def test_there_are_vectors() -> None:
