@@ -23,9 +23,9 @@ import click
 
 import hmdc_hub.condenser
 import hmdc_hub.evaluator
-import hmdc_hub.pipeline.adopt
 import hmdc_hub.pipeline.estimate
 import hmdc_hub.pipeline.evaluation
+import hmdc_hub.pipeline.target
 import hmdc_hub.publish
 import hmdc_hub.report.scored  # noqa: F401  (imported once, here, for all forks)
 from hmdc_hub.cli.main import run

@@ -1,7 +1,7 @@
 """Every exception of hmdc-hub.
 
 Each carries its facts as fields and a message in three parts: what was found (with the value), the rule it breaks,
-and what to do next. `hmdc_hub.cli._errors` turns a type into an exit status; nothing else does. A bug of ours is none
+and what to do next. `hmdc_hub.cli._output` turns a type into an exit status; nothing else does. A bug of ours is none
 of these types and keeps its traceback.
 """
 

@@ -1,30 +1,33 @@
-"""Options and arguments that several verbs have: `--root`, `--json`, `-o key=value`, the name of a run."""
+"""Options that several verbs have: `--root`, `--json`, `-o key=value` and the like."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import click
 
-from hmdc_hub.errors import NotFoundError
-
-if TYPE_CHECKING:
-    from hmdc_hub.pipeline.api import Run
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
 
 ROOT = click.option(
     "--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-OVERRIDES = click.option(
-    "-o",
-    "--override",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one key of the recipe, such as condense.ipc=1; may stand several times.",
-)
+WORKERS = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
+YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+OVERWRITE = click.option("--force", is_flag=True, help="Write over a file that is there.")
+SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+def overrides(what: str, example: str) -> Callable[[FC], FC]:
+    """Make `-o KEY=VALUE` for the keys of something."""
+    help = f"Change one key of the {what}, such as {example}; may stand several times."
+    return click.option("-o", "--override", "overrides", multiple=True, metavar="KEY=VALUE", help=help)
+
+
+OVERRIDES = overrides("recipe", "condense.ipc=1")
 
 
 class RecipeCommand(click.Command):
@@ -44,35 +47,3 @@ class RecipeCommand(click.Command):
         if rest:
             raise click.UsageError(f"Got unexpected extra argument ({' '.join(rest)}).", ctx)
         return rest
-
-
-def run_folder(name: str, root: Path) -> Path:
-    """Find a run by its name below a folder, or by its path.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    for path in (root / name, Path(name)):
-        if path.is_dir():
-            return path
-    raise NotFoundError(f"there is no run {name!r} in {root}", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
-
-
-def named_or_newest(name: str | None, root: Path) -> Run:
-    """Find a run by its name; without one, that which was finished last: condensed, scored and packaged.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    from hmdc_hub.pipeline.api import Run
-    from hmdc_hub.store.rundir import list_runs
-
-    if name is not None:
-        return Run(run_folder(name, root))
-    finished = [entry.run for entry in list_runs(root) if entry.state == "finished"]
-    if not finished:
-        raise NotFoundError(
-            f"there is no finished run in {root}",
-            hint="`hmdc-hub condense` makes one, `hmdc-hub runs ls` lists what there is; or name the run.",
-        )
-    return Run(max(finished, key=lambda run: (run.scores.stat().st_mtime, run.path.name)).path)

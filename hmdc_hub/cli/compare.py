@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import ROOT
+from hmdc_hub.cli._options import JSON, ROOT
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.publish.facts import ConfigFacts
+    from hmdc_hub.pipeline.target import Target
     from hmdc_hub.report.comparison import Comparison, ScoredSet
     from hmdc_hub.schema import Scores
 
@@ -30,7 +30,7 @@ hmdc-hub compare mine mine-1a2b3c4d other --report comparison
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @ROOT
 @click.option("--config", metavar="NAME", help="Configuration of packages and datasets.  [default: their default]")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
+@JSON
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option(
     "--report",
@@ -55,10 +55,8 @@ def compare(
     found = put_side_by_side(_find(names, root, config))
     if report is not None:
         _write(report, found)
-    if as_json:
-        output.document(comparison_document(found))
-    else:
-        output.data(comparison_markdown(found) if markdown else comparison_text(found))
+    text = comparison_markdown if markdown else comparison_text
+    output.emit(as_json, lambda: comparison_document(found), lambda: text(found))
     if report is not None:
         output.hint(f"open {report / 'compare.html'}")
     elif not as_json:
@@ -66,74 +64,49 @@ def compare(
 
 
 def _find(names: tuple[str, ...], root: Path, config: str | None) -> list[ScoredSet]:
-    """Find what is here first: nothing is downloaded for a command that has a mistake in it."""
-    from hmdc_hub.pipeline.adopt import require_hub_id
-    from hmdc_hub.publish.facts import read_config
-    from hmdc_hub.store.download import download_package
+    from hmdc_hub.pipeline.target import find_target
 
-    here = [_local(name, root, config) for name in names]
-    for name, one in zip(names, here, strict=True):
-        if one is None:
-            require_hub_id(name, root)
-    found, configured = [], False  # whether --config had a say
-    for name, one in zip(names, here, strict=True):
-        if one is None:
-            repo_id, _, own = name.partition(":")
-            got = download_package(repo_id, config=own or config)
-            facts = read_config(got.folder / got.configs[0])
-            one = _of_config(got.folder, facts, repo_id.rpartition("/")[2], repo_id), not own
-        found.append(one[0])
-        configured |= one[1]
-    if config is not None and not configured:
+    found = [find_target(name, root) for name in names]
+    if config is not None and not any(one.kind in ("package", "hub") and not one.config for one in found):
         raise UsageError("--config is about packages and datasets on the Hub.", hint="Leave it out.")
-    return found
+    # What is here goes first: nothing is downloaded for a command that has a mistake in it.
+    order = sorted(range(len(found)), key=lambda place: found[place].kind == "hub")
+    sets = {place: _scored(found[place], config, root) for place in order}
+    return [sets[place] for place in range(len(found))]
 
 
-def _local(name: str, root: Path, config: str | None) -> tuple[ScoredSet, bool] | None:
-    """Find scores on this machine, and say whether `--config` had a say in which; None: nothing of that name is here.
-
-    Raises:
-        NotFoundError: Something is, without scores.
-        UsageError: A file is no scores.json.
-    """
-    base, _, own = name.partition(":")
-    places = [path for path in (Path(name), root / name) if path.exists()]
-    for path in places:
-        file = path / "scores.json" if path.is_dir() else path
-        if file.is_file():
-            return _of_file(file), False
-        if any(path.glob("*/manifest.json")):
-            return _of_package(path, config), True
-    if own and any(Path(base).glob("*/manifest.json")):
-        return _of_package(Path(base), own), True
-    if not places:
-        return None
-    path = places[0]
-    if others := sorted(str(file.parent) for file in path.glob("evaluations/*/scores.json")):
-        hint = f"Name what was scored by other protocols: {', '.join(others)}."
-    elif (path / "info.json").is_file():
-        hint = _evaluate(_quoted(path))
-    else:
-        hint = f"`hmdc-hub runs ls --root {root}` lists the runs."
-    raise NotFoundError(f"there are no scores in {path}.", hint=hint)
-
-
-def _of_file(file: Path) -> ScoredSet:
-    """Read a scores.json; what was scored is called by its directory."""
+def _scored(found: Target, config: str | None, root: Path) -> ScoredSet:
+    """Read the scores of a target, with the command that scores it again; there may be none: a NotFoundError."""
     from hmdc_hub.report.comparison import ScoredSet
     from hmdc_hub.store.files import read_scores
 
+    if found.kind in ("package", "hub"):
+        package, facts = found.open(config)
+        place = package.resolve()
+        name = found.path.name if found.kind == "hub" else (place.parent if place.name == "package" else place).name
+        label, target = f"{name}:{facts.name}", f"{_quoted(found.path)} --config {facts.name}"
+        if facts.scores is None:
+            raise NotFoundError(f"{name} has no scores of {facts.name}.", hint=_evaluate(target))
+        _check_images(package / facts.name, facts.scores, target)
+        return ScoredSet(label, facts.scores, target, _quoted(package / facts.name / "scores.json"))
+    folder = found.path if found.kind != "file" else found.path.parent
+    file = found.path if found.kind == "file" else folder / "scores.json"
+    if not file.is_file():
+        hint = f"`hmdc-hub runs ls --root {root}` lists the runs."
+        if others := sorted(str(other.parent) for other in folder.glob("evaluations/*/scores.json")):
+            hint = f"Name what was scored by other protocols: {', '.join(others)}."
+        elif found.kind == "run":
+            hint = _evaluate(_quoted(folder))
+        raise NotFoundError(f"there are no scores in {folder}.", hint=hint)
     try:
         scores = read_scores(file)
     except FormatError as error:
-        if file.name == "scores.json" or isinstance(error, NewerFormatError):
+        if found.kind != "file" or isinstance(error, NewerFormatError):
             raise
         raise UsageError(f"{file} is no scores.json.", hint="Name the directory that scores.json is in.") from error
-    folder, place = file.parent, file.parent.resolve()
-    label, target = place.name if file.name == "scores.json" else file.stem, _quoted(folder)
-    if (folder / "manifest.json").is_file():
-        label, target = f"{_package_name(folder.parent)}:{label}", f"{_quoted(folder.parent)} --config {label}"
-    elif place.parent.name == "evaluations":
+    place, target = folder.resolve(), _quoted(folder)
+    label = file.stem if found.kind == "file" else place.name
+    if place.parent.name == "evaluations" and found.kind != "file":
         # Its own name says the protocol, which is that of all: called by its run.
         label, target = place.parent.parent.name, _quoted(normpath(folder / ".." / ".."))
     _check_images(folder, scores, target)
@@ -142,33 +115,12 @@ def _of_file(file: Path) -> ScoredSet:
     return ScoredSet(label, scores, target, _quoted(file))
 
 
-def _of_package(package: Path, config: str | None) -> ScoredSet:
-    from hmdc_hub.pipeline.adopt import chosen_config
-
-    return _of_config(package, chosen_config(package, config), _package_name(package), _quoted(package))
-
-
-def _of_config(package: Path, facts: ConfigFacts, label: str, target: str) -> ScoredSet:
-    from hmdc_hub.report.comparison import ScoredSet
-
-    target = f"{target} --config {facts.name}"
-    if facts.scores is None:
-        raise NotFoundError(f"{label} has no scores of {facts.name}.", hint=_evaluate(target))
-    _check_images(package / facts.name, facts.scores, target)
-    return ScoredSet(f"{label}:{facts.name}", facts.scores, target, _quoted(package / facts.name / "scores.json"))
-
-
 def _check_images(folder: Path, scores: Scores, target: str) -> None:
     """Refuse scores that lie beside other images than they are about."""
     from hmdc_hub.store.files import read_info
 
     if (folder / "info.json").is_file() and read_info(folder / "info.json").parquet_sha256 != scores.parquet_sha256:
         raise UsageError(f"the scores in {folder} are of other images than those there.", hint=_evaluate(target))
-
-
-def _package_name(package: Path) -> str:
-    place = package.resolve()
-    return place.parent.name if place.name == "package" else place.name
 
 
 def _evaluate(target: str) -> str:

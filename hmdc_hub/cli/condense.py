@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import DEVICE, OVERRIDES, RecipeCommand
+from hmdc_hub.cli._options import DEVICE, JSON, OVERRIDES, WORKERS, RecipeCommand
 from hmdc_hub.errors import HmdcError, Interrupted
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline.api import Run
-    from hmdc_hub.pipeline.estimate import RunEstimate
     from hmdc_hub.processes import Launched
 
 EPILOG = """\b
@@ -41,7 +39,7 @@ hmdc-hub condense my.yaml --resume"""
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run from its last checkpoint.")
 @click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")
 @DEVICE
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")
+@WORKERS
 @click.option(
     "--report-to",
     multiple=True,
@@ -53,7 +51,7 @@ hmdc-hub condense my.yaml --resume"""
     "--ranks", type=click.IntRange(min=1), metavar="N", help="With --dry-run: plan for so many processes of torchrun."
 )
 @click.option("--no-evaluate", is_flag=True, help="Leave out the scores; a later run adds them.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@JSON
 def condense(
     recipe: str,
     overrides: tuple[str, ...],
@@ -85,7 +83,8 @@ def condense(
         found = load_recipe(recipe, *overrides)
         if dry_run:
             if first:
-                _print_plan(found.plan(options["device"], ranks=ranks or 1, workers=options["workers"]), as_json)
+                plan = found.plan(options["device"], ranks=ranks or 1, workers=options["workers"])
+                output.emit(as_json, plan.document, lambda: str(plan))
             return
         from hmdc_hub.pipeline import api
 
@@ -95,8 +94,15 @@ def condense(
         except Interrupted as error:
             hint = f"go on with: {again}{' --no-evaluate' if no_evaluate else ''} --resume"
             raise Interrupted(error.message, signal_number=error.signal_number, hint=hint) from error
-        if first:
-            _print_result(run, again, as_json)
+        if not first:
+            return
+        if not run.seconds:
+            output.talk(f"{run.path} has it all already; --force would start again")
+        output.emit(as_json, lambda: output.run_document(run), run.summary)
+        if run.package_folder is not None:
+            output.hint(f'load_dataset("{run.package_folder.as_posix()}"), hmdc-hub push {run.path.name}')
+        if run.scores is None:
+            output.hint(f"{again}  (for the scores)")
 
 
 def _again(recipe: str, started: Launched | None, **given: object) -> str:
@@ -111,40 +117,18 @@ def _again(recipe: str, started: Launched | None, **given: object) -> str:
     return text if started is None else f"torchrun --nproc-per-node ... -m {text.replace('hmdc-hub', 'hmdc_hub', 1)}"
 
 
-def _print_plan(plan: RunEstimate, as_json: bool) -> None:
-    if as_json:
-        output.document(plan.document())
-    else:
-        output.data(str(plan))
-
-
-def _print_result(run: Run, again: str, as_json: bool) -> None:
-    if not run.seconds:
-        output.talk(f"{run.path} has it all already; --force would start again")
-    if as_json:
-        output.document(output.run_document(run))
-    else:
-        output.data(run.summary())
-    if run.package_folder is not None:
-        output.hint(f'load_dataset("{run.package_folder.as_posix()}"), hmdc-hub push {run.path.name}')
-    if run.scores is None:
-        output.hint(f"{again}  (for the scores)")
-
-
 @contextmanager
 def one_voice(started: Launched | None) -> Iterator[None]:
     """Let the first process in which something goes wrong say so, and the others end quietly with the same status."""
     try:
         yield
     except (HmdcError, click.ClickException) as error:
-        from hmdc_hub.cli._errors import shown
-
         if started is None or _first_to_say(started):
             raise
-        found = shown(error)
+        found = output.shown(error)
         # Not by way of the interpreter's end: torch waits there for peers that are gone.
         sys.stdout.flush()
-        os._exit(1 if found is None else found.status)
+        os._exit(1 if found is None else found[0])
 
 
 def _first_to_say(started: Launched) -> bool:

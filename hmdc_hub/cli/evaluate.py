@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import DEVICE, ROOT
+from hmdc_hub.cli._options import DEVICE, JSON, ROOT, SHARE, WORKERS, overrides
 from hmdc_hub.schema import BASELINES
-
-if TYPE_CHECKING:
-    from hmdc_hub.pipeline.api import Evaluation
 
 EPILOG = """\b
 hmdc-hub evaluate digits_ipc1                    a run without scores
@@ -20,19 +17,10 @@ hmdc-hub evaluate digits_ipc1 --protocol quick   by another protocol
 hmdc-hub evaluate someone/cifar10-hmdc           does its table hold?
 hmdc-hub evaluate theirs.parquet --recipe cifar10_ipc10"""
 
+# Of scores.json, for `--json`.
 SHOWN = {
-    "name",
-    "condense_hash",
-    "protocol_hash",
-    "protocol",
-    "test_count",
-    "budgets",
-    "table",
-    "gain",
-    "gap",
-    "ranking",
-}
-"""Of scores.json, for `--json`."""
+    "name", "condense_hash", "protocol_hash", "protocol", "test_count", "budgets", "table", "gain", "gap", "ranking",
+}  # fmt: skip
 
 
 @click.command(short_help="Score a run, a published set, or anybody's images.", epilog=EPILOG)
@@ -55,18 +43,11 @@ SHOWN = {
 @click.option(
     "--tune-split",
     "holdout",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     metavar="SHARE",
     help="Score on this share of the train split: for choosing settings without the test split.",
 )
-@click.option(
-    "-o",
-    "--override",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one key of the protocol, such as evaluate.schedule=cosine; may stand several times.",
-)
+@overrides("protocol", "evaluate.schedule=cosine")
 @click.option("--config", metavar="NAME", help="Configuration of a package or dataset.  [default: its default]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a dataset on the Hub.")
 @click.option(
@@ -87,8 +68,8 @@ SHOWN = {
     help="Do this share of the trainings only; the same command without it puts the scores together.",
 )
 @DEVICE
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@WORKERS
+@JSON
 def evaluate(target: str, as_json: bool, **options: Any) -> None:
     """Train architectures on TARGET and on what it must beat, and score them on the test split.
 
@@ -108,26 +89,19 @@ def evaluate(target: str, as_json: bool, **options: Any) -> None:
         share = f"{started.index + 1}/{started.count}" if started.index > 0 else None
     if share is not None:  # another process puts the scores together
         if as_json:
-            output.document({"directory": str(found.path), "share": share})
-    elif as_json:
-        output.document(_document(found))
-    else:
-        output.data(found.summary() if found.run is None else found.run.summary())
-        if found.published is not None:
-            output.data(f"\n{found.published}")
+            output.emit(True, lambda: {"directory": str(found.path), "share": share}, str)
+        return
+    run, same = found.run, found.published
 
+    def document() -> dict[str, Any]:
+        if run is None:
+            return {"directory": str(found.path), **found.scores.model_dump(mode="json", include=SHOWN)}
+        means = {} if same is None else {name: {"published": a, "here": b} for name, a, b in same.rows}
+        agreement = same and {"identical": same.identical, "trainings": same.trainings, "means": means}
+        return {**output.run_document(run), "agreement": agreement}
 
-def _document(found: Evaluation) -> dict[str, Any]:
-    if found.run is None:
-        plain = found.scores.model_dump(mode="json")
-        return {"directory": str(found.path), **{key: value for key, value in plain.items() if key in SHOWN}}
-    same = found.published
-    return {
-        **output.run_document(found.run),
-        "agreement": same
-        and {
-            "identical": same.identical,
-            "trainings": same.trainings,
-            "means": {name: {"published": a, "here": b} for name, a, b in same.rows},
-        },
-    }
+    def text() -> str:
+        summary = found.summary() if run is None else run.summary()
+        return summary if same is None else f"{summary}\n\n{same}"
+
+    output.emit(as_json, document, text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import OVERWRITE, SHARE
 from hmdc_hub.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,16 @@ hmdc-hub init uoft-cs/cifar10 -O cifar10_ipc10.yaml
 hmdc-hub init ./my_images --ipc 1 --preset cpu -O mine_ipc1.yaml
 hmdc-hub init table.parquet --label-column species -O table.yaml
 hmdc-hub init torchvision:FashionMNIST --preset paper > fashion_ipc10.yaml"""
+
+AS_IMAGES = """\
+from pathlib import Path; import numpy as np; from PIL import Image
+images, labels = np.load("images.npy"), np.load("labels.npy")  # uint8, N x height x width (x 3); N class numbers
+for k, (image, label) in enumerate(zip(images, labels)):
+    place = Path("my_images", "train", str(label)); place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(place / f"{k}.png")  # then: hmdc-hub init my_images"""
+
+# Errors of sources name keys of a recipe, which those who call `init` have not written.
+_KEY = re.compile(r"\b(train_split|test_split|test_fraction|image_column|label_column|config|revision): +(?=\S)")
 
 
 @click.command(short_help="Write a recipe for a dataset of your own.", epilog=EPILOG)
@@ -39,10 +50,7 @@ hmdc-hub init torchvision:FashionMNIST --preset paper > fashion_ipc10.yaml"""
 @click.option("--train-split", metavar="NAME", help="Split to condense, or a slice of one.  [default: found]")
 @click.option("--test-split", metavar="NAME", help="Split to score on.  [default: found]")
 @click.option(
-    "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    metavar="SHARE",
-    help="In place of --test-split: this share of every class.",
+    "--test-fraction", type=SHARE, metavar="SHARE", help="In place of --test-split: this share of every class."
 )
 @click.option("--image-column", metavar="NAME", help="Column with the images.  [default: found]")
 @click.option("--label-column", metavar="NAME", help="Column with the labels.  [default: found]")
@@ -56,7 +64,7 @@ hmdc-hub init torchvision:FashionMNIST --preset paper > fashion_ipc10.yaml"""
     metavar="FILE",
     help="Write there, with the schema for editors beside it.",
 )
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@OVERWRITE
 def init(
     source: str, ipc: int, preset: Preset | None, size: str | None, file: Path | None, force: bool, **keys: Any
 ) -> None:
@@ -66,8 +74,13 @@ def init(
     licence and revision are found out, which downloads the dataset if it is not here yet; options go before what is
     found.
     """
-    if file is not None:
-        _refuse_target(file, force)
+    if file is not None:  # whether it can be written is found out before a download
+        if file.suffix not in (".yaml", ".yml"):
+            raise UsageError(f"--output: a recipe's file ends in .yaml, {str(file)!r} does not")
+        if file.is_dir() or (file.exists() and not force):
+            raise UsageError(f"{file} exists already", hint="Choose another name, or overwrite it with --force.")
+        if not file.parent.is_dir():
+            raise UsageError(f"--output: there is no folder {file.parent}")
     if keys["test_split"] is not None and keys["test_fraction"] is not None:
         raise UsageError("--test-split and --test-fraction both say what is scored on.", hint="Leave one out.")
     from hmdc_hub.catalog import RECIPES, shipped_folder
@@ -81,8 +94,11 @@ def init(
         output.talk(summary(found))
         proposal = propose(found, ipc, preset or preset_here(), None if size is None else int(size))
     except SourceError as error:
-        _offer_conversion(Path(source).expanduser())
-        raise SourceError(error.message, hint=_KEY.sub(_as_option, error.hint)) from error
+        from hmdc_hub.evaluator import refuse_arrays
+
+        refuse_arrays(Path(source).expanduser(), AS_IMAGES)
+        hint = _KEY.sub(lambda key: f"--{key[1].replace('_', '-')} ", error.hint)
+        raise SourceError(error.message, hint=hint) from error
     for note in proposal.notes:
         output.talk(f"note: {note}")
     text = render(found, proposal, file)
@@ -96,42 +112,6 @@ def init(
             write_text_atomic(schema, (shipped_folder(RECIPES) / RECIPES.schema).read_text(encoding="utf-8"))
         output.talk(f"wrote {file}")
         output.hint(f"hmdc-hub condense {shlex.quote(str(file))} --dry-run")
-
-
-def _offer_conversion(path: Path) -> None:
-    """Refuse arrays of older programs, with the lines that make images of them; everything else passes.
-
-    Raises:
-        UsageError: The path is of such, a file or a folder.
-    """
-    from hmdc_hub.evaluator import class_folder_lines, find_pairs
-
-    pairs = find_pairs(path) if path.exists() else []
-    if pairs:
-        folder = f"{path.resolve().with_suffix('').name}-images"
-        lines = ["python - <<'END'", *class_folder_lines(pairs, folder), "END", f"hmdc-hub init {shlex.quote(folder)}"]
-        raise UsageError(
-            f"{path} holds arrays, and files of arrays can hold a pickle, which can run any program: none is opened.",
-            hint="If you trust them, these lines make a folder of images of them:\n" + "\n".join(lines),
-        )
-
-
-# Errors of sources name keys of a recipe, which those who call `init` have not written.
-_KEY = re.compile(r"\b(train_split|test_split|test_fraction|image_column|label_column|config|revision): +(?=\S)")
-
-
-def _as_option(key: re.Match[str]) -> str:
-    return f"--{key[1].replace('_', '-')} "
-
-
-def _refuse_target(file: Path, force: bool) -> None:
-    """Find out before a download whether the file can be written."""
-    if file.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"--output: a recipe's file ends in .yaml, {str(file)!r} does not")
-    if file.is_dir() or (file.exists() and not force):
-        raise UsageError(f"{file} exists already", hint="Choose another name, or overwrite it with --force.")
-    if not file.parent.is_dir():
-        raise UsageError(f"--output: there is no folder {file.parent}")
 
 
 def summary(found: Detection) -> str:

@@ -13,34 +13,27 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from hmdc_hub import __version__
 from hmdc_hub.errors import FormerNameWarning
 
-
-class Verb(NamedTuple):
-    """One line of the table: where the command lives (`module:attribute`) and its line in `hmdc-hub --help`."""
-
-    home: str
-    help: str
-
-
+# Where each command lives (a module of this package, which has it under its name), and its line in `hmdc-hub --help`.
 VERBS = {
-    "condense": Verb("hmdc_hub.cli.condense:condense", "Condense a dataset, score the result and package it."),
-    "evaluate": Verb("hmdc_hub.cli.evaluate:evaluate", "Score a run, a published set, or anybody's images."),
-    "compare": Verb("hmdc_hub.cli.compare:compare", "Put scored sets side by side."),
-    "package": Verb("hmdc_hub.cli.package:package", "Build what a Hub dataset will hold from a run."),
-    "push": Verb("hmdc_hub.cli.push:push", "Publish a run as a dataset on the Hugging Face Hub."),
-    "pull": Verb("hmdc_hub.cli.pull:pull", "Get a verified copy of a published set as a folder."),
-    "verify": Verb("hmdc_hub.cli.verify:verify", "Check a published set, a package or a run again."),
-    "recipes": Verb("hmdc_hub.cli.recipes:recipes", "List, show, copy and validate recipes."),
-    "pool": Verb("hmdc_hub.cli.pool:pool", "List, show, copy and check the models that recipes name."),
-    "init": Verb("hmdc_hub.cli.init:init", "Write a recipe for a dataset of your own."),
-    "runs": Verb("hmdc_hub.cli.runs:runs", "List, show and remove runs."),
-    "env": Verb("hmdc_hub.cli.env:env", "Print versions, devices and Hub settings, for bug reports."),
+    "condense": ("condense", "Condense a dataset, score the result and package it."),
+    "evaluate": ("evaluate", "Score a run, a published set, or anybody's images."),
+    "compare": ("compare", "Put scored sets side by side."),
+    "package": ("push", "Build what a Hub dataset will hold from a run."),
+    "push": ("push", "Publish a run as a dataset on the Hugging Face Hub."),
+    "pull": ("pull", "Get a verified copy of a published set as a folder."),
+    "verify": ("verify", "Check a published set, a package or a run again."),
+    "recipes": ("recipes", "List, show, copy and validate recipes."),
+    "pool": ("pool", "List, show, copy and check the models that recipes name."),
+    "init": ("init", "Write a recipe for a dataset of your own."),
+    "runs": ("runs", "List, show and remove runs."),
+    "env": ("env", "Print versions, devices and Hub settings, for bug reports."),
 }
 
 EPILOG = """\b
@@ -64,8 +57,8 @@ class LazyGroup(click.Group):
         """Import a verb's module and take its command from it; None for a name that is not in the table."""
         if cmd_name not in VERBS:
             return None
-        module, _, attribute = VERBS[cmd_name].home.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module = importlib.import_module(f"hmdc_hub.cli.{VERBS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def resolve_command(
@@ -80,7 +73,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help lines of the table: click would import every verb for them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in VERBS.items()])
 
 
 @click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,14 +83,7 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line.
-
-    Args:
-        arguments: What stands after the program's name.
-
-    Returns:
-        The exit status: 0, 1, 2, 130 or 143 (see `hmdc_hub.cli._errors`).
-    """
+    """Run one command line, of what stands after the program's name; gives the exit status: 0, 1, 2, 130 or 143."""
     # click's own `main` would swallow every broken pipe, also that of a worker process, and call a Ctrl-C "Aborted!".
     try:
         with _former_names_as_notes(), cli.make_context("hmdc-hub", list(arguments)) as context:
@@ -105,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        from hmdc_hub.cli._errors import present
+        from hmdc_hub.cli._output import present
 
         return present(error)
     return 0

@@ -8,16 +8,16 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hmdc_hub.cli import _output as output
 from hmdc_hub.cli._options import JSON
-from hmdc_hub.cli.recipes import print_entries
+from hmdc_hub.cli.recipes import add_ls_and_cp
 from hmdc_hub.errors import HmdcError, UsageError
 from hmdc_hub.processes import begin_worker, starting_workers
+from hmdc_hub.text import amount, first_line
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -39,13 +39,12 @@ def pool() -> None:
     """
 
 
-@pool.command("ls", short_help="List the models that come with hmdc-hub.")
-@JSON
-def list_(as_json: bool) -> None:
-    """List the models that come with hmdc-hub."""
-    from hmdc_hub.catalog import MODELS, list_entries
-
-    print_entries(list_entries(MODELS), as_json, "hmdc-hub pool show NAME")
+add_ls_and_cp(
+    pool,
+    "models",
+    after_ls="hmdc-hub pool show NAME",
+    after_cp=lambda written: f"name it in a recipe: pool: [./{written.name}, ...]",
+)
 
 
 @pool.command("show", short_help="Print a pool entry.")
@@ -55,30 +54,18 @@ def show(name: str, as_json: bool) -> None:
     """Print pool entry NAME as it was written; with --json with every default filled in."""
     from hmdc_hub.catalog import MODELS, find, load_model
 
-    if as_json:
-        output.document(load_model(name).model_dump(mode="json"))
-    else:
-        output.data(find(MODELS, name).read_text(encoding="utf-8"))
-
-
-@pool.command("cp", short_help="Copy a pool entry to edit it.")
-@click.argument("name")
-@click.argument("destination", type=click.Path(path_type=Path), default=".")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-def copy(name: str, destination: Path, force: bool) -> None:
-    """Copy pool entry NAME to DESTINATION, a file or a folder (default: here), with the schema for editors."""
-    from hmdc_hub.catalog import MODELS, copy_entry
-
-    written = copy_entry(MODELS, name, destination, force=force)
-    output.data("\n".join(str(path) for path in written))
-    output.hint(f"edit it, then name it in a recipe: pool: [./{written[0].name}, ...]")
+    output.emit(
+        as_json,
+        lambda: load_model(name).model_dump(mode="json"),
+        lambda: find(MODELS, name).read_text(encoding="utf-8"),
+    )
 
 
 @pool.command("check", short_help="Build models and check their gradients.", epilog=CHECK_EPILOG)
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("--all", "everything", is_flag=True, help="Every model that comes with hmdc-hub.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps or auto.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@JSON
 @click.option("--markdown", is_flag=True, help="Print the result as a Markdown table.")
 def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, markdown: bool) -> None:
     """Build each model NAME, a pool entry or the path of one, from fresh weights, and check what condensing needs.
@@ -100,21 +87,22 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
     specs = [load_model(name) for name in (names or [entry.name for entry in list_entries(MODELS)])]
     rows = list(checked(specs, str(pick(device))))
     good = [(spec, result) for spec, result in rows if not isinstance(result, str)]
-    if as_json:
-        output.document(
-            [
-                {"name": spec.name, "problem": found} if isinstance(found, str) else {"problem": None, **asdict(found)}
-                for spec, found in rows
-            ]
-        )
-    elif markdown:
-        titles = [title.lower() for title in _HEADER], ["---"] * len(_HEADER)
-        output.data("\n".join(f"| {' | '.join(line)} |" for line in (*titles, *(_cells(*row) for row in rows))))
-    else:
+
+    def document() -> list[dict[str, Any]]:
+        return [
+            {"name": spec.name, "problem": found} if isinstance(found, str) else {"problem": None, **asdict(found)}
+            for spec, found in rows
+        ]
+
+    def text() -> str:
+        if markdown:
+            titles = [title.lower() for title in _HEADER], ["---"] * len(_HEADER)
+            return "\n".join(f"| {' | '.join(line)} |" for line in (*titles, *(_cells(*row) for row in rows)))
         table = [output.columns(_HEADER, [_cells(*row) for row in good])] if good else []
-        output.data("\n".join([*table, *(f"{spec.name}: {found}" for spec, found in rows if isinstance(found, str))]))
-        if len(rows) == len(good) == 1:
-            output.data(_taps(good[0][1]))
+        lines = [*table, *(f"{spec.name}: {found}" for spec, found in rows if isinstance(found, str))]
+        return "\n".join(lines + (_taps(good[0][1]) if len(rows) == len(good) == 1 else []))
+
+    output.emit(as_json, document, text)
     for spec, result in good:
         if result.turned_by_bfloat16:
             output.talk(f"{spec.name}: bfloat16 turns its image gradient too far (COSINE); keep precision: float32")
@@ -169,8 +157,8 @@ def check_one(spec: ModelSpec, device: str) -> Check | str:
         return " ".join(f"{error.message} {error.hint or ''}".split())
     # What torch raises while a library's model is differentiated twice is a finding about that model.
     except RuntimeError as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        return f"it can be built, but not differentiated as condensing does it: {type(error).__name__}: {lines[0]}"
+        kind = type(error).__name__
+        return f"it can be built, but not differentiated as condensing does it: {kind}: {first_line(error)}"
 
 
 _HEADER = ["NAME", "INPUT", "PARAMETERS", "TAPS", "FORWARD", "GRADIENT", "MEMORY", "ERROR", "COSINE"]
@@ -179,32 +167,27 @@ _HEADER = ["NAME", "INPUT", "PARAMETERS", "TAPS", "FORWARD", "GRADIENT", "MEMORY
 def _cells(spec: ModelSpec, result: Check | str) -> list[str]:
     if isinstance(result, str):
         return [spec.name, "", "", "", "", "", "", result, ""]
+    # Taps shortly: `3 maps 64x56 .. 512x7`, channels times side.
+    kinds = {tap.kind for tap in result.taps}
+    kind = "tokens" if kinds == {"tokens"} else "maps" if kinds == {"map"} else "taps"
+    ends = (result.taps[0], result.taps[-1])
+    shapes = dict.fromkeys(f"{tap.channels}x{'x'.join(map(str, tap.grid or [tap.side]))}" for tap in ends)
     return [
         spec.name,
         f"{result.input_size}",
         f"{result.parameters:,}",
-        _summary(result),
+        f"{len(result.taps)} {kind} {' .. '.join(shapes)}",
         f"{result.forward_ms:.0f} ms",
         f"{result.gradient_ms:.0f} ms",
-        output.amount(result.memory_bytes),
+        amount(result.memory_bytes),
         f"{result.error:.0e} {result.dtype}",
         "-" if result.cosine is None else f"{result.cosine:.4f}",
     ]
 
 
-def _summary(result: Check) -> str:
-    """Write taps shortly: `3 maps 64x56 .. 512x7`, channels times side."""
-    kinds = {tap.kind for tap in result.taps}
-    kind = "tokens" if kinds == {"tokens"} else "maps" if kinds == {"map"} else "taps"
-    ends = (result.taps[0], result.taps[-1])
-    shapes = dict.fromkeys(f"{tap.channels}x{'x'.join(map(str, tap.grid or [tap.side]))}" for tap in ends)
-    return f"{len(result.taps)} {kind} {' .. '.join(shapes)}"
-
-
-def _taps(result: Check) -> str:
-    lines = [
-        f"{number:>3}  {tap.name}  {tap.kind}, {tap.channels} channels, "
-        + " x ".join(map(str, tap.grid or (tap.side, tap.side)))
-        for number, tap in enumerate(result.taps)
-    ]
-    return "\n".join(["", "taps", *lines])
+def _taps(result: Check) -> list[str]:
+    lines = ["", "taps"]
+    for number, tap in enumerate(result.taps):
+        sides = " x ".join(map(str, tap.grid or (tap.side, tap.side)))
+        lines.append(f"{number:>3}  {tap.name}  {tap.kind}, {tap.channels} channels, {sides}")
+    return lines

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hmdc_hub.cli import _output as output
+from hmdc_hub.cli._options import JSON
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ hmdc-hub pull someone/cifar10-hmdc --revision ipc10-1a2b3c4d"""
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
 @click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="Folder to make.  [default: ./NAME]")
 @click.option("--force", is_flag=True, help="Replace an earlier copy in that folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+@JSON
 def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None, force: bool, as_json: bool) -> None:
     """Get a verified copy of the published set OWNER/NAME as a folder.
 
@@ -38,7 +39,7 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
     from hmdc_hub.store.files import workplace
 
     place = to or Path(repo_id.rpartition("/")[2])
-    if place.exists() and not _is_copy(place):
+    if place.exists() and not ((place / "README.md").is_file() and any(place.glob("*/manifest.json"))):
         raise RunExistsError(f"{place} exists and is no copy of a published set.", hint="--to makes another folder.")
     try:
         with workplace(place) as building:
@@ -53,19 +54,16 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
             f"Cannot write {place}: {error.strerror or error}; what was there is unchanged.",
             hint="--to makes another folder, on another disk if it must be.",
         ) from error
-    if as_json:
-        document = {"folder": str(place), "repo_id": repo_id, "commit": got.commit, "configs": list(got.configs)}
-        output.document(document | {"state": state})
-        return
-    output.data(
-        f"folder     {place} ({state})\nfrom       {repo_id} at {got.commit}\nconfigs    {', '.join(got.configs)}\n"
-        "checked    every SHA-256"
+    configs = list(got.configs)
+    output.emit(
+        as_json,
+        lambda: {"folder": str(place), "repo_id": repo_id, "commit": got.commit, "configs": configs, "state": state},
+        lambda: (
+            f"folder     {place} ({state})\nfrom       {repo_id} at {got.commit}\nconfigs    {', '.join(configs)}\n"
+            "checked    every SHA-256"
+        ),
+        f'load_dataset("{place.as_posix()}", "{configs[0]}"), hmdc-hub evaluate {place.as_posix()}',
     )
-    output.hint(f'load_dataset("{place.as_posix()}", "{got.configs[0]}"), hmdc-hub evaluate {place.as_posix()}')
-
-
-def _is_copy(place: Path) -> bool:
-    return place.is_dir() and (place / "README.md").is_file() and any(place.glob("*/manifest.json"))
 
 
 def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
@@ -99,7 +97,8 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
 
 def _put(new: Path, place: Path, *, force: bool) -> str:
     """Put a finished folder in its place; says what it did."""
-    from hmdc_hub.store.files import put
+    from hmdc_hub.schema import Manifest
+    from hmdc_hub.store.files import put, read_record
 
     if not place.exists():
         put(new, place)
@@ -111,7 +110,12 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
         raise RunExistsError(
             f"{place} holds another state of a published set.", hint="--force replaces it, --to makes another folder."
         )
-    if others := sorted(set(there) - _of_the_set(place)):
+    ours = {"README.md", ".gitattributes"}
+    for path in place.glob("*/manifest.json"):
+        ours.add(path.relative_to(place).as_posix())
+        with suppress(HmdcError):  # a manifest that cannot be read vouches for nothing
+            ours |= {file.path for file in read_record(path, Manifest).files}
+    if others := sorted(set(there) - ours):
         more = f" and {len(others) - 1} more" if others[1:] else ""
         raise RunExistsError(
             f"{place} also holds {others[0]}{more}, which no manifest there lists: replacing the folder would remove "
@@ -120,19 +124,6 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
         )
     put(new, place)
     return "replaced"
-
-
-def _of_the_set(place: Path) -> set[str]:
-    """Name the files in an earlier copy that came with it."""
-    from hmdc_hub.schema import Manifest
-    from hmdc_hub.store.files import read_record
-
-    ours = {"README.md", ".gitattributes"}
-    for path in place.glob("*/manifest.json"):
-        ours.add(path.relative_to(place).as_posix())
-        with suppress(HmdcError):  # a manifest that cannot be read vouches for nothing
-            ours |= {file.path for file in read_record(path, Manifest).files}
-    return ours
 
 
 def _contents(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`hmdc-hub push`: publish a run as a dataset on the Hugging Face Hub."""
+"""`hmdc-hub package` and `push`: a run becomes a dataset on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,21 +9,49 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import ROOT, named_or_newest
+from hmdc_hub.cli._options import JSON, ROOT, YES
 from hmdc_hub.errors import Interrupted, UsageError
+from hmdc_hub.text import amount, count
 
 if TYPE_CHECKING:
     from hmdc_hub.publish.plan import PushPlan
-    from hmdc_hub.publish.push import Published
 
-EPILOG = """\b
+PACKAGE_EPILOG = """\b
+hmdc-hub package
+hmdc-hub package digits_ipc1 --config one_per_class"""
+PUSH_EPILOG = """\b
 hmdc-hub push                       the newest finished run, under your name
 hmdc-hub push --dry-run             what it would do; nothing is sent
 hmdc-hub push cifar10_ipc10 --repo-id lab/cifar10-hmdc --private
 hmdc-hub push --scores-only --yes   new scores of images that are published"""
 
 
-@click.command(short_help="Publish a run as a dataset on the Hugging Face Hub.", epilog=EPILOG)
+@click.command(short_help="Build what a Hub dataset will hold from a run.", epilog=PACKAGE_EPILOG)
+@click.argument("run", required=False)
+@ROOT
+@click.option("--config", metavar="NAME", help="Name of the configuration.  [default: the recipe's publish.config]")
+@JSON
+def package(run: str | None, root: Path, config: str | None, as_json: bool) -> None:
+    """Build the package of RUN, or of the newest finished run: the files that a Hub dataset will hold.
+
+    `hmdc-hub condense` has done that already, and `hmdc-hub push` does it again; doing it twice gives the same bytes.
+    What `hmdc-hub verify` would not pass is refused.
+    """
+    from hmdc_hub.pipeline.target import named_or_newest
+    from hmdc_hub.publish.facts import read_facts
+
+    folder = named_or_newest(run, root).package(config)
+    (facts,) = read_facts(folder)
+    rows = [[file.path, amount(file.size), file.sha256[:12]] for file in facts.manifest.files]
+    output.emit(
+        as_json,
+        lambda: {"package": str(folder), **facts.manifest.model_dump(mode="json")},
+        lambda: f"package    {folder}\n" + output.columns(["FILE", "SIZE", "SHA-256"], rows),
+        f'load_dataset("{folder.as_posix()}", "{facts.name}"), hmdc-hub push {run or ""}'.rstrip(),
+    )
+
+
+@click.command(short_help="Publish a run as a dataset on the Hugging Face Hub.", epilog=PUSH_EPILOG)
 @click.argument("run", required=False)
 @ROOT
 @click.option("--repo-id", metavar="ID", help="OWNER/NAME or NAME.  [default: you / the recipe's publish.name]")
@@ -35,29 +63,30 @@ hmdc-hub push --scores-only --yes   new scores of images that are published"""
 @click.option("--tag", metavar="NAME", help="A tag besides CONFIG-HASH; tags never move.")
 @click.option("--scores-only", is_flag=True, help="Publish new scores of images that are there already.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; change nothing.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@YES
 @click.option("--force", is_flag=True, help="Replace what is in the way: other people's changes, a foreign card.")
-@click.option("--json", "as_json", is_flag=True, help="Print plan and result as one JSON document.")
+@JSON
 def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Publish RUN, or the newest finished run, as a dataset on the Hugging Face Hub.
 
     Shows what will change and asks first. Everything goes in one commit, is tagged, and is read back and checked as a
     stranger would load it. You are whoever `hf auth login` or HF_TOKEN says.
     """
-    found = named_or_newest(run, root)
     from hmdc_hub.pipeline.progress import reporting
+    from hmdc_hub.pipeline.target import named_or_newest
     from hmdc_hub.publish.plan import PushOptions, Wanted
     from hmdc_hub.publish.push import Push
 
+    found = named_or_newest(run, root)
     content = Wanted(**{name: options.pop(name) for name in ("default", "scores_only", "force")})
     wanted = PushOptions(**options, content=content)
     with reporting(None) as show, found.directory.lock(), Push(found.directory, wanted, callback=show) as pushing:
         plan = pushing.plan()
-        # The plan is what a dry run is for; before a question it is talk, as the result follows on stdout.
-        (output.data if dry_run and not as_json else output.talk)(plan_text(plan, str(found.path)))
+        shown = plan_text(plan, str(found.path))
+        if as_json or not dry_run:  # the result follows on stdout
+            output.talk(shown)
         if dry_run:
-            if as_json:
-                output.document({"plan": plan_document(plan), "result": None})
+            output.emit(as_json, lambda: {"plan": plan_document(plan), "result": None}, lambda: shown)
             return
         _ask(plan, yes)
         try:
@@ -68,10 +97,13 @@ def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, *
                 signal_number=2,
                 hint="push again: it goes on from what is there",
             ) from error
-    if as_json:
-        output.document({"plan": plan_document(plan), "result": result_document(published)})
-    else:
-        output.data(result_text(published))
+    result = {**vars(published), "rows": dict(published.loads)}
+    del result["loads"]
+    changed, loads = published.changed, ", ".join(f"{name} {rows} rows" for name, rows in published.loads.items())
+    lines = [f"published  {published.url}" if changed else f"{published.url} was there already"]
+    lines += [f"commit     {published.commit}"] + [f"tags       {', '.join(published.tags)}"] * bool(published.tags)
+    lines += [f"read back  every hash; loaded {loads}"]
+    output.emit(as_json, lambda: {"plan": plan_document(plan), "result": result}, lambda: "\n".join(lines))
     config = next(iter(published.loads))
     output.hint(f'load_dataset("{published.repo_id}", "{config}", revision="{published.revision}")')
 
@@ -93,13 +125,13 @@ def _ask(plan: PushPlan, yes: bool) -> None:
 def plan_text(plan: PushPlan, run: str) -> str:
     """Write a plan for a person."""
     staged, remote = plan.staged, plan.remote
-    visible = "private" if plan.private else "public"
-    place = "a new dataset" if remote is None else f"at {remote.head[:12]}"
-    there = {} if remote is None else remote.files
+    visible, place, there = "private" if plan.private else "public", "a new dataset", frozenset[str]()
+    if remote is not None:
+        place, there = f"at {remote.head[:12]}", frozenset(remote.files)
     # The card last: it is about all the others.
     paths = sorted(staged.uploads, key=lambda path: (path == "README.md", path))
     width = max(map(len, paths), default=0)
-    rows = [("replace" if path in there else "add", path, output.amount(_size(staged.uploads[path]))) for path in paths]
+    rows = [("replace" if path in there else "add", path, amount(_size(staged.uploads[path]))) for path in paths]
     rows += [("delete", path, "") for path in staged.deletes]
     lines = [
         f"push       {run}",
@@ -113,9 +145,8 @@ def plan_text(plan: PushPlan, run: str) -> str:
         lines.append(f"  keep     {', '.join(others)}")
     lines.append(f"default    {staged.default}")
     lines += [f"tag        {', '.join(plan.tags)}"] if plan.tags else []
-    total = output.amount(sum(map(_size, staged.uploads.values())))
-    count = "1 file" if len(staged.uploads) == 1 else f"{len(staged.uploads)} files"
-    return "\n".join([*lines, f"to send    {f'{count}, {total}' if plan.changes else 'nothing'}"])
+    total = f"{count(len(staged.uploads), 'file')}, {amount(sum(map(_size, staged.uploads.values())))}"
+    return "\n".join([*lines, f"to send    {total if plan.changes else 'nothing'}"])
 
 
 def _size(data: bytes | Path) -> int:
@@ -140,25 +171,3 @@ def plan_document(plan: PushPlan) -> dict[str, Any]:
         "tags": list(plan.tags),
         "notes": list(plan.notes),
     }
-
-
-def result_document(published: Published) -> dict[str, Any]:
-    """Write what a push came to as plain data."""
-    return {
-        "repo_id": published.repo_id,
-        "url": published.url,
-        "commit": published.commit,
-        "changed": published.changed,
-        "revision": published.revision,
-        "tags": list(published.tags),
-        "rows": dict(published.loads),
-    }
-
-
-def result_text(published: Published) -> str:
-    """Write what a push came to for a person."""
-    url, changed = published.url, published.changed
-    rows = ", ".join(f"{name} {count} rows" for name, count in published.loads.items())
-    lines = [f"published  {url}" if changed else f"{url} was there already", f"commit     {published.commit}"]
-    lines += [f"tags       {', '.join(published.tags)}"] if published.tags else []
-    return "\n".join([*lines, f"read back  every hash; loaded {rows}"])

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import JSON, OVERRIDES, RecipeCommand
+from hmdc_hub.cli._options import JSON, OVERRIDES, OVERWRITE, RecipeCommand
 from hmdc_hub.errors import Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.catalog import Entry
     from hmdc_hub.pipeline.validation import Validation
     from hmdc_hub.schema import Recipe
 
@@ -27,13 +26,45 @@ def recipes() -> None:
     """
 
 
-@recipes.command("ls", short_help="List the recipes that come with hmdc-hub.")
-@JSON
-def list_(as_json: bool) -> None:
-    """List the recipes that come with hmdc-hub."""
-    from hmdc_hub.catalog import RECIPES, list_entries
+def add_ls_and_cp(group: click.Group, what: str, *, after_ls: str, after_cp: Callable[[Path], str]) -> None:
+    """Give `recipes` and `pool` the commands that list and copy what comes with hmdc-hub: recipes, or models."""
+    one = "recipe" if what == "recipes" else "pool entry"
+    where = f"Copy {one} NAME to DESTINATION, a file or a folder (default: here)"
 
-    print_entries(list_entries(RECIPES), as_json, "hmdc-hub recipes show NAME, hmdc-hub condense NAME")
+    @group.command("ls", help=f"List the {what} that come with hmdc-hub.")
+    @JSON
+    def list_(as_json: bool) -> None:
+        from hmdc_hub.catalog import MODELS, RECIPES, list_entries
+
+        entries = list_entries(RECIPES if what == "recipes" else MODELS)
+        rows = [[entry.name, entry.description] for entry in entries]
+        output.emit(
+            as_json,
+            lambda: [vars(entry) | {"path": str(entry.path), "pool": list(entry.pool)} for entry in entries],
+            lambda: output.columns(["NAME", "DESCRIPTION"], rows),
+            after_ls,
+        )
+
+    @group.command(
+        "cp", short_help=f"Copy a {one} to edit it.", help=f"{where}, with the schema that editors check it by."
+    )
+    @click.argument("name")
+    @click.argument("destination", type=click.Path(path_type=Path), default=".")
+    @OVERWRITE
+    def copy(name: str, destination: Path, force: bool) -> None:
+        from hmdc_hub.catalog import MODELS, RECIPES, copy_entry
+
+        written = copy_entry(RECIPES if what == "recipes" else MODELS, name, destination, force=force)
+        output.data("\n".join(str(path) for path in written))
+        output.hint(f"edit it, then {after_cp(written[0])}")
+
+
+add_ls_and_cp(
+    recipes,
+    "recipes",
+    after_ls="hmdc-hub recipes show NAME, hmdc-hub condense NAME",
+    after_cp=lambda written: f"hmdc-hub recipes validate {shlex.quote(str(written))}",
+)
 
 
 @recipes.command("show", cls=RecipeCommand, short_help="Print a recipe.")
@@ -45,27 +76,13 @@ def show(recipe: str, resolved: bool, overrides: tuple[str, ...], as_json: bool)
     """Print RECIPE as it was written, with its header."""
     from hmdc_hub.catalog import RECIPES, dump_recipe, find, load_recipe
 
-    if as_json:
-        output.document(load_recipe(recipe, overrides).model_dump(mode="json"))
-    elif resolved:
-        output.data(dump_recipe(load_recipe(recipe, overrides)))
-    elif overrides:
+    if overrides and not (resolved or as_json):
         raise click.UsageError("-o changes the resolved recipe, not the file: add --resolved.")
-    else:
-        output.data(find(RECIPES, recipe).read_text(encoding="utf-8"))
-
-
-@recipes.command("cp", short_help="Copy a recipe to edit it.")
-@click.argument("name")
-@click.argument("destination", type=click.Path(path_type=Path), default=".")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-def copy(name: str, destination: Path, force: bool) -> None:
-    """Copy recipe NAME to DESTINATION, a file or a folder (default: here), with the schema that editors check it by."""
-    from hmdc_hub.catalog import RECIPES, copy_entry
-
-    written = copy_entry(RECIPES, name, destination, force=force)
-    output.data("\n".join(str(path) for path in written))
-    output.hint(f"edit it, then hmdc-hub recipes validate {shlex.quote(str(written[0]))}")
+    output.emit(
+        as_json,
+        lambda: load_recipe(recipe, overrides).model_dump(mode="json"),
+        lambda: dump_recipe(load_recipe(recipe, overrides)) if resolved else find(RECIPES, recipe).read_text("utf-8"),
+    )
 
 
 @recipes.command("validate", cls=RecipeCommand, short_help="Check recipes without running them.")
@@ -78,38 +95,54 @@ def validate(recipe: tuple[str, ...], overrides: tuple[str, ...], as_json: bool)
     All is looked at that needs no pixels: splits, columns, labels and class sizes of the source, and whether each model
     can be built for it. Nothing is downloaded; what is not on this machine is named.
     """
-    results = {name: _checked(name, overrides) for name in recipe}
-    failed = [verdict for verdict in results.values() if verdict.error is not None]
+    verdicts = [_checked(name, overrides) for name in recipe]
     if as_json:
-        output.document([_document(name, verdict) for name, verdict in results.items()])
-        if failed:
-            click.get_current_context().exit(2)
-        return
-    lines = [line for name, verdict in results.items() for line in _lines(name, verdict)]
-    if lines:
+        output.emit(True, lambda: [verdict.document() for verdict in verdicts], str)
+    elif lines := [line for verdict in verdicts for line in verdict.lines()]:
         output.data("\n".join(lines))
-    if failed:
-        errors = [verdict.error for verdict in failed if verdict.error is not None]
+    errors = [verdict.error for verdict in verdicts if verdict.error is not None]
+    if errors and as_json:
+        click.get_current_context().exit(2)
+    if errors:
         hints = dict.fromkeys(error.hint for error in errors if error.hint)
         raise UsageError("\n".join(error.message for error in errors), hint="\n".join(hints))
-    output.hint(f"hmdc-hub condense {shlex.quote(recipe[0])}")
-
-
-def print_entries(entries: Sequence[Entry], as_json: bool, hint: str) -> None:
-    """List recipes or pool entries."""
-    if as_json:
-        output.document([vars(entry) | {"path": str(entry.path), "pool": list(entry.pool)} for entry in entries])
-        return
-    output.data(output.columns(["NAME", "DESCRIPTION"], [[entry.name, entry.description] for entry in entries]))
-    output.hint(hint)
+    if not as_json:
+        output.hint(f"hmdc-hub condense {shlex.quote(recipe[0])}")
 
 
 class Verdict(NamedTuple):
     """What was found out about a recipe; the last two are None where its own words are wrong already."""
 
+    name: str
     error: UsageError | None
     recipe: Recipe | None = None
     found: Validation | None = None
+
+    def lines(self) -> list[str]:
+        """Say that it is valid, what was read and what not; nothing if it is not valid."""
+        if self.error is not None or self.recipe is None or self.found is None:
+            return []
+        condense, protocol = self.recipe.condense_hash(), self.recipe.protocol_hash()
+        return [
+            f"{self.name}: valid (condense {condense[:8]}, protocol {protocol[:8]})",
+            *(f"  {line}" for line in (self.found.rows.lines() if self.found.rows else ())),
+            *(f"  not looked at: {what}" for what in self.found.unseen),
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """Say all of it as plain data."""
+        problems: list[Any] = []
+        if isinstance(self.error, RecipeError):
+            problems = [vars(problem) for problem in self.error.problems]
+        elif self.error is not None:
+            problems = [{"rule": self.error.message}]
+        document: dict[str, Any] = {"recipe": self.name, "valid": self.error is None, "problems": problems}
+        if self.recipe is not None:
+            document |= {"condense_hash": self.recipe.condense_hash(), "protocol_hash": self.recipe.protocol_hash()}
+        if self.found is not None:
+            document["source"] = self.found.rows.document() if self.found.rows else None
+            document["not_looked_at"] = list(self.found.unseen)
+        return document
 
 
 def _checked(name: str, overrides: tuple[str, ...]) -> Verdict:
@@ -118,39 +151,13 @@ def _checked(name: str, overrides: tuple[str, ...]) -> Verdict:
     try:
         recipe = load_recipe(name, overrides)
     except UsageError as error:
-        return Verdict(error)
+        return Verdict(name, error)
     from hmdc_hub.pipeline.validation import validate_recipe
 
     found = validate_recipe(recipe)
-    if not found.problems:
-        return Verdict(None, recipe, found)
-    problems = [Problem("", None, "", problem.message) for problem in found.problems]
-    hint = "\n".join(dict.fromkeys(problem.hint for problem in found.problems if problem.hint))
-    return Verdict(RecipeError(name, problems, hint=hint), recipe, found)
-
-
-def _lines(name: str, verdict: Verdict) -> list[str]:
-    error, recipe, found = verdict
-    if error is not None or recipe is None or found is None:
-        return []
-    return [
-        f"{name}: valid (condense {recipe.condense_hash()[:8]}, protocol {recipe.protocol_hash()[:8]})",
-        *(f"  {line}" for line in (found.rows.lines() if found.rows else ())),
-        *(f"  not looked at: {what}" for what in found.unseen),
-    ]
-
-
-def _document(name: str, verdict: Verdict) -> dict[str, Any]:
-    error, recipe, found = verdict
-    problems: list[Any] = []
-    if isinstance(error, RecipeError):
-        problems = [vars(problem) for problem in error.problems]
-    elif error is not None:
-        problems = [{"rule": error.message}]
-    document: dict[str, Any] = {"recipe": name, "valid": error is None, "problems": problems}
-    if recipe is not None:
-        document |= {"condense_hash": recipe.condense_hash(), "protocol_hash": recipe.protocol_hash()}
-    if found is not None:
-        document["source"] = found.rows.document() if found.rows else None
-        document["not_looked_at"] = list(found.unseen)
-    return document
+    wrong: UsageError | None = None
+    if found.problems:
+        problems = [Problem("", None, "", problem.message) for problem in found.problems]
+        hint = "\n".join(dict.fromkeys(problem.hint for problem in found.problems if problem.hint))
+        wrong = RecipeError(name, problems, hint=hint)
+    return Verdict(name, wrong, recipe, found)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import JSON, ROOT, run_folder
+from hmdc_hub.cli._options import JSON, ROOT, YES
 from hmdc_hub.errors import NotFoundError, UsageError
+from hmdc_hub.text import duration
 
 if TYPE_CHECKING:
     from hmdc_hub.store.rundir import RunEntry
@@ -29,19 +30,16 @@ def list_(root: Path, as_json: bool) -> None:
     from hmdc_hub.store.rundir import list_runs
 
     entries = list_runs(root)
-    if as_json:
-        output.document([summary(entry) for entry in entries])
-        return
-    if not entries:
+    if not entries and not as_json:
         output.talk(f"no runs in {root}")
         output.hint("hmdc-hub recipes ls, hmdc-hub condense NAME")
         return
-    header = ["NAME", "STATE", "SOURCE", "IPC", "SCORE", "OVER RANDOM", "TIME"]
-    output.data(output.columns(header, [_row(entry) for entry in entries]))
-    for entry in entries:
-        if entry.problem:
-            output.talk(f"{entry.run.path}: {entry.problem}")
-    output.hint("hmdc-hub runs show NAME")
+    output.emit(as_json, lambda: [summary(entry) for entry in entries], lambda: _table(entries))
+    if not as_json:
+        for entry in entries:
+            if entry.problem:
+                output.talk(f"{entry.run.path}: {entry.problem}")
+        output.hint("hmdc-hub runs show NAME")
 
 
 @runs.command("show", short_help="Print what a run is and came to.")
@@ -50,31 +48,39 @@ def list_(root: Path, as_json: bool) -> None:
 @JSON
 def show(name: str, root: Path, as_json: bool) -> None:
     """Print what run NAME (or the run in that directory) is and came to."""
-    entry = _entry(name, root)
-    if as_json:
-        output.document(summary(entry))
-        return
-    if entry.info is None:
-        output.data(f"run        {entry.run.path}\nstate      {entry.state}" + (entry.problem and f"\n{entry.problem}"))
-        return
-    from hmdc_hub.pipeline.api import Run
+    from hmdc_hub.pipeline.target import find_run
+    from hmdc_hub.store.rundir import RunDir, list_runs
 
-    output.data(f"state      {entry.state}\n{Run(entry.run.path).summary()}")
+    run = RunDir(find_run(name, root))
+    place = run.path.absolute() if run.path.name else run.path.resolve()
+    found = next((entry for entry in list_runs(place.parent) if entry.run.path.name == place.name), None)
+    if found is None:
+        raise NotFoundError(f"{run.path} is not a run directory", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
+    entry = replace(found, run=run)
+
+    def text() -> str:
+        if entry.info is None:
+            return f"run        {run.path}\nstate      {entry.state}" + (entry.problem and f"\n{entry.problem}")
+        from hmdc_hub.pipeline.api import Run
+
+        return f"state      {entry.state}\n{Run(run.path).summary()}"
+
+    output.emit(as_json, lambda: summary(entry), text)
 
 
 @runs.command("rm", short_help="Remove runs.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @ROOT
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@YES
 def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
     """Remove runs with all their files; only directories that hold nothing but a run."""
+    from hmdc_hub.pipeline.target import find_run
     from hmdc_hub.store import rundir
 
-    found = [rundir.RunDir(run_folder(name, root)) for name in names]
+    found = [rundir.RunDir(find_run(name, root)) for name in names]
     if not yes:
-        question = f"remove {', '.join(str(run.path) for run in found)}?"
         try:
-            wanted = click.confirm(question, err=True)
+            wanted = click.confirm(f"remove {', '.join(str(run.path) for run in found)}?", err=True)
         except click.Abort as error:
             raise UsageError(
                 "there is nobody to ask here; nothing was removed", hint="--yes removes without asking."
@@ -90,7 +96,7 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
 def summary(entry: RunEntry) -> dict[str, Any]:
     """Write one run as plain data for `--json`; what is not known yet is null."""
     info, scores = entry.info, entry.scores
-    table = None if scores is None else scores.model_dump(mode="json")
+    plain = {} if scores is None else scores.model_dump(mode="json", include={"protocol_hash", "table", "gain"})
     return {
         "name": entry.run.path.name,
         "path": str(entry.run.path),
@@ -100,28 +106,21 @@ def summary(entry: RunEntry) -> dict[str, Any]:
         "source": info and info.source.id,
         "ipc": info and info.ipc,
         "condense_hash": info and info.condense_hash,
-        "protocol_hash": scores and scores.protocol_hash,
-        "table": table and table["table"],
-        "gain": table and table["gain"],
+        **{key: plain.get(key) for key in ("protocol_hash", "table", "gain")},
         "seconds": info and info.seconds,
     }
 
 
-def _row(entry: RunEntry) -> list[str]:
-    info, scores, name = entry.info, entry.scores, entry.run.path.name
-    if info is None:
-        return [name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""]
-    score = "" if scores is None else f"{100 * scores.table['condensed']['mean'].mean:.1f}"
-    gain = "" if scores is None or "random" not in scores.gain else f"{100 * scores.gain['random']['mean'].mean:+.1f}"
-    return [name, entry.state, info.source.id, str(info.ipc), score, gain, output.duration(info.seconds)]
-
-
-def _entry(name: str, root: Path) -> RunEntry:
-    from hmdc_hub.store.rundir import RunDir, list_runs
-
-    run = RunDir(run_folder(name, root))
-    place = run.path.absolute() if run.path.name else run.path.resolve()
-    for entry in list_runs(place.parent):
-        if entry.run.path.name == place.name:
-            return replace(entry, run=run)
-    raise NotFoundError(f"{run.path} is not a run directory", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
+def _table(entries: list[RunEntry]) -> str:
+    rows = []
+    for entry in entries:
+        info, scores, name = entry.info, entry.scores, entry.run.path.name
+        if info is None:
+            rows.append([name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""])
+            continue
+        score = gain = ""
+        if scores is not None:
+            score = f"{100 * scores.table['condensed']['mean'].mean:.1f}"
+            gain = f"{100 * scores.gain['random']['mean'].mean:+.1f}" if "random" in scores.gain else ""
+        rows.append([name, entry.state, info.source.id, str(info.ipc), score, gain, duration(info.seconds)])
+    return output.columns(["NAME", "STATE", "SOURCE", "IPC", "SCORE", "OVER RANDOM", "TIME"], rows)

@@ -1,4 +1,7 @@
-"""The training sets that are scored: the condensed one and those it must beat, all decoded, in 8 bits but `exact`."""
+"""What is scored, and the training sets of a protocol: the condensed one and those it must beat.
+
+All are decoded, in 8 bits but `exact`.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from torch import Tensor
 
 from hmdc_hub import cluster, multi_formation, rng
 from hmdc_hub.errors import FormatError, UsageError
-from hmdc_hub.evaluator.evaluated_set import EvaluatedSet
 from hmdc_hub.metrics import CONDENSED, FULL
 from hmdc_hub.models import PoolModel, build_for
-from hmdc_hub.schema import Budget, EvaluateSpec, ModelSpec
+from hmdc_hub.schema import Budget, EvaluateSpec, ModelSpec, Recipe
 from hmdc_hub.sources import ClassSortedImages, Source
-from hmdc_hub.store.parquet import to_uint8
+from hmdc_hub.store.condensed import read_condensed, training_shape
+from hmdc_hub.store.files import read_info, sha256_file
+from hmdc_hub.store.parquet import read_parquet, to_uint8
+from hmdc_hub.store.rundir import RunDir
 
 EMBED_BATCH = 512
 CALIBRATION = 1024
@@ -23,22 +28,79 @@ CALIBRATION_BATCH = 128
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingSet:
-    """Images to train on.
+class EvaluatedSet:
+    """A condensed set, of ours or of any other program, as the evaluator sees it."""
 
-    Attributes:
-        name: `condensed` or a baseline.
-        draw: Which of several random draws, from 0.
-        images: uint8 M x ch x H x W; of `exact` float32 in [0, 1].
-        labels: int64 M.
-        stored: Images as they are kept; a synthetic one may hold several training images.
+    name: str  # what reports call it
+    images: Tensor  # uint8 M x ch x H x W, what is trained on
+    labels: Tensor  # int64 M
+    stored: tuple[int, ...]  # synthetic images of each class
+    sha256: str  # of the file that holds the images, or of the images
+    factor: int = 1  # side of the grid of training images that one synthetic image holds
+    exact: Tensor | None = None  # the images before they were rounded to 8 bits, float32 in [0, 1]
+    # The synthetic images before the first image step, float32 in [0, 1] C x n x ch x H x W; None: unknown.
+    initialisation: Tensor | None = None
+    condensed_by: tuple[str, ...] = ()  # names of the models, as pool entries are called
+    condense_hash: str | None = None  # of its recipe; None like the two next for a set of another program
+    family_hash: str | None = None  # of its recipe without the seed, as published
+    seed: int | None = None
+    notes: tuple[str, ...] = ()  # what reading it changed or found that a person should know; a clause each
+
+    def lacks(self, baseline: str) -> bool:
+        """Tell whether a baseline needs something of the set that is not there, or says nothing about it."""
+        return (
+            (baseline == "exact" and self.exact is None)
+            or (baseline == "initialisation" and self.initialisation is None)
+            or (baseline == "random-encoded" and self.factor == 1)
+        )
+
+
+def of_run(recipe: Recipe, run: RunDir) -> EvaluatedSet:
+    """Read what a run condensed, and of exact and initial images what its (resolved) recipe's protocol compares with.
+
+    A file that is needed and not there is a NotFoundError; damage, or files that do not belong together, a FormatError.
     """
+    info, n, factor = read_info(run.info), recipe.condense.ipc, recipe.condense.factor
+    if (n, factor) != (info.ipc, info.factor):
+        raise FormatError(
+            f"{run.path}: info.json says ipc {info.ipc}, factor {info.factor}; recipe.yaml ipc {n}, factor {factor}."
+        )
+    images, labels = read_parquet(run.parquet, shape=training_shape(info, run.condensed))
+    exact = initialisation = None
+    if "exact" in recipe.evaluate.baselines:
+        stored, _, _ = read_condensed(run.condensed)
+        exact = multi_formation.decode(_by_class(stored, n), factor).flatten(0, 1)
+    if "initialisation" in recipe.evaluate.baselines:
+        initialisation = _by_class(read_condensed(run.initialisation)[0], n)
+    return EvaluatedSet(
+        name=recipe.name,
+        images=images,
+        labels=labels,
+        stored=(n,) * len(torch.unique(labels)),
+        sha256=sha256_file(run.parquet),
+        factor=factor,
+        exact=exact,
+        initialisation=initialisation,
+        condensed_by=tuple(spec.name for spec in recipe.pool),
+        condense_hash=recipe.condense_hash(),
+        family_hash=recipe.without_paths(info.source).family_hash(),
+        seed=recipe.seed,
+    )
 
-    name: str
-    draw: int
-    images: Tensor
-    labels: Tensor
-    stored: int
+
+def _by_class(synthetic: Tensor, n: int) -> Tensor:
+    return synthetic.reshape(-1, n, *synthetic.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Images to train on."""
+
+    name: str  # `condensed` or a baseline
+    draw: int  # which of several random draws, from 0
+    images: Tensor  # uint8 M x ch x H x W; of `exact` float32 in [0, 1]
+    labels: Tensor  # int64 M
+    stored: int  # images as they are kept; a synthetic one may hold several training images
 
     @property
     def budget(self) -> Budget:
@@ -190,11 +252,7 @@ def hold_out(source: Source, share: float, seed: int) -> Source:
 
 
 def check_counts(counts: Sequence[int], class_names: Sequence[str]) -> None:
-    """Refuse classes, given by their train images and names, that cannot give an image and keep one.
-
-    Raises:
-        UsageError: A class has too few images.
-    """
+    """Refuse classes, given by their train images and names, that cannot give an image and keep one: a UsageError."""
     for name, count in zip(class_names, counts, strict=True):
         if count < 2:
             raise UsageError(f"evaluate.holdout needs two train images of every class; {name} has {count}.")

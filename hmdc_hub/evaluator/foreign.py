@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,24 +16,29 @@ from torch import Tensor
 
 from hmdc_hub import multi_formation
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NotFoundError, SourceError, UsageError
-from hmdc_hub.evaluator.array_files import refuse_pickle
-from hmdc_hub.evaluator.evaluated_set import EvaluatedSet, check_shapes, content_hash, images_and_labels, times
-from hmdc_hub.evaluator.pixels import not_normalised, pixels_of
+from hmdc_hub.evaluator.baselines import EvaluatedSet
+from hmdc_hub.evaluator.pixels import check_shapes, content_hash, images_and_labels, not_normalised, pixels_of, times
 from hmdc_hub.sources import Source, read_images
 from hmdc_hub.store.condensed import METADATA_KEY, check_header, read_condensed
 from hmdc_hub.store.dataset import CondensedDataset
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.parquet import iter_sizes, measure, to_uint8
+from hmdc_hub.text import some
 
+# A set may have so many images, and so many times the images of its source: it is smaller, and all in memory.
 FEW, TIMES = 1000, 10
-"""A set may have so many images, and so many times the images of its source: it is smaller, and all in memory."""
-
-MOST_PIXELS = 2**24
-"""Of an image of a set: 4096 x 4096."""
-
+MOST_PIXELS = 2**24  # of an image of a set: 4096 x 4096
+# Most bytes that a parquet file holds unpacked, and how many times its size beside them.
 UNPACKED, TIMES_UNPACKED = 64 * 1024 * 1024, 20
-"""Most bytes that a parquet file holds unpacked, and how many times its size beside them."""
 
+_ARRAYS = re.compile(r"(\.(npy|npz|pt|pth|pkl|pickle)|[-.]idx[13][-.]ubyte(\.gz)?)$", re.IGNORECASE)
+_AS_TENSORS = """\
+import torch, numpy as np, safetensors.torch
+images, labels = np.load("images.npy"), np.load("labels.npy")  # or torch.load(..., weights_only=True), or as it needs
+images, labels = torch.as_tensor(images).contiguous(), torch.as_tensor(labels).contiguous()
+safetensors.torch.save_file({"images": images, "labels": labels}, "set.safetensors")  # which is then read"""
+
+# From keys of a recipe, which those who score a set have not written, to options.
 _WORDS = (
     (r"^source\.\w+: ", ""),
     (r"or copy  revision: .*", "or name a full commit with --revision."),
@@ -42,7 +47,6 @@ _WORDS = (
     (r"\bLeave (config|revision) out", r"Leave --\1 out"),
     (r"\bid: (?=\S)", ""),
 )
-"""From keys of a recipe, which those who score a set have not written, to options."""
 
 _COLUMNS = (
     "A set has one column of images and one of classes; Dataset.select_columns and cast_column of datasets make it so. "
@@ -90,23 +94,185 @@ def evaluated_set(
         return data
     options = {"config": config, "revision": revision, "fit": fit, "background": background}
     if isinstance(data, str | Path):
-        return _read_path(name, str(data), source, normalised, options)
+        path = Path(data).expanduser()
+        if name is None:
+            name = path.stem if path.is_file() else re.split("[/:]", str(data))[-1]
+            name = path.resolve().name if path.is_dir() else name
+        return _Reader(name, str(data), source, normalised).path(path, options)
     name = name or (data.header.name if isinstance(data, CondensedDataset) else "set")
+    reader = _Reader(name, name, source, normalised)
     if (pair := _tensors(data)) is not None:
-        images, labels = images_and_labels(name, *pair)
-        _check_fits(name, tuple(images.shape), source)
-        pixels, exact, notes = pixels_of(name, images, source, normalised=normalised)
-        return _numbered(name, name, source, pixels, labels, None, exact=exact, notes=notes)
-    if normalised:
-        raise not_normalised(name, "holds images, and only floats can be normalised")
+        return reader.pair(*images_and_labels(name, *pair))
+    reader.refuse_normalised("holds images, and only floats can be normalised")
     if isinstance(data, CondensedDataset):
-        _check_fits(name, tuple(data.images.shape), source)
+        reader.check_fits(data.images.shape)
         known = {"exact": data.images, "factor": data.factor, "condense_hash": data.header.condense_hash}
-        return _numbered(name, name, source, to_uint8(data.images), data.labels, data.class_names, **known)
-    return _read_images(name, name, data, None, source, options)
+        return reader.numbered(to_uint8(data.images), data.labels, data.class_names, **known)
+    return reader.images(data, None, options)
 
 
-read_set = evaluated_set
+def refuse_arrays(path: Path, lines: str = _AS_TENSORS) -> None:
+    """Refuse, by its name, a file of arrays, whose readers may run code, or a folder of such; `lines` convert them."""
+    files = [file for file in path.rglob("[!.]*") if not file.is_dir()] if path.is_dir() else [path]
+    if files and all(_ARRAYS.search(file.name) for file in files):
+        raise UsageError(
+            f"{path} is not read: files of arrays can hold a pickle, and to open one can run any program.",
+            hint="If you trust it, convert it (docs/your-data.md, Arrays, has more lines):\n"
+            + "\n".join(f"  {line}" for line in lines.splitlines()),
+        )
+
+
+class _Reader(NamedTuple):
+    """Reads one set, for one source."""
+
+    name: str  # of the set
+    what: str  # errors are about: a path, or the name
+    source: Source
+    normalised: bool
+
+    def path(self, path: Path, options: dict[str, Any]) -> EvaluatedSet:
+        """Read what can be named: a file, a folder, a dataset on the Hub."""
+        refuse_arrays(path)
+        if path.suffix == ".safetensors" and not path.is_dir():
+            for option in ("config", "revision"):
+                if options[option] is not None:
+                    raise UsageError(f"--{option} does not apply to a file.", hint="Leave it out.")
+            if not path.is_file():
+                raise NotFoundError(f"There is no file {path}.", hint="Paths are relative to the current folder.")
+            return self.tensors(path)
+        if path.is_file() and path.suffix != ".parquet":
+            kind = path.suffix or "file without a suffix"
+            raise UsageError(
+                f"{path} is a {kind}; of files, .parquet and .safetensors can be read.",
+                hint="Convert it, or give the folder that it is in.",
+            )
+        self.refuse_normalised("holds images, and only floats can be normalised")
+        return self.images(self.what, path, options)
+
+    def images(self, data: Any, path: Path | None, options: dict[str, Any]) -> EvaluatedSet:
+        """Read the train split, or the only one, of what can be a source; `path`: where it may be on this disk."""
+        side, channels, most = self.source.train.side, self.source.train.channels, self.most_images
+        try:
+            if path is not None:
+                _refuse_bombs(path, most)
+            options = options | {"max_images": most, "max_pixels": MOST_PIXELS}
+            found = read_images(data, size=side, channels=3 if channels == 3 else 1, **options)
+        except SourceError as error:
+            if path is not None and path.is_dir():
+                refuse_arrays(path)
+                if files := sorted(path.glob("*.safetensors")):
+                    hint = f"Name the file: {files[0]}"
+                    raise UsageError(f"{path} is a folder that holds no images.", hint=hint) from None
+            hint = _reworded(error.hint)
+            raise UsageError(_reworded(error.message), hint=_COLUMNS if "_column: " in hint else hint) from error
+        except NetworkError as error:
+            raise NetworkError(_reworded(error.message), hint=_reworded(error.hint)) from error
+        notes = [] if found.columns == ("image", "label") else ["columns {} and {}".format(*found.columns)]
+        notes += found.notes
+        others = [size for size, _ in found.sizes.most_common() if size != (side, side)]
+        if others:
+            width, height = others[0]
+            more = " and other sizes" if len(others) > 1 else ""
+            notes.append(f"resized from {width}x{height}{more} to {side}x{side}")
+        if channels == 1 and found.colour:
+            notes.append(f"{found.colour} of {len(found.images)} images were in colour and became grey")
+        # Pixels that were made here are more than the file says: they depend on `fit`.
+        digest = sha256_file(path) if path is not None and path.is_file() and not others else None
+        return self.numbered(found.images, found.labels, found.class_names, sha256=digest, notes=tuple(notes))
+
+    def tensors(self, path: Path) -> EvaluatedSet:
+        """Read a safetensors file, of ours or with tensors of images and labels."""
+        try:
+            check_header(path)
+            with safe_open(path, framework="pt") as file:
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+                shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+                if METADATA_KEY in (file.metadata() or {}):
+                    return self.ours(path, shapes.get("images", ()))
+                whole = {key for key, part in slices.items() if part.get_dtype()[0] in "IU"}
+                images, labels = _keys(path, shapes, whole)
+                # All of it before a tensor is read: its file may be larger than the memory.
+                check_shapes(self.what, images, shapes[images], labels, shapes[labels], labels in whole)
+                self.refuse_many(shapes[images][0])
+                self.check_fits(shapes[images])
+                pair = images_and_labels(self.what, file.get_tensor(images), file.get_tensor(labels))
+        except HmdcError:
+            raise  # some of ours are of the types below
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"{path} cannot be read as safetensors: {error}.", hint="Write or copy it again."
+            ) from error
+        return self.pair(*pair, sha256=sha256_file(path))
+
+    def ours(self, path: Path, shape: tuple[int, ...]) -> EvaluatedSet:
+        """Read a file of hmdc-hub, whose images have a shape."""
+        self.refuse_normalised("is a file of hmdc-hub, which holds pixels")
+        if len(shape) == 4:
+            self.check_fits(shape)
+        synthetic, labels, header = read_condensed(path)
+        factor = header.factor
+        self.refuse_many(len(synthetic) * factor**2)
+        exact = multi_formation.decode(synthetic.reshape(-1, header.ipc, *synthetic.shape[1:]), factor).flatten(0, 1)
+        labels = labels.repeat_interleave(factor**2)
+        known = {"exact": exact, "factor": factor, "condense_hash": header.condense_hash, "sha256": sha256_file(path)}
+        return self.numbered(to_uint8(exact), labels, header.class_names, **known)
+
+    def pair(self, images: Tensor, labels: Tensor, sha256: str | None = None) -> EvaluatedSet:
+        """Take images N x ch x H x W and class numbers N."""
+        self.check_fits(images.shape)
+        pixels, exact, notes = pixels_of(self.what, images, self.source, normalised=self.normalised)
+        return self.numbered(pixels, labels, None, exact=exact, notes=notes, sha256=sha256)
+
+    def numbered(self, images: Tensor, labels: Tensor, names: Sequence[str] | None, **known: Any) -> EvaluatedSet:
+        """Number labels, which are numbers of `names` if there are such, as the source does; `known` of the set."""
+        classes = self.source.info.class_names
+        if names is not None:
+            labels = torch.tensor(_match(self.what, names, classes))[labels]
+        elif (low := int(labels.min())) < 0 or int(labels.max()) >= len(classes):
+            raise _out_of_range(self.what, low, int(labels.max()), classes)
+        counts = torch.bincount(labels, minlength=len(classes)).tolist()
+        if missing := [name for name, number in zip(classes, counts, strict=True) if number == 0]:
+            note = f"no image of {len(missing)} of {len(classes)} classes: {some(missing)}"
+            known["notes"] = (*known.get("notes", ()), note)
+        known["sha256"] = known.get("sha256") or content_hash(images, labels, known.get("exact"))
+        stored = tuple(number // known.get("factor", 1) ** 2 for number in counts)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).lstrip("._-") or "set"
+        return EvaluatedSet(name, images, labels, stored, **known)
+
+    @property
+    def most_images(self) -> int:
+        return max(FEW, TIMES * sum(self.source.info.train_counts))
+
+    def refuse_many(self, images: int) -> None:
+        if images > self.most_images:
+            raise UsageError(
+                f"{self.what} has {images:,} images; of a source of {sum(self.source.info.train_counts):,}, sets of up "
+                f"to {self.most_images:,} are scored.",
+                hint="Save a part of it.",
+            )
+
+    def refuse_normalised(self, why: str) -> None:
+        """Refuse --normalised, since nothing is there to be mapped back."""
+        if self.normalised:
+            raise not_normalised(self.what, why)
+
+    def check_fits(self, shape: Sequence[int]) -> None:
+        """Refuse images, given by their shape, of other size or channels than the source's."""
+        channels, height, width = shape[1:] if shape[1] in (1, 3) else (shape[3], *shape[1:3])
+        side, wanted = self.source.train.side, self.source.train.channels
+        if height != width:
+            raise UsageError(
+                f"{self.what}: images are {height} x {width} pixels; those of a source are squares, here {side} x "
+                f"{side}.",
+                hint="Save them as PNG files in a folder per class: files are resized as the source is.",
+            )
+        wrong = [f"source.size: {height}"] * (height != side) + [f"source.channels: {channels}"] * (channels != wanted)
+        if wrong:
+            raise UsageError(
+                f"{self.what}: images are {channels} x {height} x {width}, those of the source {wanted} x {side} x "
+                f"{side}; tensors are scored as they are, never resampled.",
+                hint=f"Score them on a copy of the recipe (`hmdc-hub recipes cp`) with  {'  and  '.join(wrong)}",
+            )
 
 
 def _tensors(data: Any) -> tuple[Tensor, Tensor] | None:
@@ -119,50 +285,25 @@ def _tensors(data: Any) -> tuple[Tensor, Tensor] | None:
     return torch.as_tensor(data[0]), torch.as_tensor(labels)
 
 
-def _read_path(
-    name: str | None, target: str, source: Source, normalised: bool, options: dict[str, Any]
-) -> EvaluatedSet:
-    path = Path(target).expanduser()
-    if name is None:
-        name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else re.split("[/:]", target)[-1]
-    refuse_pickle(path)
-    if path.suffix == ".safetensors" and not path.is_dir():
-        for option in ("config", "revision"):
-            if options[option] is not None:
-                raise UsageError(f"--{option} does not apply to a file.", hint="Leave it out.")
-        return _read_tensors(name, path, source, normalised)
-    if path.is_file() and path.suffix != ".parquet":
-        kind = path.suffix or "file without a suffix"
+def _keys(path: Path, shapes: Mapping[str, tuple[int, ...]], whole: set[str]) -> tuple[str, str]:
+    """Find `images`, or the only tensor of four dimensions, and `labels`, or what can be it."""
+    holds = ", ".join(f"{key} ({times(shape)})" for key, shape in shapes.items()) or "nothing"
+    images = ["images"] if "images" in shapes else [key for key, shape in shapes.items() if len(shape) == 4]
+    if len(images) != 1:
         raise UsageError(
-            f"{path} is a {kind}; of files, .parquet and .safetensors can be read.",
-            hint="Convert it, or give the folder that it is in.",
+            f"{path} has no tensor images and {len(images) or 'none'} of four dimensions; it holds {holds}.",
+            hint="Save the images, N x channels x height x width, under the name images.",
         )
-    if normalised:
-        raise not_normalised(target, "holds images, and only floats can be normalised")
-    return _read_images(name, target, target, path, source, options)
-
-
-def _numbered(
-    name: str, what: str, source: Source, images: Tensor, labels: Tensor, names: Sequence[str] | None, **known: Any
-) -> EvaluatedSet:
-    """Number labels, which are numbers of `names` if there are such, as the source does; `known` as in EvaluatedSet."""
-    classes = source.info.class_names
-    if names is not None:
-        labels = torch.tensor(_match(what, names, classes))[labels]
-    elif (low := int(labels.min())) < 0 or int(labels.max()) >= len(classes):
-        raise _out_of_range(what, low, int(labels.max()), classes)
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    if missing := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
-        note = f"no image of {len(missing)} of {len(classes)} classes: {_some(missing)}"
-        known["notes"] = (*known.get("notes", ()), note)
-    known["sha256"] = known.get("sha256") or content_hash(images, labels, known.get("exact"))
-    return EvaluatedSet(
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "set",
-        images=images,
-        labels=labels,
-        stored=tuple(count // known.get("factor", 1) ** 2 for count in counts),
-        **known,
-    )
+    count = (shapes[images[0]] or (0,))[0]
+    # Without hard labels, floats of two dimensions can only be meant as soft ones, and are refused as such.
+    soft = [key for key, shape in shapes.items() if key not in whole and len(shape) == 2 and shape[0] == count]
+    labels = ["labels"] if "labels" in shapes else [key for key in whole if shapes[key] == (count,)] or soft
+    if len(labels) != 1:
+        raise UsageError(
+            f"{path} has no tensor labels, and {len(labels) or 'none'} of {count} whole numbers; it holds {holds}.",
+            hint="Save the class number of every image, int64, under the name labels.",
+        )
+    return images[0], labels[0]
 
 
 def _match(what: str, names: Sequence[str], known: Sequence[str]) -> list[int]:
@@ -181,14 +322,14 @@ def _match(what: str, names: Sequence[str], known: Sequence[str]) -> list[int]:
     unknown = [name for name, index in zip(names, indices, strict=True) if index < 0]
     if unknown:
         raise UsageError(
-            f"{len(unknown)} of the {len(names)} classes of {what} are none of the source's: {_some(unknown)}; the "
-            f"source has {len(known)}: {_some(known)}.",
+            f"{len(unknown)} of the {len(names)} classes of {what} are none of the source's: {some(unknown)}; the "
+            f"source has {len(known)}: {some(known)}.",
             hint="Name them as the source does (case, spaces and _ do not matter)"
             + (", or number them from 0 in its order." if numbered else "."),
         )
     if twice := [name for name, index in zip(names, indices, strict=True) if indices.count(index) > 1]:
         raise UsageError(
-            f"Several classes of {what} are one of the source's: {_some(twice)}.", hint="Give every class one name."
+            f"Several classes of {what} are one of the source's: {some(twice)}.", hint="Give every class one name."
         )
     return indices
 
@@ -201,68 +342,11 @@ def _out_of_range(what: str, low: int, high: int, known: Sequence[str]) -> Usage
     return UsageError(
         f"The labels of {what} reach from {low} to {high}, but the source has {len(known)} classes, numbered 0 to "
         f"{len(known) - 1}.",
-        hint=f"Number them in the source's order, from 0: {_some(known)}.",
+        hint=f"Number them in the source's order, from 0: {some(known)}.",
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (", ..." if len(names) > 4 else "")
-
-
-def _read_images(
-    name: str, what: str, data: Any, path: Path | None, source: Source, options: dict[str, Any]
-) -> EvaluatedSet:
-    """Read the train split, or the only one, of what can be a source."""
-    side, channels = source.train.side, source.train.channels
-    try:
-        if path is not None:
-            _refuse_bombs(path, source)
-        options = options | {"max_images": _most_images(source), "max_pixels": MOST_PIXELS}
-        found = read_images(data, size=side, channels=3 if channels == 3 else 1, **options)
-    except SourceError as error:
-        for file in sorted(path.iterdir()) if path is not None and path.is_dir() else ():
-            if file.suffix == ".safetensors":
-                raise UsageError(f"{path} is a folder that holds no images.", hint=f"Name the file: {file}") from None
-            refuse_pickle(file)
-        hint = _reworded(error.hint)
-        raise UsageError(_reworded(error.message), hint=_COLUMNS if "_column: " in hint else hint) from error
-    except NetworkError as error:
-        raise NetworkError(_reworded(error.message), hint=_reworded(error.hint)) from error
-    notes = [] if found.columns == ("image", "label") else ["columns {} and {}".format(*found.columns)]
-    notes += found.notes
-    others = [size for size, _ in found.sizes.most_common() if size != (side, side)]
-    if others:
-        width, height = others[0]
-        more = " and other sizes" if len(others) > 1 else ""
-        notes.append(f"resized from {width}x{height}{more} to {side}x{side}")
-    if channels == 1 and found.colour:
-        notes.append(f"{found.colour} of {len(found.images)} images were in colour and became grey")
-    # Pixels that were made here are more than the file says: they depend on `fit`.
-    digest = sha256_file(path) if path is not None and path.is_file() and not others else None
-    known = {"sha256": digest, "notes": tuple(notes)}
-    return _numbered(name, what, source, found.images, found.labels, found.class_names, **known)
-
-
-def _reworded(text: str) -> str:
-    for pattern, words in _WORDS:
-        text = re.sub(pattern, words, text)
-    return text
-
-
-def _most_images(source: Source) -> int:
-    return max(FEW, TIMES * sum(source.info.train_counts))
-
-
-def _refuse_many(what: str, images: int, source: Source) -> None:
-    if images > _most_images(source):
-        raise UsageError(
-            f"{what} has {images:,} images; of a source of {sum(source.info.train_counts):,}, sets of up to "
-            f"{_most_images(source):,} are scored.",
-            hint="Save a part of it.",
-        )
-
-
-def _refuse_bombs(path: Path, source: Source) -> None:
+def _refuse_bombs(path: Path, most: int) -> None:
     """Refuse parquet files that hold more than their size allows, before `datasets` unpacks them onto the disk.
 
     Files of images hardly become smaller by packing, so that ten or twenty times their size is more than any set has.
@@ -270,7 +354,7 @@ def _refuse_bombs(path: Path, source: Source) -> None:
     for file in [path] if path.is_file() else sorted(path.rglob("*.parquet")):
         allowed = UNPACKED + TIMES_UNPACKED * file.stat().st_size
         try:
-            measure(file, rows=_most_images(source), unpacked=allowed)
+            measure(file, rows=most, unpacked=allowed)
             if any(held > allowed for held in accumulate(iter_sizes(file))):
                 raise FormatError(
                     f"{file} is not read: its {file.stat().st_size:,} bytes become more than {allowed:,}, by rows that "
@@ -284,95 +368,7 @@ def _refuse_bombs(path: Path, source: Source) -> None:
             ) from error
 
 
-def _read_tensors(name: str, path: Path, source: Source, normalised: bool) -> EvaluatedSet:
-    """Read a file of ours, or `images` (or the only tensor of four dimensions) and `labels` (or what can be it)."""
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.", hint="Paths are relative to the current folder.")
-    what = str(path)
-    try:
-        check_header(path)
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-            shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
-            if METADATA_KEY in (file.metadata() or {}):
-                return _read_ours(name, path, shapes.get("images", ()), source, normalised)
-            whole = {key for key, part in slices.items() if part.get_dtype()[0] in "IU"}
-            images_key = _images_key(path, shapes)
-            count = (shapes[images_key] or (0,))[0]
-            labels_key = "labels" if "labels" in shapes else _labels_key(path, shapes, whole, count)
-            # All of it before a tensor is read: its file may be larger than the memory.
-            check_shapes(what, images_key, shapes[images_key], labels_key, shapes[labels_key], labels_key in whole)
-            _refuse_many(what, count, source)
-            _check_fits(what, shapes[images_key], source)
-            images, labels = images_and_labels(what, file.get_tensor(images_key), file.get_tensor(labels_key))
-    except HmdcError:
-        raise  # some of ours are of the types below
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors: {error}.", hint="Write or copy it again.") from error
-    pixels, exact, notes = pixels_of(what, images, source, normalised=normalised)
-    known = {"sha256": sha256_file(path), "exact": exact, "notes": notes}
-    return _numbered(name, what, source, pixels, labels, None, **known)
-
-
-def _read_ours(name: str, path: Path, shape: tuple[int, ...], source: Source, normalised: bool) -> EvaluatedSet:
-    if normalised:
-        raise not_normalised(str(path), "is a file of hmdc-hub, which holds pixels")
-    if len(shape) == 4:
-        _check_fits(str(path), shape, source)
-    synthetic, labels, header = read_condensed(path)
-    _refuse_many(str(path), len(synthetic) * header.factor**2, source)
-    by_class = synthetic.reshape(-1, header.ipc, *synthetic.shape[1:])
-    exact = multi_formation.decode(by_class, header.factor).flatten(0, 1)
-    labels = labels.repeat_interleave(header.factor**2)
-    known = {
-        "exact": exact,
-        "factor": header.factor,
-        "condense_hash": header.condense_hash,
-        "sha256": sha256_file(path),
-    }
-    return _numbered(name, str(path), source, to_uint8(exact), labels, header.class_names, **known)
-
-
-def _images_key(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    found = ["images"] if "images" in shapes else [key for key, shape in shapes.items() if len(shape) == 4]
-    if len(found) != 1:
-        raise UsageError(
-            f"{path} has no tensor images and {len(found) or 'none'} of four dimensions; it holds {_listing(shapes)}.",
-            hint="Save the images, N x channels x height x width, under the name images.",
-        )
-    return found[0]
-
-
-def _labels_key(path: Path, shapes: Mapping[str, tuple[int, ...]], whole: set[str], count: int) -> str:
-    # Without hard labels, floats of two dimensions can only be meant as soft ones, and are refused as such.
-    soft = [key for key, shape in shapes.items() if key not in whole and len(shape) == 2 and shape[0] == count]
-    found = [key for key in whole if shapes[key] == (count,)] or soft
-    if len(found) != 1:
-        raise UsageError(
-            f"{path} has no tensor labels, and {len(found) or 'none'} of {count} whole numbers; it holds "
-            f"{_listing(shapes)}.",
-            hint="Save the class number of every image, int64, under the name labels.",
-        )
-    return found[0]
-
-
-def _listing(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{key} ({times(shape)})" for key, shape in shapes.items()) or "nothing"
-
-
-def _check_fits(what: str, shape: tuple[int, ...], source: Source) -> None:
-    """Refuse images, given by their shape, of other size or channels than the source's."""
-    channels, height, width = shape[1:] if shape[1] in (1, 3) else (shape[3], *shape[1:3])
-    side, wanted = source.train.side, source.train.channels
-    if height != width:
-        raise UsageError(
-            f"{what}: images are {height} x {width} pixels; those of a source are squares, here {side} x {side}.",
-            hint="Save them as PNG files in a folder per class: files are resized as the source is.",
-        )
-    wrong = [f"source.size: {height}"] * (height != side) + [f"source.channels: {channels}"] * (channels != wanted)
-    if wrong:
-        raise UsageError(
-            f"{what}: images are {channels} x {height} x {width}, those of the source {wanted} x {side} x "
-            f"{side}; tensors are scored as they are, never resampled.",
-            hint=f"Score them on a copy of the recipe (`hmdc-hub recipes cp`) with  {'  and  '.join(wrong)}",
-        )
+def _reworded(text: str) -> str:
+    for pattern, words in _WORDS:
+        text = re.sub(pattern, words, text)
+    return text

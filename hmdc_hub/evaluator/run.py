@@ -11,9 +11,8 @@ import numpy as np
 
 from hmdc_hub import __version__, metrics
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError, UsageError
-from hmdc_hub.evaluator.baselines import hold_out, training_sets
+from hmdc_hub.evaluator.baselines import EvaluatedSet, hold_out, training_sets
 from hmdc_hub.evaluator.cost import guess_seconds
-from hmdc_hub.evaluator.evaluated_set import EvaluatedSet
 from hmdc_hub.evaluator.result_log import BaselineCache, CellName, FinishedTraining, ResultLog, differing
 from hmdc_hub.evaluator.train import FORM, TrainingResult
 from hmdc_hub.evaluator.trainer import TrainingJob, one_thread, run_jobs, training_tensors, worker_count

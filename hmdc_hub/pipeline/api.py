@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from hmdc_hub.pipeline.adopt import Agreement
     from hmdc_hub.pipeline.job import Job, StageName
+    from hmdc_hub.pipeline.target import Agreement
     from hmdc_hub.publish.push import Published
     from hmdc_hub.store.dataset import CondensedDataset
     from hmdc_hub.trackers import Tracker

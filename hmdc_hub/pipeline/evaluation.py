@@ -14,9 +14,9 @@ from hmdc_hub.errors import UsageError
 from hmdc_hub.evaluator import EvaluatedSet, evaluated_set, of_run
 from hmdc_hub.events import Note, Stage
 from hmdc_hub.models import build_for, settle
-from hmdc_hub.pipeline.adopt import Agreement, agreement, find_or_adopt
 from hmdc_hub.pipeline.job import Job, disk_errors, forget, score
 from hmdc_hub.pipeline.recipe import changed, load_recipe
+from hmdc_hub.pipeline.target import Agreement, agreement, find_or_adopt
 from hmdc_hub.processes import Work
 from hmdc_hub.schema import EvaluateSpec, Recipe, sha256_of
 from hmdc_hub.sources import Source, load_source, resolve_source

@@ -168,23 +168,13 @@ def load_recipe(name_or_path: str | os.PathLike[str] | schema.Recipe, *overrides
         before = isinstance(name_or_path, Recipe) and name_or_path.overridden
         made = changed(name_or_path, name_or_path.name, overrides, sections)
         return Recipe.of(made, overridden=before or bool(overrides or sections))
-    return Recipe.of(_load(name_or_path, overrides, sections), overridden=bool(overrides or sections))
+    made = catalog.load_recipe(name_or_path, overrides, with_modules(sections))
+    return Recipe.of(made, overridden=bool(overrides or sections))
 
 
 def changed(recipe: schema.Recipe, where: str, overrides: Sequence[str], sections: Mapping[str, Any]) -> schema.Recipe:
-    """Change keys of a recipe that was loaded before, as `load_recipe` changes those of a file.
-
-    Args:
-        recipe: The recipe.
-        where: What errors call it.
-        overrides: As for `load_recipe`.
-        sections: Likewise.
-    """
+    """Change keys of a recipe that was loaded before, as `load_recipe` does those of a file; errors call it `where`."""
     return catalog.change(recipe, overrides, with_modules(sections), where)
-
-
-def _load(file: str | os.PathLike[str], overrides: Sequence[str], sections: Mapping[str, Any]) -> schema.Recipe:
-    return catalog.load_recipe(file, overrides, with_modules(sections))
 
 
 def with_modules(value: Any) -> Any:

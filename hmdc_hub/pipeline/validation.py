@@ -14,23 +14,16 @@ from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import SourceIndex, SourceSummary, SplitSlice, file_keys, index_source, locate, undividable
 from hmdc_hub.store.hub_errors import without_network
 
-CLASSES = 10
-"""Outputs of the models where the source is not here to be counted; none fits or fails by their number."""
+CLASSES = 10  # outputs of models where the source is not here to be counted; none fits or fails by their number
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        rows: Of the source; None if it was not looked at, or is wrong.
-        problems: Everything for which a run would refuse the recipe.
-        unseen: What was not looked at, since it is not on this machine.
-    """
-
-    rows: SourceSummary | None
-    problems: tuple[UsageError, ...]
-    unseen: tuple[str, ...]
+    rows: SourceSummary | None  # of the source; None if it was not looked at, or is wrong
+    problems: tuple[UsageError, ...]  # everything for which a run would refuse the recipe
+    unseen: tuple[str, ...]  # what was not looked at, since it is not on this machine
 
 
 def validate_recipe(recipe: Recipe) -> Validation:
@@ -83,11 +76,7 @@ def _build(
 
 
 def _check_divisible(index: SourceIndex) -> None:
-    """Refuse classes without two different files where a fraction of each is scored on; looks at no more than it must.
-
-    Raises:
-        SourceError: There are such classes.
-    """
+    """Refuse classes without two different files where a share of each is scored on; looks at no more than it must."""
     if index.spec.test_fraction is None:
         return
     first: dict[int, int] = {}

@@ -230,7 +230,7 @@ def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> Non
         (["--share", "3/2"], ["must be K/N"]),
         (["--share", "1/2", "--fresh"], ["--fresh removes what other processes"]),
         (["--normalised"], ["--normalised", "--recipe"]),
-        (["--config", "ipc1"], ["--config does not apply to a run"]),
+        (["--config", "ipc1"], ["is a run: --config does not apply to it"]),
         (["--recipe", "tiny.yaml"], ["--recipe", "set of another program"]),
     ],
 )

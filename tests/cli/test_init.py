@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hmdc_hub.catalog import load_recipe
 from hmdc_hub.pipeline import proposal
@@ -196,55 +197,71 @@ def test_validate_finds_classes_of_equal_files(call: Call, folder: Path) -> None
     assert all("1 classes have no two different images" in done.err and "'bat'" in done.err for done in said)
 
 
-Writer = Callable[[Path], str]
 ROWS, PLACES = np.random.RandomState(0).randint(0, 256, (6, 8, 8)).astype(np.uint8), np.arange(6) % 3
+DOCUMENTED = Path(__file__).parents[2] / "docs/your-data.md"
 
 
-def _pt(place: Path) -> str:
-    torch.save(torch.from_numpy(ROWS[:, None].repeat(3, 1) / np.float32(255)), place / "images_best.pt")
-    torch.save(torch.from_numpy(PLACES), place / "labels_best.pt")
-    return "images_best.pt"
+def reading(folder: Path, kind: str) -> str:
+    """Write images and labels as older programs do; gives the call of the documented function that reads both."""
+    if kind == "pt":
+        torch.save(torch.from_numpy(ROWS[:, None].repeat(3, 1) / np.float32(255)), folder / "images_best.pt")
+        torch.save(torch.from_numpy(PLACES), folder / "labels_best.pt")
+        return 'array("images_best.pt"), array("labels_best.pt")'
+    if kind == "npy":
+        np.save(folder / "images.npy", ROWS)
+        np.save(folder / "labels.npy", PLACES)
+        return 'array("images.npy"), array("labels.npy")'
+    if kind == "npz":
+        np.savez(folder / "set.npz", train_images=ROWS, train_labels=PLACES[:, None])
+        return 'array("set.npz", "train_images"), array("set.npz", "train_labels")'
+    write_idx(folder / "mnist/raw/train-images-idx3-ubyte", ROWS)
+    write_idx(folder / "mnist/raw/train-labels-idx1-ubyte", PLACES.astype(np.uint8))
+    return 'array("mnist/raw/train-images-idx3-ubyte"), array("mnist/raw/train-labels-idx1-ubyte")'
 
 
-def _npy(place: Path) -> str:
-    (place / "arrays").mkdir()
-    np.save(place / "arrays/X_train.npy", ROWS)
-    np.save(place / "arrays/y_train.npy", PLACES)
-    return "arrays"
+def arrays_chapter() -> list[str]:
+    """The three programs: reading arrays, a folder of images of them, a safetensors file of them."""
+    chapter = DOCUMENTED.read_text().split("## Arrays\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", chapter, flags=re.DOTALL)
 
 
-def _npz(place: Path) -> str:
-    np.savez(place / "set.npz", train_images=ROWS, train_labels=PLACES[:, None])
-    return "set.npz"
-
-
-def _idx(place: Path) -> str:
-    write_idx(place / "mnist/raw/train-images-idx3-ubyte", ROWS)
-    write_idx(place / "mnist/raw/train-labels-idx1-ubyte", PLACES.astype(np.uint8))
-    return "mnist"
-
-
-@pytest.mark.parametrize("write", [_pt, _npy, _npz, _idx])
-def test_arrays_of_older_programs_get_lines_that_convert_them(call: Call, folder: Path, write: Writer) -> None:
-    done = call("init", write(folder))
-    assert done.status == 2 and "none is opened" in done.err and done.out == ""
-    program = done.err.split("python - <<'END'\n")[1].split("END\n")[0]
-    exec(program, {})
-    command = done.err.splitlines()[-1]
-    assert command.startswith("hmdc-hub init ")
-    found = describe(command.removeprefix("hmdc-hub init "))
+def holds_the_rows(data: str) -> bool:
+    found = describe(data)
     assert found.class_names == ("0", "1", "2") and found.train_counts == (2, 2, 2)
-    pixels = load_source(propose(found, 1, "cpu").source.model_copy(update={"size": 8, "channels": 1}))
-    seen = [*pixels.train.images, *pixels.test_images]
-    assert sorted(image.numpy().tobytes() for image in seen) == sorted(row.tobytes() for row in ROWS)
+    source = load_source(propose(found, 1, "cpu").source.model_copy(update={"size": 8, "channels": 1}))
+    seen = [*source.train.images, *source.test_images]
+    return sorted(image.numpy().tobytes() for image in seen) == sorted(row.tobytes() for row in ROWS)
 
 
-def test_the_converting_lines_refuse_what_is_no_pixels(call: Call, folder: Path) -> None:
-    _pt(folder)
-    torch.save(torch.randn(6, 3, 8, 8), folder / "images_best.pt")
-    program = call("init", "images_best.pt").err.split("python - <<'END'\n")[1].split("END\n")[0]
+@pytest.mark.parametrize("kind", ["pt", "npy", "npz", "idx"])
+def test_arrays_of_older_programs_are_refused_and_the_documented_lines_convert_them(
+    call: Call, folder: Path, kind: str
+) -> None:
+    load = reading(folder, kind)
+    for target in (folder, next(path for path in sorted(folder.rglob("*")) if path.is_file())):
+        done = call("init", target)
+        assert done.status == 2 and "files of arrays can hold a pickle" in done.err and done.out == ""
+        assert "docs/your-data.md" in done.err
+    read, as_folder, as_tensors = arrays_chapter()
+    names: dict[str, object] = {}
+    exec(read.replace('array("images.npy"), array("labels.npy")', load), names)
+    exec(as_folder, names)
+    assert holds_the_rows("my_images")
+    exec(as_tensors, names)
+    written = load_file("set.safetensors")
+    assert written["labels"].tolist() == PLACES.tolist() and len(written["images"]) == 6
+
+
+def test_the_lines_of_the_hint_make_a_folder_of_images(call: Call, folder: Path) -> None:
+    reading(folder, "npy")
+    lines = call("init", "images.npy").err.splitlines()
+    exec("\n".join(line.removeprefix("  ") for line in lines if line.startswith("  ")), {})
+    assert holds_the_rows("my_images")
+
+
+def test_the_documented_lines_refuse_what_is_no_pixels() -> None:
     with pytest.raises(AssertionError, match="undo their normalisation"):
-        exec(program, {})
+        exec(arrays_chapter()[1], {"images": np.random.RandomState(0).randn(6, 3, 8, 8), "labels": PLACES, "np": np})
 
 
 @pytest.mark.parametrize(

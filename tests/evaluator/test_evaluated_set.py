@@ -12,7 +12,7 @@ from datasets import ClassLabel, Value
 from torch.utils.data import TensorDataset
 
 from hmdc_hub.errors import UsageError
-from hmdc_hub.evaluator import EvaluatedSet, evaluated_set, of_run, training_sets
+from hmdc_hub.evaluator import evaluated_set, of_run, training_sets
 from hmdc_hub.store.dataset import load
 from tests.evaluator import toys
 from tests.evaluator.foreign_sets import LABELS, colour, noise, table, tensors, work_in
@@ -29,11 +29,9 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_images_in_memory(of: Any, last: bool) -> None:
     images = noise(channels=3).permute(0, 2, 3, 1) if last else noise(channels=3)
-    found = EvaluatedSet.of_images(of(images), of(FIVE), name="mine")
+    found = evaluated_set((of(images), of(FIVE)), colour(), name="mine")
     assert torch.equal(found.images, noise(channels=3)) and torch.equal(found.labels, FIVE)
     assert (found.name, found.stored, found.factor, found.exact) == ("mine", (2, 1, 2), 1, None)
-    same = evaluated_set((of(images), of(FIVE)), colour(), name="mine")
-    assert torch.equal(same.images, found.images) and (same.stored, same.sha256) == (found.stored, found.sha256)
 
 
 def test_floats_in_memory_are_rounded_and_kept() -> None:
@@ -47,15 +45,6 @@ def test_floats_in_memory_are_rounded_and_kept() -> None:
     assert torch.equal(mapped.images, noise())
 
 
-def test_training_images_that_are_kept_in_fewer_synthetic_ones() -> None:
-    labels = torch.arange(3).repeat_interleave(8)
-    found = EvaluatedSet.of_images(noise(24), labels, ipc=2)
-    assert (found.factor, found.stored) == (2, (2, 2, 2))
-    assert EvaluatedSet.of_images(noise(24), labels, num_classes=4).stored == (8, 8, 8, 0)
-    with pytest.raises(UsageError, match="with ipc 3 each has 3 x f x f"):
-        EvaluatedSet.of_images(noise(24), labels, ipc=3)
-
-
 @pytest.mark.parametrize(
     ("images", "labels", "words"),
     [
@@ -65,16 +54,12 @@ def test_training_images_that_are_kept_in_fewer_synthetic_ones() -> None:
         (noise() / 100, FIVE, "images reach from 0 to 2.5"),
         (noise(side=16), FIVE, "never resampled"),
         (noise(), FIVE + 1, "reach from 1 to 3, but the source has 3"),
+        (noise(), FIVE - 1, "reach from -1 to 1, but the source has 3"),
     ],
 )
 def test_what_is_no_set_in_memory(images: torch.Tensor, labels: torch.Tensor, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         evaluated_set((images, labels), toys.source())
-
-
-def test_negative_labels_in_memory() -> None:
-    with pytest.raises(UsageError, match="down to -1"):
-        EvaluatedSet.of_images(noise(), FIVE - 1)
 
 
 def test_a_dataset_of_the_datasets_library() -> None:
@@ -102,7 +87,13 @@ def test_what_is_read_for_training_can_be_scored(tmp_path: Path) -> None:
     assert made[1].name == "exact" and torch.equal(made[1].images, load(run.path).images)
 
 
+def test_images_of_an_optimiser_are_scored() -> None:
+    images = torch.nn.Parameter(torch.rand(5, 1, 8, 8))
+    found = evaluated_set((images, FIVE), toys.source())
+    assert found.exact is not None and not found.exact.requires_grad and torch.equal(found.exact, images.detach())
+
+
 def test_what_is_ready_stays_as_it_is() -> None:
-    found = EvaluatedSet.of_images(noise(), FIVE)
+    found = evaluated_set((noise(), FIVE), toys.source())
     assert evaluated_set(found, toys.source()) is found
     assert found.lacks("exact") and found.lacks("initialisation") and not found.lacks("random")

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
 from hmdc_hub.errors import NetworkError, UsageError
-from hmdc_hub.evaluator import evaluated_set, read_set
+from hmdc_hub.evaluator import evaluated_set
 from hmdc_hub.evaluator.baselines import training_sets
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import load_source
@@ -51,7 +51,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_parquet_file(tmp_path: Path) -> None:
     path = parquet("theirs.parquet", LABELS, ClassLabel(names=list(ROWS)))
-    found = read_set(path, toys.source())
+    found = evaluated_set(path, toys.source())
     assert torch.equal(found.images, noise()) and found.images.dtype == torch.uint8
     assert found.labels.tolist() == LABELS and found.labels.dtype == torch.int64
     assert (found.name, found.stored, found.factor) == ("theirs", (2, 1, 2), 1)
@@ -65,7 +65,7 @@ def test_of_a_folder_of_parquet_files_the_train_split_counts() -> None:
     Path("both").mkdir()
     parquet("both/train-00000-of-00001.parquet", LABELS, ClassLabel(names=list(ROWS)))
     parquet("both/test-00000-of-00001.parquet", [1], ClassLabel(names=list(ROWS)))
-    found = read_set("both", toys.source())
+    found = evaluated_set("both", toys.source())
     assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
     assert found.name == "both"
 
@@ -73,7 +73,7 @@ def test_of_a_folder_of_parquet_files_the_train_split_counts() -> None:
 def test_the_train_split_need_not_be_the_first() -> None:
     train, test = table(noise(), LABELS, Value("int64")), table(noise()[:1], [1], Value("int64"))
     DatasetDict({"test": test, "train": train}).save_to_disk("saved")
-    assert read_set("saved", toys.source()).labels.tolist() == LABELS
+    assert evaluated_set("saved", toys.source()).labels.tolist() == LABELS
 
 
 def test_a_train_split_without_rows() -> None:
@@ -91,14 +91,14 @@ def test_what_has_no_single_file_is_hashed_as_read() -> None:
         if change == "label":
             labels[4] = 1
         DatasetDict({"train": table(images, labels, Value("int64"))}).save_to_disk(name)
-        hashes.add(read_set(name, toys.source()).sha256)
+        hashes.add(evaluated_set(name, toys.source()).sha256)
     assert len(hashes) == 3 and all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes)
     head = json.dumps({"images": [5, 1, 8, 8]}, separators=(",", ":")).encode()
     pixels, labels_ = noise().numpy().tobytes(), np.array(LABELS, dtype="<i8").tobytes()
     assert hashlib.sha256(head + pixels + labels_).hexdigest() in hashes
     Path("files").mkdir()
     parquet("files/train.parquet", LABELS, Value("int64"))
-    assert read_set("files", toys.source()).sha256 in hashes  # the same set in another form
+    assert evaluated_set("files", toys.source()).sha256 in hashes  # the same set in another form
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -109,7 +109,7 @@ def test_images_become_what_the_source_is(channels: int, fit: Any) -> None:
     folder("theirs", ROWS, wide.flip(2), "test")
     spec = {"id": "theirs", "size": 8, "channels": channels, "fit": fit}
     wanted = load_source(SourceSpec.model_validate(spec)).train.images
-    found = read_set("theirs", toys.source() if channels == 1 else colour(), fit=fit)
+    found = evaluated_set("theirs", toys.source() if channels == 1 else colour(), fit=fit)
     assert torch.equal(found.images, wanted)
     assert found.notes[0] == "resized from 32x16 to 8x8"
     assert found.notes[1:] == (() if channels == 3 else ("3 of 3 images were in colour and became grey",))
@@ -119,13 +119,13 @@ def test_images_become_what_the_source_is(channels: int, fit: Any) -> None:
 def test_a_file_whose_images_are_resized_is_known_by_its_pixels(side: int, resized: bool) -> None:
     images = noise(5, side=side)
     parquet("a.parquet", LABELS, Value("int64"), torch.cat([images, images.flip(0)], 3) if resized else images)
-    crop, stretch = (read_set("a.parquet", toys.source(), fit=fit) for fit in ("crop", "stretch"))
+    crop, stretch = (evaluated_set("a.parquet", toys.source(), fit=fit) for fit in ("crop", "stretch"))
     assert torch.equal(crop.images, stretch.images) != resized
     assert (crop.sha256 != stretch.sha256) == resized == (crop.sha256 != sha256_file(Path("a.parquet")))
 
 
 def test_grey_files_become_colour() -> None:
-    found = read_set(folder("theirs", ROWS), colour())
+    found = evaluated_set(folder("theirs", ROWS), colour())
     assert torch.equal(found.images, noise(3).expand(-1, 3, -1, -1)) and found.notes == ()
 
 
@@ -136,7 +136,7 @@ def test_transparent_parts_lie_over_what_the_source_says(background: Any, levels
         picture.paste((255, 255), (0, 0, 8, 4))
         Path("theirs", name).mkdir(parents=True)
         picture.save(Path("theirs", name, "0.png"))
-    images = read_set("theirs", toys.source(), background=background).images
+    images = evaluated_set("theirs", toys.source(), background=background).images
     assert [int(images[:, :, 7].max()), int(images[:, :, 0].min())] == levels
 
 
@@ -144,7 +144,7 @@ def test_images_of_12_bits_are_read_by_one_white() -> None:
     for name, level in zip(ROWS, (4095, 2048, 410), strict=True):
         Path("theirs", name).mkdir(parents=True)
         Image.fromarray(np.full((8, 8), level, np.uint16)).save(Path("theirs", name, "0.png"))
-    found = read_set("theirs", toys.source())
+    found = evaluated_set("theirs", toys.source())
     assert found.images.amax((1, 2, 3)).tolist() == [255, 128, 26]
     assert "taken for images of 12 bits" in found.notes[0]
 
@@ -152,20 +152,20 @@ def test_images_of_12_bits_are_read_by_one_white() -> None:
 def test_several_sizes_are_noted() -> None:
     folder("theirs", ROWS[:2], noise(2, side=12))
     folder("theirs", ROWS[2:], noise(1, side=6))
-    assert read_set("theirs", toys.source()).notes == ("resized from 12x12 and other sizes to 8x8",)
+    assert evaluated_set("theirs", toys.source()).notes == ("resized from 12x12 and other sizes to 8x8",)
 
 
 def test_the_only_split_is_read_whatever_its_name() -> None:
     folder("one", ROWS, split="test")
-    assert read_set("one", toys.source()).labels.tolist() == [0, 1, 2]
+    assert evaluated_set("one", toys.source()).labels.tolist() == [0, 1, 2]
     folder("one", ROWS, split="validation")
     with pytest.raises(UsageError, match="one has the splits validation, test; of several, the one named train"):
-        read_set("one", toys.source())
+        evaluated_set("one", toys.source())
 
 
 def test_the_built_in_digits() -> None:
     digits = load_source(SourceSpec(id="builtin:digits", size=8, channels=1))
-    found = read_set("builtin:digits", digits)
+    found = evaluated_set("builtin:digits", digits)
     assert found.name == "digits" and found.stored == digits.train.counts
     assert torch.equal(found.images[found.labels == 3], digits.train.of_class(3))
 
@@ -175,24 +175,24 @@ def test_a_dataset_on_the_hub(hub: LocalHub) -> None:
     old = hub.create_repo("ann/their-set", files={"data/train-00000-of-00001.parquet": data})
     new = Path(parquet("train.parquet", LABELS[::-1], ClassLabel(names=list(ROWS)))).read_bytes()
     hub.commit("ann/their-set", {"data/train-00000-of-00001.parquet": new})
-    found = read_set("ann/their-set", toys.source())
+    found = evaluated_set("ann/their-set", toys.source())
     assert (found.name, found.labels.tolist()) == ("their-set", LABELS[::-1])
-    found = read_set("ann/their-set", toys.source(), revision=old)
+    found = evaluated_set("ann/their-set", toys.source(), revision=old)
     assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
     with pytest.raises(UsageError, match="The dataset ann/their-set has no revision 'v9'"):
-        read_set("ann/their-set", toys.source(), revision="v9")
+        evaluated_set("ann/their-set", toys.source(), revision="v9")
     with pytest.raises(UsageError, match="^ann/their-set has no configuration 'ipc10'; it has default") as caught:
-        read_set("ann/their-set", toys.source(), config="ipc10")
+        evaluated_set("ann/their-set", toys.source(), config="ipc10")
     assert "--config default" in caught.value.hint
     with pytest.raises(UsageError, match="no folder and no Hub dataset ann/nothing"):
-        read_set("ann/nothing", toys.source())
+        evaluated_set("ann/nothing", toys.source())
 
 
 def test_the_parquet_of_a_run(tmp_path: Path) -> None:
     run = toys.run(tmp_path / "run", toys.recipe())
     images, labels = read_parquet(run.parquet)
     for target in (run.parquet, run.path):
-        found = read_set(str(target), toys.source())
+        found = evaluated_set(str(target), toys.source())
         assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
 
 
@@ -215,14 +215,14 @@ def test_the_parquet_of_a_run(tmp_path: Path) -> None:
 def test_classes_are_found_by_name_or_number(theirs: list[str], ours: tuple[str, ...], classes: list[int]) -> None:
     labels = list(range(len(theirs)))
     path = parquet("theirs.parquet", labels, ClassLabel(names=theirs))
-    assert read_set(path, named(*ours)).labels.tolist() == classes
+    assert evaluated_set(path, named(*ours)).labels.tolist() == classes
     path = parquet("text.parquet", theirs, Value("string"))
-    assert read_set(path, named(*ours)).labels.tolist() == classes
+    assert evaluated_set(path, named(*ours)).labels.tolist() == classes
 
 
 def test_numbered_folders_are_no_names_in_the_order_of_the_alphabet() -> None:
     numbers = [str(number) for number in range(11)]
-    found = read_set(folder("theirs", numbers), named(*(f"row{number}" for number in range(11))))
+    found = evaluated_set(folder("theirs", numbers), named(*(f"row{number}" for number in range(11))))
     images = dict(zip(numbers, noise(11), strict=True))
     for image, label in zip(found.images, found.labels.tolist(), strict=True):
         assert torch.equal(image, images[str(label)])
@@ -230,16 +230,16 @@ def test_numbered_folders_are_no_names_in_the_order_of_the_alphabet() -> None:
 
 def test_whole_numbers_are_classes_or_what_the_source_calls_them() -> None:
     path = parquet("theirs.parquet", LABELS, Value("int64"))
-    assert read_set(path, toys.source()).labels.tolist() == LABELS
+    assert evaluated_set(path, toys.source()).labels.tolist() == LABELS
     path = parquet("theirs.parquet", [3, 1, 2], Value("int64"))
-    assert read_set(path, named("1", "2", "3")).labels.tolist() == [2, 0, 1]
+    assert evaluated_set(path, named("1", "2", "3")).labels.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "words", "hint"),
     [
         (["cat", "dog", "row1"], ROWS, "2 of the 3 classes.*'cat', 'dog'; the source has 3: 'row0'", "case, spaces"),
-        (["a", "b", "c", "d", "e", "f"], ROWS, "'a', 'b', 'c', 'd', ...; the source", "number them from 0"),
+        (["a", "b", "c", "d", "e", "f"], ROWS, "'a', 'b', 'c', 'd', 'e', ...; the source", "number them from 0"),
         (["a_b", "c"], ("A b", "a b", "c"), "1 of the 2.*'a_b'", "Name them"),
         (["1", "2", "3"], ROWS, "reach from 1 to 3, but the source has 3 classes, numbered 0 to 2", "from 0: 'row0'"),
         (["0", "1", "2"], ("1", "2", "3"), "1 of the 3.*'0'; the source has 3: '1'", "do not matter)."),
@@ -252,7 +252,7 @@ def test_whole_numbers_are_classes_or_what_the_source_calls_them() -> None:
 def test_classes_that_cannot_be_found(theirs: list[str], ours: tuple[str, ...], words: str, hint: str) -> None:
     path = parquet("theirs.parquet", list(range(len(theirs))), ClassLabel(names=theirs))
     with pytest.raises(UsageError, match=words) as caught:
-        read_set(path, named(*ours))
+        evaluated_set(path, named(*ours))
     assert hint in caught.value.hint
 
 
@@ -270,7 +270,7 @@ def test_classes_that_cannot_be_found(theirs: list[str], ours: tuple[str, ...], 
 )
 def test_labels_that_are_none(labels: list[Any], feature: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        read_set(parquet("theirs.parquet", labels, feature), toys.source())
+        evaluated_set(parquet("theirs.parquet", labels, feature), toys.source())
 
 
 def test_a_label_beyond_the_names_of_its_column() -> None:
@@ -278,7 +278,7 @@ def test_a_label_beyond_the_names_of_its_column() -> None:
     features = {"image": datasets.Image(), "label": ClassLabel(names=list(ROWS))}
     write_parquet(Path("theirs.parquet"), {"image": picture, "label": [3]}, features)
     with pytest.raises(UsageError, match="row 0 .*the label is 3; the 3 classes are numbered 0 to 2"):
-        read_set("theirs.parquet", toys.source())
+        evaluated_set("theirs.parquet", toys.source())
 
 
 @pytest.mark.parametrize("form", ["parquet", "safetensors"])
@@ -289,7 +289,7 @@ def test_a_class_may_be_missing_and_the_evaluator_bears_it(form: str) -> None:
     else:
         path = tensors(images=noise(4), labels=torch.tensor(labels))
     real = toys.source()
-    found = read_set(path, real)
+    found = evaluated_set(path, real)
     assert found.stored == (3, 0, 1) and found.notes[-1] == "no image of 1 of 3 classes: 'row1'"
     protocol = toys.recipe(baselines=["random", "random-encoded", "k-means", "herding"], random_draws=1).evaluate
     for made in training_sets(protocol, real, found, torch.device("cpu")):
@@ -323,7 +323,7 @@ def mistakes() -> dict[str, dict[str, Any]]:
 def test_mistakes_are_told_without_keys_of_recipes(hub: LocalHub) -> None:
     for target, options in mistakes().items():
         with pytest.raises(UsageError) as caught:
-            read_set(target, toys.source(), **options)
+            evaluated_set(target, toys.source(), **options)
         said = str(caught.value)
         assert target.removeprefix("./") in said or target == "damaged", said
         assert not re.search(r"source\.|_column:|\b(id|config|revision): |to condense", said), said
@@ -333,7 +333,7 @@ def test_mistakes_are_told_without_keys_of_recipes(hub: LocalHub) -> None:
 def test_a_damaged_image_is_named() -> None:
     mistakes()
     with pytest.raises(UsageError, match=r"row1/0\.png: the image file .* cannot be decoded"):
-        read_set("damaged", toys.source())
+        evaluated_set("damaged", toys.source())
 
 
 @pytest.mark.parametrize(
@@ -342,14 +342,14 @@ def test_a_damaged_image_is_named() -> None:
 def test_columns_and_rows_that_are_missing(target: str, words: str) -> None:
     mistakes()
     with pytest.raises(UsageError, match=words):
-        read_set(target, toys.source())
+        evaluated_set(target, toys.source())
 
 
 def test_a_hub_that_does_not_answer_or_is_not_asked(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.faults.append(Fault("repo-info", "drop-before", times=99))
     with pytest.raises(NetworkError, match="The Hub cannot be reached.*ann/their-set"):
-        read_set("ann/their-set", toys.source())
+        evaluated_set("ann/their-set", toys.source())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(NetworkError, match="^HF_HUB_OFFLINE is set") as caught:
-        read_set("ann/their-set", toys.source())
+        evaluated_set("ann/their-set", toys.source())
     assert caught.value.hint == "Unset HF_HUB_OFFLINE, or name a full commit with --revision."

@@ -17,7 +17,7 @@ from datasets import Value
 from PIL import ImageFile
 
 from hmdc_hub.errors import UsageError
-from hmdc_hub.evaluator import foreign, read_set
+from hmdc_hub.evaluator import evaluated_set, foreign
 from tests import bombs
 from tests.evaluator import toys
 from tests.evaluator.foreign_sets import folder, noise, parquet, tensors, work_in
@@ -76,13 +76,13 @@ def test_parquet_files_are_measured_before_they_are_unpacked(
     bomb(path)
     monkeypatch.setattr(datasets, "load_dataset_builder", mock.Mock(side_effect=AssertionError("unpacked")))
     with pytest.raises(UsageError, match=words) as caught:
-        read_set("deep" if inside else str(path), toys.source())
+        evaluated_set("deep" if inside else str(path), toys.source())
     assert "damaged" not in caught.value.message and "compression='none'" in caught.value.hint
 
 
 def test_images_that_share_their_bytes_are_read_once_written_as_the_hint_says() -> None:
     bombs.parquet(Path("a.parquet"), [bombs.png(8, 8, color=0)] * 3, [0, 1, 2], NAMES, compression="none")
-    assert len(read_set("a.parquet", toys.source()).images) == 3
+    assert len(evaluated_set("a.parquet", toys.source()).images) == 3
 
 
 @pytest.mark.usefixtures("decodes_nothing")
@@ -90,7 +90,7 @@ def test_images_that_share_their_bytes_are_read_once_written_as_the_hint_says() 
 def test_images_are_measured_before_they_are_decoded(width: int) -> None:
     bombs.parquet(Path("a.parquet"), [bombs.png(width, width, data=b"")] * 40, [0] * 40, NAMES)
     with pytest.raises(UsageError) as caught:
-        read_set("a.parquet", toys.source())
+        evaluated_set("a.parquet", toys.source())
     words = f"row 0 (counted from 0): the image is {width} x {width} pixels" if width < 20_000 else "row 0"
     assert words in caught.value.message
 
@@ -100,20 +100,20 @@ def test_images_in_folders_are_measured_too() -> None:
     folder("images", NAMES)
     Path("images/row1/0.png").write_bytes(bombs.png(9000, 9000, data=b""))
     with pytest.raises(UsageError, match=r"row1/0\.png: the image is 9000 x 9000 pixels, more than the 16,777,216"):
-        read_set("images", toys.source())
+        evaluated_set("images", toys.source())
 
 
 def test_a_set_is_no_larger_than_ten_of_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign, "FEW", 4)
     monkeypatch.setattr(foreign, "TIMES", 0)
     path = parquet("theirs.parquet", [0, 1, 2, 0], Value("int64"))
-    assert len(read_set(path, toys.source()).images) == 4
+    assert len(evaluated_set(path, toys.source()).images) == 4
     for target in (
         parquet("five.parquet", [0, 1, 2, 0, 1], Value("int64")),
         tensors("five.safetensors", images=noise(5), labels=torch.tensor([0, 1, 2, 0, 1])),
     ):
         with pytest.raises(UsageError, match="5"):
-            read_set(target, toys.source())
+            evaluated_set(target, toys.source())
 
 
 @pytest.mark.parametrize("shape", [[10**9, 1, 8, 8], [5, 1, 10**6, 10**6], [5, 1, 8, 8]])
@@ -122,7 +122,7 @@ def test_a_table_that_claims_more_than_the_file_has(shape: list[int]) -> None:
     images = {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}
     bombs.safetensors(Path("a.safetensors"), json.dumps({"images": images}).encode())
     with pytest.raises(UsageError, match=r"cannot be read as safetensors|no tensor labels"):
-        read_set("a.safetensors", toys.source())
+        evaluated_set("a.safetensors", toys.source())
 
 
 def test_shapes_are_compared_before_tensors_are_read() -> None:
@@ -134,4 +134,4 @@ def test_shapes_are_compared_before_tensors_are_read() -> None:
     with Path("a.safetensors").open("r+b") as file:
         file.truncate(8 + len(head) + 2**31 + 2**25)
     with pytest.raises(UsageError, match=r"33,554,432 images"):
-        read_set("a.safetensors", toys.source())
+        evaluated_set("a.safetensors", toys.source())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hmdc_hub.errors import UsageError
-from hmdc_hub.evaluator import read_set
+from hmdc_hub.evaluator import evaluated_set
 from hmdc_hub.evaluator.pixels import USUAL, Statistics
 from hmdc_hub.rng import generator
 from hmdc_hub.sources import Source
@@ -46,7 +46,7 @@ def optimised(channels: int, spread: float, middle: float = 0.5) -> Tensor:
 
 def refused(images: Tensor, real: Source) -> UsageError:
     with pytest.raises(UsageError) as caught:
-        read_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
+        evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
     assert "theirs.safetensors: " in caught.value.message
     return caught.value
 
@@ -65,7 +65,7 @@ def test_other_statistics_in_use_are_told_and_the_hint_undoes_them(statistics: S
     assert f"They fit {statistics.name} (mean {statistics.mean[0]:.4g}" in error.hint
     names: dict[str, Any] = {"torch": torch, "images": normalised_by(statistics, pixels)}
     exec(error.hint.splitlines()[1].strip(), names)
-    found = read_set(tensors(images=names["images"], labels=torch.tensor(LABELS)), real)
+    found = evaluated_set(tensors(images=names["images"], labels=torch.tensor(LABELS)), real)
     assert torch.equal(found.images, to_uint8(pixels))
 
 
@@ -73,7 +73,7 @@ def test_other_statistics_in_use_are_told_and_the_hint_undoes_them(statistics: S
 def test_without_the_option_the_statistics_are_told_too(channels: int) -> None:
     images = normalised_by(next(s for s in USUAL if len(s.mean) == channels), noise(channels=channels) / 255)
     with pytest.raises(UsageError, match="images reach from -1 to 1; pixels are") as caught:
-        read_set(tensors(images=images, labels=torch.tensor(LABELS)), source(channels))
+        evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), source(channels))
     assert "They fit those of most GANs" in caught.value.hint
 
 
@@ -82,7 +82,7 @@ def test_without_the_option_the_statistics_are_told_too(channels: int) -> None:
 def test_pixels_up_to_255_are_no_normalised_ones(channels: int, option: bool) -> None:
     images = noise(channels=channels).float()
     with pytest.raises(UsageError) as caught:
-        read_set(tensors(images=images, labels=torch.tensor(LABELS)), source(channels), normalised=option)
+        evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), source(channels), normalised=option)
     assert "from 0 to 255: save images.round().to(torch.uint8)" in caught.value.hint
 
 
@@ -111,7 +111,7 @@ def test_honest_sets_of_any_contrast_are_read(channels: int, spread: float, midd
     real, pixels = source(channels), optimised(channels, spread, middle)
     pixels = pixels.clamp(0, 1) if held else pixels.clamp(-0.3, 1.3)
     images = (pixels - real.mean.view(-1, 1, 1)) / real.std.view(-1, 1, 1)
-    found = read_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
+    found = evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
     assert found.exact is not None and torch.allclose(found.exact, pixels.clamp(0, 1), atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_published_statistics_of_the_source_itself_are_its_own() -> None:
     rounded = Statistics("", *(tuple(round(v, 4) for v in values) for values in (real.info.mean, real.info.std)))
     for pixels in (noise(channels=3) / 255, optimised(3, 0.4).clamp(0, 1)):
         path = tensors(images=normalised_by(rounded, pixels), labels=torch.tensor(LABELS))
-        found = read_set(path, real, normalised=True)
+        found = evaluated_set(path, real, normalised=True)
         assert int((found.images.int() - to_uint8(pixels).int()).abs().max()) <= 1
 
 
@@ -130,7 +130,7 @@ def test_a_source_may_have_the_statistics_that_are_in_use() -> None:
     cifar = next(s for s in USUAL if s.name == "those of CIFAR-10")
     pixels = noise(channels=3)
     path = tensors(images=normalised_by(cifar, pixels / 255), labels=torch.tensor(LABELS))
-    assert torch.equal(read_set(path, real, normalised=True).images, pixels)
+    assert torch.equal(evaluated_set(path, real, normalised=True).images, pixels)
 
 
 def test_a_few_values_on_the_grid_by_chance_are_no_proof() -> None:
@@ -138,5 +138,5 @@ def test_a_few_values_on_the_grid_by_chance_are_no_proof() -> None:
     real = with_statistics(toys.source(), [0.3], [0.25])
     greys = (torch.tensor([-0.5, -0.3, -0.1, 0.1, 0.3, 0.5, 0.7]) * 127.5).round() / 127.5 + 1 / 255
     images = greys[torch.arange(320) % 7].view(5, 1, 8, 8)
-    found = read_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
+    found = evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), real, normalised=True)
     assert found.exact is not None and torch.allclose(found.exact, (images * 0.25 + 0.3).clamp(0, 1), atol=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
-from hmdc_hub.evaluator import of_run, read_set
+from hmdc_hub.evaluator import evaluated_set, of_run
 from hmdc_hub.schema.base import NAME
 from hmdc_hub.store.files import sha256_file
 from tests.evaluator import toys
@@ -35,7 +34,7 @@ def test_tensors_of_8_bits(tmp_path: Path, channels: int, last: bool, keys: tupl
     stored = images.permute(0, 2, 3, 1).contiguous() if last else images
     others = {"mean": torch.zeros(3), "ids": torch.arange(9)}
     path = tensors("their set.v2.safetensors", **{keys[0]: stored, keys[1]: torch.tensor(LABELS)}, **others)
-    found = read_set(path, toys.source() if channels == 1 else colour())
+    found = evaluated_set(path, toys.source() if channels == 1 else colour())
     assert torch.equal(found.images, images) and found.labels.tolist() == LABELS
     assert found.images.is_contiguous() and found.exact is None
     assert (found.name, found.stored, found.factor) == ("their-set.v2", (2, 1, 2), 1)
@@ -44,13 +43,13 @@ def test_tensors_of_8_bits(tmp_path: Path, channels: int, last: bool, keys: tupl
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int32, torch.int64])
 def test_labels_of_any_whole_type(kind: torch.dtype) -> None:
-    found = read_set(tensors(images=noise(), labels=torch.tensor(LABELS, dtype=kind)), toys.source())
+    found = evaluated_set(tensors(images=noise(), labels=torch.tensor(LABELS, dtype=kind)), toys.source())
     assert found.labels.tolist() == LABELS and found.labels.dtype == torch.int64
 
 
 def test_the_named_tensors_win_over_others() -> None:
     decoys = {"a": noise() // 2, "b": torch.tensor(LABELS) * 0, "soft": torch.rand(5, 3)}
-    found = read_set(tensors(images=noise(), labels=torch.tensor(LABELS), **decoys), toys.source())
+    found = evaluated_set(tensors(images=noise(), labels=torch.tensor(LABELS), **decoys), toys.source())
     assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
 
 
@@ -58,7 +57,7 @@ def test_the_named_tensors_win_over_others() -> None:
 def test_floats_are_kept_and_rounded(kind: torch.dtype) -> None:
     images = (noise() / 255).to(kind)
     images[0, 0, 0, :4] = torch.tensor([0.4 / 255, 0.6 / 255, 1 + 9e-5, -9e-5])
-    found = read_set(tensors(images=images, labels=torch.tensor(LABELS)), toys.source())
+    found = evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), toys.source())
     assert found.exact is not None and found.exact.dtype == torch.float32
     assert torch.equal(found.exact, images.float().clamp(0, 1))
     assert found.images[0, 0, 0, :4].tolist() == [0, 1, 255, 0]
@@ -70,7 +69,7 @@ def test_floats_outside_0_to_1_are_no_pixels(value: float) -> None:
     images = noise() / 255
     images[3, 0, 1, 1] = value
     with pytest.raises(UsageError, match=re.escape(f"{value:.4g}")) as caught:
-        read_set(tensors(images=images, labels=torch.tensor(LABELS)), toys.source())
+        evaluated_set(tensors(images=images, labels=torch.tensor(LABELS)), toys.source())
     assert "images reach from" in caught.value.message and "--normalised" in caught.value.hint
 
 
@@ -81,14 +80,14 @@ def test_values_that_are_no_numbers(value: float, normalised: bool) -> None:
     images[3, 0, 1, 1] = value
     path = tensors(images=images, labels=torch.tensor(LABELS))
     with pytest.raises(UsageError, match="1 of 320 values of the images are NaN or infinite"):
-        read_set(path, toys.source(), normalised=normalised)
+        evaluated_set(path, toys.source(), normalised=normalised)
 
 
 def test_normalised_pixels_are_mapped_back() -> None:
     real = colour()
     images = noise(channels=3)
     path = tensors(images=real.normalise(images), labels=torch.tensor(LABELS))
-    found = read_set(path, real, normalised=True)
+    found = evaluated_set(path, real, normalised=True)
     assert torch.equal(found.images, images) and found.exact is not None
     assert torch.allclose(found.exact, images / 255, atol=1e-5)
     assert found.notes == ("mapped back to pixels from 0.000 to 1.000, 0.0% of them clamped",)
@@ -107,10 +106,10 @@ def test_how_much_may_be_clamped(pixels: int, beyond: float, refused: bool, abov
     path = tensors(images=(wanted - real.mean) / real.std, labels=torch.tensor(LABELS))
     if refused:
         with pytest.raises(UsageError, match=r"[\d.]+% of the pixels lie more than 0.02 outside") as caught:
-            read_set(path, real, normalised=True)
+            evaluated_set(path, real, normalised=True)
         assert f"mean {real.info.mean[0]:.4g}" in caught.value.message
         return
-    found = read_set(path, real, normalised=True)
+    found = evaluated_set(path, real, normalised=True)
     assert found.exact is not None and torch.allclose(found.exact, wanted.clamp(0, 1), atol=1e-6)
     assert f", {pixels / 320 if beyond > 1e-4 else 0:.1%} of them clamped" in found.notes[0]
 
@@ -125,7 +124,7 @@ def test_normalised_applies_to_floats_that_are_no_pixels(tmp_path: Path) -> None
         (parquet("c.parquet", LABELS, Value("int64")), "only floats can be normalised"),
     ):
         with pytest.raises(UsageError, match="--normalised does not apply.*" + words):
-            read_set(path, toys.source(), normalised=True)
+            evaluated_set(path, toys.source(), normalised=True)
 
 
 FIVE = torch.tensor(LABELS)
@@ -162,7 +161,7 @@ FIVE = torch.tensor(LABELS)
 def test_tensors_that_are_no_set(named: dict[str, Tensor], words: str, hint: str) -> None:
     path = tensors(**{key: value.clone() for key, value in named.items()})
     with pytest.raises(UsageError, match=words) as caught:
-        read_set(path, toys.source())
+        evaluated_set(path, toys.source())
     assert re.search(hint, caught.value.hint)
     assert "theirs.safetensors" in caught.value.message
 
@@ -171,13 +170,13 @@ def test_tensors_that_are_no_set(named: dict[str, Tensor], words: str, hint: str
 def test_a_file_of_ours_is_decoded(tmp_path: Path, ipc: int) -> None:
     recipe = toys.recipe(ipc=ipc, baselines=["exact"])
     run = toys.run(tmp_path / "run", recipe)
-    ours, found = of_run(recipe, run), read_set(str(run.condensed), toys.source())
+    ours, found = of_run(recipe, run), evaluated_set(str(run.condensed), toys.source())
     assert found.exact is not None and ours.exact is not None
     assert torch.equal(found.exact, ours.exact) and torch.equal(found.images, ours.images)
     assert torch.equal(found.labels, ours.labels)
     assert (found.factor, found.stored) == (2, (ipc,) * 3) == (ours.factor, ours.stored)
     assert (found.condense_hash, found.sha256) == (recipe.condense_hash(), sha256_file(run.condensed))
-    other = read_set(str(run.condensed), named("row2", "row0", "row1", "row3"))
+    other = evaluated_set(str(run.condensed), named("row2", "row0", "row1", "row3"))
     assert other.stored == (ipc, ipc, ipc, 0) and torch.equal(other.images, found.images)
     assert torch.equal(other.labels, torch.tensor([1, 2, 0])[found.labels])
 
@@ -185,62 +184,47 @@ def test_a_file_of_ours_is_decoded(tmp_path: Path, ipc: int) -> None:
 def test_a_file_of_ours_that_does_not_fit(tmp_path: Path) -> None:
     run = toys.run(tmp_path / "run", toys.recipe())
     with pytest.raises(UsageError, match="1 x 8 x 8, those of the source 3 x 8 x 8"):
-        read_set(str(run.condensed), colour())
+        evaluated_set(str(run.condensed), colour())
     with pytest.raises(UsageError, match="none of the source's"):
-        read_set(str(run.condensed), named("a", "b", "c"))
+        evaluated_set(str(run.condensed), named("a", "b", "c"))
     save_file({"images": noise() / 255}, run.condensed, metadata={"hmdc": "{}"})
     with pytest.raises(FormatError, match="damaged"):
-        read_set(str(run.condensed), toys.source())
+        evaluated_set(str(run.condensed), toys.source())
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".npz", ".pkl", ".pickle", ".PT"])
-def test_pickles_are_never_read_and_the_hint_converts_them(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".npy", ".npz", ".pkl", ".pickle", ".PT", "-idx3-ubyte.gz"])
+def test_files_of_arrays_are_never_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"it's{suffix}"
-    if suffix == ".npz":
-        np.savez(path, images=noise().numpy(), labels=np.array(LABELS))
-    elif suffix in (".pkl", ".pickle"):
-        path.write_bytes(pickle.dumps((noise(), FIVE)))
-    else:
-        torch.save((noise(), FIVE), path)
+    path.write_bytes(b"x")
     for target in (path, tmp_path):
-        with pytest.raises(UsageError, match=f"a {suffix} file can hold a pickle") as caught:
-            read_set(str(target), toys.source())
-    lines = caught.value.hint.splitlines()
-    assert len(lines) == 3
-    exec("\n".join(line.strip() for line in lines[1:]), {})
-    found = read_set(str(tmp_path / "it's.safetensors"), toys.source())
-    assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
+        with pytest.raises(UsageError, match="is not read: files of arrays can hold a pickle") as caught:
+            evaluated_set(str(target), toys.source())
+        assert "docs/your-data.md" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("images", "labels"), [("images_best.pt", "labels_best.pt"), ("x.npy", "y.npy"), ("data_3.pth", "Targets_3.pth")]
-)
-def test_two_files_are_converted_together(images: str, labels: str, tmp_path: Path) -> None:
-    for name, values in ((images, noise()), (labels, FIVE)):
-        if name.endswith(".npy"):
-            np.save(tmp_path / name, values.numpy())
-        else:
-            torch.save(values, tmp_path / name)
+def test_the_lines_of_the_hint_convert_arrays(tmp_path: Path) -> None:
+    np.save("images.npy", noise().numpy())
+    np.save("labels.npy", FIVE.numpy())
     with pytest.raises(UsageError, match="can hold a pickle") as caught:
-        read_set(str(tmp_path / images), toys.source())
+        evaluated_set("images.npy", toys.source())
     exec("\n".join(line.strip() for line in caught.value.hint.splitlines()[1:]), {})
-    found = read_set(str((tmp_path / images).with_suffix(".safetensors")), toys.source())
+    found = evaluated_set("set.safetensors", toys.source())
     assert torch.equal(found.images, noise()) and found.labels.tolist() == LABELS
 
 
 def test_files_that_are_not_there_or_of_another_kind() -> None:
     with pytest.raises(NotFoundError, match="There is no file gone.safetensors"):
-        read_set("gone.safetensors", toys.source())
+        evaluated_set("gone.safetensors", toys.source())
     Path("set.zip").write_bytes(b"PK")
     with pytest.raises(UsageError, match="set.zip is a .zip; of files, .parquet and .safetensors can be read"):
-        read_set("set.zip", toys.source())
+        evaluated_set("set.zip", toys.source())
     Path("bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(UsageError, match="bad.safetensors cannot be read as safetensors"):
-        read_set("bad.safetensors", toys.source())
+        evaluated_set("bad.safetensors", toys.source())
     Path("only").mkdir()
     tensors("only/theirs.safetensors", images=noise(), labels=FIVE)
     with pytest.raises(UsageError, match="only is a folder that holds no images") as caught:
-        read_set("only", toys.source())
+        evaluated_set("only", toys.source())
     assert "only/theirs.safetensors" in caught.value.hint
 
 
@@ -250,9 +234,9 @@ def test_options_that_do_not_apply() -> None:
     for options in given:
         option = "--" + next(iter(options))
         with pytest.raises(UsageError, match=f"{option} does not apply to a file"):
-            read_set(path, toys.source(), **options)
+            evaluated_set(path, toys.source(), **options)
         with pytest.raises(UsageError) as caught:
-            read_set(table_path, toys.source(), **options)
+            evaluated_set(table_path, toys.source(), **options)
         assert caught.value.hint == f"Leave {option} out."
 
 
@@ -261,5 +245,5 @@ def test_options_that_do_not_apply() -> None:
     [("DC_cifar10.v1", "DC_cifar10.v1"), ("my set (2)", "my-set-2-"), ("_x", "x"), ("äöü", "set"), ("-.-", "set")],
 )
 def test_names_fit_where_names_are_used(stem: str, name: str) -> None:
-    found = read_set(tensors(f"{stem}.safetensors", images=noise(), labels=FIVE), toys.source()).name
+    found = evaluated_set(tensors(f"{stem}.safetensors", images=noise(), labels=FIVE), toys.source()).name
     assert found == name and re.fullmatch(NAME, found)

@@ -11,7 +11,6 @@ from torch import nn
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import HmdcError
-from hmdc_hub.evaluator import EvaluatedSet
 from hmdc_hub.pipeline.api import condense, evaluate
 from hmdc_hub.pipeline.evaluation import EvaluateRequest
 from hmdc_hub.pipeline.recipe import Recipe, load_recipe
@@ -89,12 +88,6 @@ def test_tensors_are_scored_like_a_recipe(folder: Path) -> None:
     for labels in (train.labels[rows].tolist(), [str(int(label)) for label in train.labels[rows]]):
         again = evaluate((train.images[rows], labels), like=load_recipe(path), seeds=1, **QUIET)
         assert again.path == found.path
-
-
-def test_images_of_an_optimiser_are_scored() -> None:
-    images = nn.Parameter(torch.rand(4, 1, 8, 8))
-    found = EvaluatedSet.of_images(images, torch.tensor([0, 1, 2, 3]))
-    assert found.exact is not None and not found.exact.requires_grad and torch.equal(found.exact, images.detach())
 
 
 def test_one_module_is_one_model() -> None:

@@ -1,4 +1,4 @@
-"""`evaluate PACKAGE --run-dir D`: the set comes into D completely or not at all, whatever happens on the way."""
+"""What TARGET means, and `evaluate PACKAGE --run-dir D`: the set comes into D whole or not at all, whatever happens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hmdc_hub.cli._errors import present
-from hmdc_hub.errors import FormatError, HmdcError, NotFoundError, RunExistsError
-from hmdc_hub.pipeline.adopt import adopt, chosen_config
+from hmdc_hub.cli._output import present
+from hmdc_hub.errors import FormatError, HmdcError, NotFoundError, RunExistsError, UsageError
+from hmdc_hub.pipeline.target import Target, adopt, find_target
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.rundir import RunDir
 from tests.killing import KILLED, Ended, Fault, forked
@@ -26,7 +26,7 @@ def published(sound_package: Path) -> Path:
 
 def into(published: Path, place: Path) -> RunDir:
     run = RunDir(place)
-    adopt(published, chosen_config(published, None), run)
+    adopt(*Target("package", published).open(), run)
     return run
 
 
@@ -48,6 +48,59 @@ def whole(published: Path, place: Path) -> bool:
     )
     left = {path.name for path in place.iterdir()} == {*FILES, ".lock"}
     return same and left and RunDir(place).finished and RunDir(place).recipe.is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "path", "config"),
+    [
+        ("mine", "run", "runs/mine", None),  # not the folder of that name, in which nothing is ours
+        ("runs/mine/scores.json", "run", "runs/mine", None),
+        ("runs/mine/evaluations/quick-1a2b3c4d", "evaluation", "runs/mine/evaluations/quick-1a2b3c4d", None),
+        ("pulled", "package", "pulled", None),
+        ("pulled:ipc1", "package", "pulled", "ipc1"),
+        ("pulled/ipc1", "package", "pulled", "ipc1"),
+        ("pulled/ipc1/scores.json", "package", "pulled", "ipc1"),
+        ("notes.txt", "file", "notes.txt", None),
+        ("notes", "folder", "notes", None),
+        ("someone/mine", "hub", "someone/mine", None),
+        ("someone/mine:ipc1", "hub", "someone/mine", "ipc1"),
+    ],
+)
+def test_what_a_text_means(
+    text: str, kind: str, path: str, config: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine/x", "notes/x", "notes.txt", "runs/mine/info.json", "runs/mine/scores.json",
+                 "runs/mine/evaluations/quick-1a2b3c4d/scores.json", "pulled/ipc1/manifest.json",
+                 "pulled/ipc1/scores.json", "pulled/ipc1/info.json"):  # fmt: skip
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("x")
+    assert find_target(text, Path("runs")) == (kind, Path(path), config)
+    with pytest.raises(NotFoundError, match="there is no run 'nope'"):
+        find_target("nope", Path("runs"))
+    monkeypatch.chdir("pulled/ipc1")
+    assert find_target(".", Path("runs")) == ("package", tmp_path / "pulled", "ipc1")
+
+
+@pytest.mark.parametrize(
+    ("target", "refused"),
+    [
+        (Target("run", Path("x")), ("config", "revision", "run_dir")),
+        (Target("package", Path("x")), ("revision",)),
+        (Target("package", Path("x"), "ipc1"), ("config", "revision")),
+        (Target("hub", Path("a/x")), ()),
+        (Target("hub", Path("a/x"), "ipc1"), ("config",)),
+    ],
+)
+def test_options_that_do_not_apply(target: Target, refused: tuple[str, ...]) -> None:
+    target.refuse(config=None, revision=None, run_dir=None)
+    for name in ("config", "revision", "run_dir"):
+        if name in refused:
+            with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} does not apply to it") as caught:
+                target.refuse(**{name: "y"})
+            assert caught.value.hint == "Leave it out."
+        else:
+            target.refuse(**{name: "y"})
 
 
 @pytest.mark.slow
@@ -127,6 +180,6 @@ def test_two_at_once(published: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             seen[0] = run.info.stat().st_ino
         return sha256_file(file)
 
-    monkeypatch.setattr("hmdc_hub.pipeline.adopt.sha256_file", meanwhile)
+    monkeypatch.setattr("hmdc_hub.pipeline.target.sha256_file", meanwhile)
     into(published, run.path)
     assert whole(published, run.path) and run.info.stat().st_ino == seen[0], "written once"
