@@ -269,14 +269,7 @@ def pulls(work: Path) -> None:
     whole = {path: data for path, data in hub.files(REPO).items() if path != ".gitattributes"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        [
-            "__main__",
-            "hmdc_hub.publish",
-            "torch",
-            "hmdc_hub.cli.pull",
-            "hmdc_hub.store.download",
-            "hmdc_hub.publish.front_matter",
-        ]
+        ["__main__", "hmdc_hub.publish", "torch", "hmdc_hub.cli.pull", "hmdc_hub.store.hub", "hmdc_hub.publish.card"]
     )
 
     def run(place: Path, left: int, options: list[str]) -> int | None:

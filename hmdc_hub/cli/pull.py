@@ -14,7 +14,7 @@ from hmdc_hub.cli._options import JSON
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 
 if TYPE_CHECKING:
-    from hmdc_hub.store.download import Downloaded
+    from hmdc_hub.store.hub import Downloaded
 
 EPILOG = """\b
 hmdc-hub pull someone/cifar10-hmdc
@@ -35,8 +35,8 @@ def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None
     Every file is compared with its manifest. The folder is there completely or not at all, and holds what
     `load_dataset`, `hmdc_hub.load`, `hmdc-hub verify` and `hmdc-hub evaluate` read.
     """
-    from hmdc_hub.store.download import download_package
     from hmdc_hub.store.files import workplace
+    from hmdc_hub.store.hub import download_package
 
     place = to or Path(repo_id.rpartition("/")[2])
     if place.exists() and not ((place / "README.md").is_file() and any(place.glob("*/manifest.json"))):
@@ -73,9 +73,7 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
     configuration that a card lists. Otherwise it is written anew for the part that is here.
     """
     from hmdc_hub.catalog import read_published_recipe
-    from hmdc_hub.publish.card import render
-    from hmdc_hub.publish.facts import read_config
-    from hmdc_hub.publish.front_matter import dump
+    from hmdc_hub.publish.card import dump, read_config, render
     from hmdc_hub.store.configs import read_card_text, split_card
 
     for name in got.configs:

@@ -38,7 +38,7 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
     What `hmdc-hub verify` would not pass is refused.
     """
     from hmdc_hub.pipeline.target import named_or_newest
-    from hmdc_hub.publish.facts import read_facts
+    from hmdc_hub.publish.card import read_facts
 
     folder = named_or_newest(run, root).package(config)
     (facts,) = read_facts(folder)
@@ -74,12 +74,10 @@ def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, *
     """
     from hmdc_hub.pipeline.progress import reporting
     from hmdc_hub.pipeline.target import named_or_newest
-    from hmdc_hub.publish.plan import PushOptions, Wanted
+    from hmdc_hub.publish.plan import PushOptions
     from hmdc_hub.publish.push import Push
 
-    found = named_or_newest(run, root)
-    content = Wanted(**{name: options.pop(name) for name in ("default", "scores_only", "force")})
-    wanted = PushOptions(**options, content=content)
+    found, wanted = named_or_newest(run, root), PushOptions(**options)
     with reporting(None) as show, found.directory.lock(), Push(found.directory, wanted, callback=show) as pushing:
         plan = pushing.plan()
         shown = plan_text(plan, str(found.path))
@@ -124,28 +122,28 @@ def _ask(plan: PushPlan, yes: bool) -> None:
 
 def plan_text(plan: PushPlan, run: str) -> str:
     """Write a plan for a person."""
-    staged, remote = plan.staged, plan.remote
+    remote = plan.remote
     visible, place, there = "private" if plan.private else "public", "a new dataset", frozenset[str]()
     if remote is not None:
         place, there = f"at {remote.head[:12]}", frozenset(remote.files)
     # The card last: it is about all the others.
-    paths = sorted(staged.uploads, key=lambda path: (path == "README.md", path))
+    paths = sorted(plan.uploads, key=lambda path: (path == "README.md", path))
     width = max(map(len, paths), default=0)
-    rows = [("replace" if path in there else "add", path, amount(_size(staged.uploads[path]))) for path in paths]
-    rows += [("delete", path, "") for path in staged.deletes]
+    rows = [("replace" if path in there else "add", path, amount(_size(plan.uploads[path]))) for path in paths]
+    rows += [("delete", path, "") for path in plan.deletes]
     lines = [
         f"push       {run}",
-        f"to         {plan.repo_id} ({visible}), branch {plan.branch}, {place}",
-        *(["by         a pull request"] if plan.create_pr else []),
+        f"to         {plan.repo_id} ({visible}), branch {plan.options.branch}, {place}",
+        *(["by         a pull request"] if plan.options.create_pr else []),
         *(f"           {note}" for note in plan.notes),
         *(f"  {what:<8} {path:<{width}}  {size}".rstrip() for what, path, size in rows),
     ]
-    others = [name for name in plan.configs if name != staged.config]
+    others = [name for name in plan.configs if name != plan.config]
     if others:
         lines.append(f"  keep     {', '.join(others)}")
-    lines.append(f"default    {staged.default}")
+    lines.append(f"default    {plan.default}")
     lines += [f"tag        {', '.join(plan.tags)}"] if plan.tags else []
-    total = f"{count(len(staged.uploads), 'file')}, {amount(sum(map(_size, staged.uploads.values())))}"
+    total = f"{count(len(plan.uploads), 'file')}, {amount(sum(map(_size, plan.uploads.values())))}"
     return "\n".join([*lines, f"to send    {total if plan.changes else 'nothing'}"])
 
 
@@ -155,19 +153,19 @@ def _size(data: bytes | Path) -> int:
 
 def plan_document(plan: PushPlan) -> dict[str, Any]:
     """Write a plan as plain data for `--json`."""
-    staged, remote = plan.staged, plan.remote
+    remote = plan.remote
     return {
         "repo_id": plan.repo_id,
         "new": remote is None,
         "private": plan.private,
-        "branch": plan.branch,
-        "create_pr": plan.create_pr,
+        "branch": plan.options.branch,
+        "create_pr": plan.options.create_pr,
         "parent_commit": remote and remote.head,
-        "config": staged.config,
+        "config": plan.config,
         "configs": list(plan.configs),
-        "default": staged.default,
-        "uploads": sorted(staged.uploads),
-        "deletes": list(staged.deletes),
+        "default": plan.default,
+        "uploads": sorted(plan.uploads),
+        "deletes": list(plan.deletes),
         "tags": list(plan.tags),
         "notes": list(plan.notes),
     }

@@ -44,7 +44,7 @@ def verify(target: str, root: Path, config: str | None, revision: str | None, as
     if found.kind == "run":
         findings = verify_run(found.run("info.json"))
     elif found.kind == "hub":
-        from hmdc_hub.store.download import download_package
+        from hmdc_hub.store.hub import download_package
         from hmdc_hub.temporary import TemporaryFolder
 
         # A cache of its own: what counts is what the Hub serves now, not what was right once.

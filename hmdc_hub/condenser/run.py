@@ -32,9 +32,8 @@ from hmdc_hub.schema import ArtifactInfo, Recipe, SetHeader
 from hmdc_hub.sources import Source
 from hmdc_hub.store.condensed import read_classes, write_classes
 from hmdc_hub.store.files import TEMPORARY, read_info, sha256_file, write_json_atomic
-from hmdc_hub.store.journal import Journal
 from hmdc_hub.store.parquet import to_uint8, write_parquet_parts
-from hmdc_hub.store.rundir import RunDir
+from hmdc_hub.store.rundir import Journal, RunDir
 from hmdc_hub.text import first_line
 
 GRID = 20, 10  # classes and images of each that a picture shows at most

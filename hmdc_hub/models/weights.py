@@ -18,30 +18,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
-from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-import hmdc_hub
 from hmdc_hub.errors import FormatError, ModelError, NetworkError, NotFoundError
 from hmdc_hub.models.family import Family, Network
 from hmdc_hub.models.feature_layers import LibraryNetwork
 from hmdc_hub.schema import LOCAL, ModelSpec, is_hub_id, is_local_path
 from hmdc_hub.store.files import sha256_file
-from hmdc_hub.store.hub_errors import reading
+from hmdc_hub.store.hub import Client, MissingFileError
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 FITTING = "Make id and args those of the network that the weights were trained in."
-
-
-def _client() -> huggingface_hub.HfApi:
-    return huggingface_hub.HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
 
 
 class Place(NamedTuple):
@@ -75,13 +68,10 @@ class Place(NamedTuple):
         """Give a file of the folder or repository; None if it has none of that name."""
         if self.path is not None:
             return path if os.path.isfile(path := self.path / file) else None
-        with reading(self.name, self.revision, kind="model"):
-            try:
-                return Path(_client().hf_hub_download(self.name, file, revision=self.revision))
-            except hub.LocalEntryNotFoundError:
-                raise  # the cache has none; whether the Hub has is not known
-            except hub.EntryNotFoundError:
-                return None
+        try:  # the client compares sizes; tensors are compared with the network
+            return Client().file(self.name, file, lambda path: True, revision=self.revision, kind="model")
+        except MissingFileError:
+            return None
 
     def weights(self) -> list[Path]:
         """List its safetensors, whole or in parts."""
@@ -121,7 +111,7 @@ class Place(NamedTuple):
 def settle(spec: ModelSpec) -> ModelSpec:
     """Fill the revision of a pool entry: the commit that a branch or tag means now, or a local file's fingerprint.
 
-    ModelError also if HF_HUB_OFFLINE is set and the revision is no commit; otherwise the errors of `reading`.
+    ModelError also if HF_HUB_OFFLINE is set and the revision is no commit; otherwise the errors of `Client.info`.
     """
     names = (spec.weights, spec.id) if spec.source in ("transformers", "timm") else (spec.weights,)
     repo = next((name for name in names if is_hub_id(name) and not is_local_path(name)), None)
@@ -132,9 +122,7 @@ def settle(spec: ModelSpec) -> ModelSpec:
                 f"a full commit, not {spec.revision or 'main'!r}.",
                 hint="Unset HF_HUB_OFFLINE, or copy  revision: <40 hex digits>  from an earlier run's recipe.yaml.",
             )
-        with reading(repo, spec.revision, kind="model"):
-            commit = _client().model_info(repo, revision=spec.revision, timeout=30).sha
-        return spec.model_copy(update={"revision": str(commit)})
+        return spec.model_copy(update={"revision": str(Client().info(repo, spec.revision, "model").sha)})
     if repo is None and spec.local_names() and spec.revision is None:
         try:
             return spec.model_copy(update={"revision": _fingerprint(spec)})

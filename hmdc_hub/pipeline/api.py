@@ -153,7 +153,7 @@ class Run:
             NetworkError: The Hub failed; calling it again goes on.
         """
         from hmdc_hub.pipeline.progress import reporting
-        from hmdc_hub.publish.plan import PushOptions, Wanted
+        from hmdc_hub.publish.plan import PushOptions
         from hmdc_hub.publish.push import publish
 
         options = PushOptions(
@@ -163,7 +163,9 @@ class Run:
             branch=revision,
             create_pr=create_pr,
             tag=tag,
-            content=Wanted(default=default, scores_only=scores_only, force=force),
+            default=default,
+            scores_only=scores_only,
+            force=force,
         )
         with reporting(progress) as callback, self.directory.lock():
             return publish(self.directory, options, callback=callback)

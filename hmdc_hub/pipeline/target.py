@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hmdc_hub.catalog import read_published_recipe, stored_recipe_text
 from hmdc_hub.errors import FormatError, NotFoundError, RunExistsError, UsageError
-from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config, read_facts
+from hmdc_hub.publish.card import PARQUET, ConfigFacts, read_config, read_facts
 from hmdc_hub.report.tables import MEAN, training_sets
 from hmdc_hub.schema import Scores
 from hmdc_hub.store.configs import choose, read_card, read_card_text, refuse_links
@@ -57,7 +57,7 @@ class Target(NamedTuple):
         """Open a package at the named, the only or the default configuration; one on the Hub is downloaded."""
         config = self.config or config
         if self.kind == "hub":
-            from hmdc_hub.store.download import download_package
+            from hmdc_hub.store.hub import download_package
 
             got = download_package(self.path.as_posix(), config=config, revision=revision)
             return got.folder, read_config(got.folder / got.configs[0])

@@ -12,7 +12,7 @@ from hmdc_hub.evaluator import check_counts
 from hmdc_hub.models import build_model
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.sources import SourceIndex, SourceSummary, SplitSlice, file_keys, index_source, locate, undividable
-from hmdc_hub.store.hub_errors import without_network
+from hmdc_hub.store.hub import without_network
 
 CLASSES = 10  # outputs of models where the source is not here to be counted; none fits or fails by their number
 

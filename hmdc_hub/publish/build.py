@@ -8,14 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
-from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, RunError, UsageError
+from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.metrics import scores_rows
 from hmdc_hub.publish.card import render
-from hmdc_hub.publish.facts import PARQUET
 from hmdc_hub.publish.secret_scan import refuse_secrets
-from hmdc_hub.publish.verify import step_of, verify
+from hmdc_hub.publish.verify import refuse_damaged
 from hmdc_hub.report.plots import preview_of, rendered, scores_figure
-from hmdc_hub.schema import ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
+from hmdc_hub.schema import PARQUET, ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     json_text,
     put,
@@ -30,53 +29,32 @@ from hmdc_hub.store.rundir import RunDir
 
 
 def package(run: RunDir, *, config: str | None = None) -> Path:
-    """Build `<run>/package` from the run's files, in the place of an earlier one; packaging twice gives the same bytes.
+    """Build `<run>/package` from the files of a condensed run, in the place of an earlier one; gives the folder.
 
-    Data files are copied unchanged. A local source's path becomes its base name and fingerprint. Without scores.json
-    the parts about scores are left out. What was built is put there only if `verify` finds nothing wrong with it.
-
-    Args:
-        run: A run whose condensing is complete.
-        config: Name of the configuration; None: the recipe's `publish.config`.
-
-    Returns:
-        The package folder.
-
-    Raises:
-        NotFoundError: Condensing is not complete.
-        FormatError: A file is damaged, or says what does not follow from the others.
-        UsageError: What the recipe says would publish a secret or a path of this machine.
-        RunError: The file system failed; an earlier package is still there.
+    Packaging twice gives the same bytes. Data files are copied unchanged. A local source's path becomes its base name
+    and fingerprint. Without scores.json the parts about scores are left out. `config` names the configuration in place
+    of the recipe's `publish.config`. What was built is put there only if `verify` finds nothing wrong with it.
     """
     if not run.info.is_file():
         raise NotFoundError(
             f"{run.path} holds no complete condensed set to package.",
             hint="`hmdc-hub condense` with its recipe and --resume goes on with it.",
         )
-    check = "recipe"
-    try:  # what is damaged is refused with what mends it
-        recipe = read_recipe_file(run.recipe)
-        check = "provenance"
-        info = read_info(run.info)
-        check = "scores"
-        scores = read_scores(run.scores) if run.scores.is_file() else None
-    except NewerFormatError:
-        raise
-    except FormatError as error:
-        raise FormatError(error.message, hint=error.hint or step_of(run, check)) from error
-    _refuse_mismatch(run, info, recipe, scores)
+    refuse_damaged(run)
+    recipe, info = read_recipe_file(run.recipe), read_info(run.info)
+    scores = read_scores(run.scores) if run.scores.is_file() else None
+    if scores is not None and scores.protocol.holdout is not None:
+        raise UsageError(
+            f"{run.scores} is about held-out images of the train split (evaluate.holdout), for choosing settings.",
+            hint="Publish scores on the test split: -o evaluate.holdout=null",
+        )
     if config is not None:
         recipe = recipe.model_copy(update={"publish": renamed(recipe.publish, config)})
     try:
         with workplace(run.package) as folder:
             building = folder / "new"
             _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
-            if wrong := [one for one in verify(building) if not one.ok]:
-                listed = "\n".join(f"  {one.check}: {one.detail}" for one in wrong)
-                raise FormatError(
-                    f"{run.path} is not in order, and was not packaged:\n{listed}",
-                    hint="\n".join(dict.fromkeys(step_of(run, one.check) for one in wrong)),
-                )
+            refuse_damaged(run, building)
             refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
             put(building, run.package)
     except OSError as error:
@@ -85,11 +63,7 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
 
 
 def renamed(publish: PublishSpec, config: str) -> PublishSpec:
-    """Give another name to the configuration that a recipe fills.
-
-    Raises:
-        UsageError: It cannot be the name of one.
-    """
+    """Give another name to the configuration that a recipe fills; a UsageError if it cannot be the name of one."""
     try:
         return PublishSpec.model_validate(publish.model_dump() | {"config": config})
     except ValidationError as error:
@@ -101,41 +75,12 @@ def renamed(publish: PublishSpec, config: str) -> PublishSpec:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """List the files below a folder, by name.
-
-    Raises:
-        FormatError: Something in it is neither a regular file nor a folder; links are never followed.
-    """
+    """List the files below a folder, by name; a FormatError for what is neither a file nor a folder, such as a link."""
     found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     for path in found:
         if path.is_symlink() or not path.is_file():
             raise FormatError(f"{path} is no regular file: a package holds nothing else.")
     return found
-
-
-def _refuse_mismatch(run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
-    """Refuse data that is not what recipe, provenance and scores were written about."""
-    if recipe.condense_hash() != info.condense_hash:
-        raise FormatError(
-            f"{run.recipe} is not the recipe that {run.info} names: condense hash {recipe.condense_hash()[:12]}, not "
-            f"{info.condense_hash[:12]}.",
-            hint=step_of(run, "recipe"),
-        )
-    for path, wanted in ((run.condensed, info.tensors_sha256), (run.parquet, info.parquet_sha256)):
-        if sha256_file(path) != wanted:
-            raise FormatError(
-                f"{path} is not the file that info.json names: it was changed or damaged since.",
-                hint="`hmdc-hub condense` with its recipe and --force makes it again.",
-            )
-    if scores is not None and scores.parquet_sha256 != info.parquet_sha256:
-        raise FormatError(
-            f"{run.scores} is about other images than {run.parquet}.", hint="`hmdc-hub evaluate` scores these images."
-        )
-    if scores is not None and scores.protocol.holdout is not None:
-        raise UsageError(
-            f"{run.scores} is about held-out images of the train split (evaluate.holdout), for choosing settings.",
-            hint="Publish scores on the test split: -o evaluate.holdout=null",
-        )
 
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:

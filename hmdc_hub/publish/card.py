@@ -1,47 +1,105 @@
-"""The card (README.md): a pure function of the package's small files. No network, no torch, no datasets."""
+"""The card (README.md): a pure function of the package's small files. No network, no torch, no datasets.
+
+Its YAML block is what the Hub and `datasets` read, with our own facts under `hmdc` and what others put there. It is
+written with a dumper of our own and not by huggingface_hub's DatasetCardData, which folds lines, leaves out keys that
+are null, writes Python's tags for what `!!omap` gives, and cannot quote: readers of YAML 1.1 and 1.2 disagree about
+which names are numbers.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
-from hmdc_hub.catalog import dump_recipe
-from hmdc_hub.errors import FormatError
-from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_facts
-from hmdc_hub.publish.front_matter import Quoted, dump, front_matter, is_hub_id, known_source, license_of, source_names
+from hmdc_hub.catalog import dump_recipe, read_recipe_file
+from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.report.document import escape_markdown
 from hmdc_hub.report.tables import table_markdown
-from hmdc_hub.schema import LOCAL, SourceInfo, sha256_of
-from hmdc_hub.store.configs import split_card
+from hmdc_hub.schema import (
+    FORMAT_VERSION,
+    HUB_DATASET,
+    LOCAL,
+    PARQUET,
+    ArtifactInfo,
+    Manifest,
+    PackagedFile,
+    Recipe,
+    Scores,
+    SourceInfo,
+    sha256_of,
+)
+from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, split_card
+from hmdc_hub.store.files import read_info, read_record, read_scores
 from hmdc_hub.text import one_line
 
 BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
 END = "<!-- End of yours. -->"
 
+_SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+_TAGS = ["dataset-condensation", "dataset-distillation", "hmdc", "hmdc-hub", "arxiv:2409.14538"]
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+")  # to readers of YAML 1.2
+_JOINED = ("task_categories", "task_ids", "source_datasets", "tags")  # lists of ours that others may add to
+
+
+# What the card is made of
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """One configuration of a package: its name, which is its folder's, and its small files; `scores` may be None."""
+
+    name: str
+    info: ArtifactInfo
+    recipe: Recipe
+    scores: Scores | None
+    manifest: Manifest
+
+    def file(self, name: str) -> PackagedFile | None:
+        """Find a file of this configuration by its path in the package."""
+        return next((file for file in self.manifest.files if file.path == name), None)
+
+
+def read_facts(package: Path) -> list[ConfigFacts]:
+    """Read every configuration of a package, smallest first; needs none of the large files."""
+    facts = [read_config(path.parent) for path in package.glob("*/manifest.json")]
+    if not facts:
+        raise NotFoundError(f"{package} is no package: no folder in it has a manifest.json.")
+    return sorted(facts, key=lambda config: (config.info.ipc, config.name))
+
+
+def read_config(folder: Path) -> ConfigFacts:
+    """Read one configuration by its folder."""
+    scores = folder / "scores.json"
+    return ConfigFacts(
+        name=folder.name,
+        info=read_info(folder / "info.json"),
+        recipe=read_recipe_file(folder / "recipe.yaml"),
+        scores=read_scores(scores) if scores.is_file() else None,
+        manifest=read_record(folder / "manifest.json", Manifest),
+    )
+
+
+# The text
+
 
 def render(
     package: Path, *, repo_id: str | None = None, default: str | None = None, previous: str | None = None
 ) -> str:
-    """Write the card of a package; rendering again with the result as `previous` gives the same card.
+    """Write the card of a package from the small files of its configurations.
 
-    Args:
-        package: The folder; only the small files of each configuration are read (`read_facts`).
-        repo_id: Where it is published, such as `someone/cifar10-hmdc`; None: `your-name/<publish.name>`.
-        default: Configuration that `load_dataset(repo)` gives; None: the one of `previous` if it is still there, else
-            the smallest.
-        previous: The card that is there now. What others wrote is kept: the text between the two markers, keys and
-            configurations that are not ours; of a card that is not ours, the whole text.
-
-    Returns:
-        README.md: YAML block and Markdown, ending in a newline.
-
-    Raises:
-        NotFoundError: There is no configuration in the package, or none called `default`.
-        FormatError: A file is damaged or of a newer format version, lacks a fact, or the markers of `previous` are.
+    Of the card that is there now, `previous`, what others wrote is kept: the text between the two markers, keys and
+    configurations that are not ours; of a card that is not ours, the whole text. With the result as `previous`, the
+    card is the same. `default` is the configuration that `load_dataset(repo)` gives; None: that of `previous` if it is
+    still there, else the smallest. A FormatError if a fact is lacking or the markers of `previous` are damaged.
     """
     configs = read_facts(package)
     block, body = split_card(previous or "")
@@ -78,8 +136,7 @@ def text_checksum(body: str) -> str:
 def _hand_written(body: str, *, ours: bool) -> str:
     """Cut out what people wrote into a card: text between the markers, with the line ends at both sides.
 
-    Raises:
-        FormatError: One of the markers is gone or there twice, so nobody can tell what is theirs.
+    A FormatError if one of the markers is gone or there twice: nobody can tell what is theirs.
     """
     if not ours:
         kept = body.replace(BEGIN, "").replace(END, "").strip()
@@ -178,3 +235,184 @@ def _bytes(config: ConfigFacts, name: str) -> str:
     if file is None:
         raise FormatError(f"The manifest of {config.name} does not list {name}.")
     return f"{file.size / 1e6:.1f} MB" if file.size >= 1e5 else f"{file.size / 1e3:.1f} kB"
+
+
+# The YAML block
+
+
+class Quoted(str):
+    """Text that the block always quotes."""
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal parts out: a card is read by people and by strict readers."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if isinstance(text, Quoted) or _NUMBER.fullmatch(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+for _kind in (str, Quoted):
+    _Dumper.add_representer(_kind, _text)
+
+
+def dump(block: Mapping[str, Any]) -> str:
+    """Write the block as YAML, keys in their order, one line per text."""
+    return yaml.dump(dict(block), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20, indent=2)
+
+
+def front_matter(configs: Sequence[ConfigFacts], default: str | None, previous: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the block of all configurations of ours, the smallest first; arguments as those of `render`."""
+    names = [config.name for config in configs]
+    if default is not None and default not in names:
+        raise NotFoundError(f"The package has no configuration {default!r}; it has {', '.join(names)}.")
+    entries, default = _data_files(configs, default, previous)
+    rows, name = sum(config.manifest.rows for config in configs), previous.get("pretty_name")
+    if not isinstance(name, str) or not name.strip():  # one that somebody gave it stays
+        name = f"{source_names(configs, default)} condensed with HMDC"
+    hub_ids = dict.fromkeys(config.info.source.id for config in configs if config.info.source.kind == "hub")
+    versions = [config.info.hmdc_hub_version for config in configs]
+    block = {
+        "pretty_name": Quoted(one_line(name)),
+        **_license(configs, previous),
+        "task_categories": ["image-classification"],
+        "task_ids": ["multi-class-image-classification"],
+        "size_categories": [next((name for bound, name in _SIZES if rows < bound), "n>10M")],
+        "source_datasets": [Quoted(one_line(id)) for id in hub_ids],
+        "tags": _TAGS,
+        "configs": entries,
+        "dataset_info": [*map(_dataset_info, configs), *_foreign(previous, "dataset_info", configs)],
+        "hmdc": {
+            "format_version": FORMAT_VERSION,
+            "hmdc_hub_version": Quoted(max(versions, key=lambda text: [int(n) for n in re.findall(r"\d+", text)[:4]])),
+            "configs": {config.name: _summary(config) for config in configs},
+        },
+    }
+    for key in _JOINED:
+        extra = previous.get(key)
+        extra = extra if isinstance(extra, list) else [extra]
+        block[key] = [*block[key], *(one for one in extra if isinstance(one, str) and one not in block[key])]
+        if not block[key]:
+            del block[key]
+    ours = {*block, "license_name", "license_link"}
+    return {key: value for key, value in previous.items() if key not in ours} | block
+
+
+def _data_files(
+    configs: Sequence[ConfigFacts], default: str | None, previous: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], str]:
+    """Say which files make a configuration, and which one is the default."""
+    paths = {config.name: f"{config.name}/{PARQUET}" for config in configs}
+    if any(config.scores for config in configs):
+        paths[SCORES_CONFIG] = f"{SCORES_CONFIG}/*.parquet"
+    entries: list[dict[str, Any]]
+    entries = [{"config_name": name, "data_files": [{"split": "train", "path": path}]} for name, path in paths.items()]
+    entries += _foreign(previous, "configs", configs)
+    before = [
+        entry.get("config_name", "default") for entry in entries_of(previous, "configs") if entry.get("default") is True
+    ]
+    there = [entry.get("config_name", "default") for entry in entries]
+    default = default or next((name for name in before[:1] if name in there and name != SCORES_CONFIG), configs[0].name)
+    for entry in entries:
+        entry.pop("default", None)
+    entries[there.index(default)]["default"] = True
+    return entries, default
+
+
+def entries_of(block: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """List what a card, which may be anybody's, has under `configs` or `dataset_info`."""
+    found = block.get(key)
+    if key == "dataset_info" and isinstance(found, Mapping):
+        found = [{"config_name": "default"} | dict(found)]
+    return [dict(entry) for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def _foreign(previous: Mapping[str, Any], key: str, configs: Sequence[ConfigFacts]) -> list[dict[str, Any]]:
+    """List the entries of a previous card that are not about configurations of ours."""
+    ours = {config.name for config in configs} | set(configs_of(previous))
+    if any(config.scores for config in configs) or isinstance(previous.get("hmdc"), Mapping):
+        ours.add(SCORES_CONFIG)
+    return [entry for entry in entries_of(previous, key) if str(entry.get("config_name", "default")) not in ours]
+
+
+@cache
+def _known() -> dict[str, Any]:
+    return tomllib.loads((resources.files("hmdc_hub.publish") / "templates" / "known.toml").read_text("utf-8"))
+
+
+def known_source(source_id: str) -> dict[str, str]:
+    """Look a well-known source up by its id in recipes: its `name` and `bibtex`; empty if it is not one of them."""
+    return next((source for source in _known()["source"] if source_id in source["ids"]), {})
+
+
+def source_names(configs: Sequence[ConfigFacts], default: str) -> str:
+    """Name the sources, as their authors do or by their ids, for a title: the default configuration's first."""
+    ids = [config.info.source.id for config in sorted(configs, key=lambda config: config.name != default)]
+    return " and ".join(dict.fromkeys(known_source(one).get("name") or one_line(one) for one in ids))
+
+
+def license_of(config: ConfigFacts) -> str:
+    """Say under which licence the source is: as the recipe says, else as the source says, else `unknown`."""
+    return one_line(config.recipe.publish.license or config.info.source.license or "") or "unknown"
+
+
+def _license(configs: Sequence[ConfigFacts], previous: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry the licences of the sources over, and those that somebody gave to other parts of the repository.
+
+    One that the Hub has no id for goes under `other` with its own name, and a link to a source that can be looked up.
+    """
+    hub_licenses = set(_known()["licenses"].split())
+    given = previous.get("license")
+    before = {one for one in (given if isinstance(given, list) else [given]) if isinstance(one, str)}
+    summaries = configs_of(previous).values()
+    from_us = {str(one.get("license", "unknown")) for one in summaries if isinstance(one, Mapping)}
+    foreign = before - from_us - ({"other"} if from_us - hub_licenses else set())
+    named = {license_of(config) for config in configs}
+    strange = sorted(named - hub_licenses)
+    ids = sorted((named & hub_licenses) | foreign | ({"other"} if strange else set()))
+    block: dict[str, Any] = {"license": ids[0] if len(ids) == 1 else ids}
+    if strange:
+        slug = re.sub(r"[^a-z0-9.+-]+", "-", " ".join(strange).lower()).strip("-")
+        block["license_name"] = Quoted(slug or "see-source")
+        source = next(c.info.source for c in configs if license_of(c) in strange)
+        if source.kind == "hub" and is_hub_id(source.id):
+            block["license_link"] = Quoted(f"https://huggingface.co/datasets/{source.id}")
+    elif "other" in ids:
+        block |= {key: previous[key] for key in ("license_name", "license_link") if key in previous}
+    return block
+
+
+def is_hub_id(text: str) -> bool:
+    """Tell whether text can stand in an address as the id of a Hub dataset."""
+    return re.fullmatch(HUB_DATASET, text, re.ASCII) is not None
+
+
+def _dataset_info(config: ConfigFacts) -> dict[str, Any]:
+    """Repeat what the parquet's footer says; anything else here would silently override the data."""
+    names = {Quoted(label): Quoted(name) for label, name in enumerate(config.manifest.class_names)}
+    parquet = config.file(f"{config.name}/{PARQUET}")
+    rows, size = config.manifest.rows, config.manifest.data_bytes
+    return {
+        "config_name": config.name,
+        "features": [
+            {"name": "image", "dtype": "image"},
+            {"name": "label", "dtype": {"class_label": {"names": names}}},
+        ],
+        "splits": [{"name": "train", "num_bytes": size, "num_examples": rows}],
+        "download_size": parquet.size if parquet else size,
+        "dataset_size": size,
+    }
+
+
+def _summary(config: ConfigFacts) -> dict[str, Any]:
+    info = config.info
+    texts = {
+        "license": license_of(config),
+        "source_fingerprint": info.source.fingerprint,
+        "condense_hash": info.condense_hash,
+    } | ({"protocol_hash": config.scores.protocol_hash} if config.scores else {})
+    numbers = ("ipc", "factor", "synthetic_images", "training_images")
+    return {key: getattr(info, key) for key in numbers} | {key: Quoted(one_line(text)) for key, text in texts.items()}

@@ -8,90 +8,68 @@ with other library versions, or on another day, makes no commit.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hmdc_hub.catalog import read_published_recipe
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, UsageError
-from hmdc_hub.publish.card import render
-from hmdc_hub.publish.facts import PARQUET, ConfigFacts, read_config, read_facts
+from hmdc_hub.publish.card import ConfigFacts, read_config, read_facts, render
 from hmdc_hub.publish.hub import Hub, Remote
-from hmdc_hub.publish.permissions import check_branch, check_tag, refuse_foreign, refuse_name, visibility
-from hmdc_hub.schema import PackagedFile
-from hmdc_hub.store.configs import read_card, read_card_text
-from hmdc_hub.store.files import json_text, sha256_file, write_bytes_atomic
+from hmdc_hub.schema import PARQUET, PackagedFile, SourceInfo
+from hmdc_hub.store.configs import configs_of, read_card, read_card_text, split_card
+from hmdc_hub.store.files import json_text, refuse_newer, sha256_file, write_bytes_atomic
 
-SMALL = ("manifest.json", "info.json", "recipe.yaml", "scores.json")
-"""Files of a configuration that the card is made of."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is published anew.
-
-    Attributes:
-        default: Make this configuration the default one.
-        scores_only: Leave images and tensors alone.
-        force: Replace everything of the configuration, whatever it holds.
-    """
-
-    default: bool = False
-    scores_only: bool = False
-    force: bool = False
+SMALL = ("manifest.json", "info.json", "recipe.yaml", "scores.json")  # what the card is made of
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """How to push.
+    """How to push."""
 
-    Attributes:
-        repo_id: `owner/name` or `name`; None: the recipe's `publish.name`.
-        config: None: the recipe's `publish.config`.
-        private: Visibility of a new repository; None: public, unless the source is not.
-        branch: Where to commit.
-        create_pr: Open a pull request instead of committing to the branch.
-        tag: A further tag; it does not move either.
-        content: What is published anew.
-    """
-
-    repo_id: str | None = None
-    config: str | None = None
-    private: bool | None = None
-    branch: str = "main"
-    create_pr: bool = False
-    tag: str | None = None
-    content: Wanted = Wanted()
+    repo_id: str | None = None  # `owner/name` or `name`; None: the recipe's `publish.name`
+    config: str | None = None  # None: the recipe's `publish.config`
+    private: bool | None = None  # visibility of a new repository; None: public, unless the source is not
+    default: bool = False  # make this configuration the default one
+    branch: str = "main"  # where to commit
+    create_pr: bool = False  # open a pull request instead of committing to the branch
+    tag: str | None = None  # a further tag; it does not move either
+    scores_only: bool = False  # leave images and tensors alone
+    force: bool = False  # replace everything of the configuration, whatever it holds
 
 
 @dataclass(frozen=True)
-class Staged:
-    """What one push would do to a repository.
+class PushPlan:
+    """What a push will do, known before it does anything."""
 
-    Attributes:
-        config: The configuration it is about.
-        uploads: Path in the repository to content, of files that are new or differ.
-        deletes: Paths of this configuration that go.
-        manifest: manifest.json as it will be; `card` the same of README.md.
-        facts: What the configuration will be.
-        default: Configuration that the card names as default afterwards.
-        notes: What was decided, for the person at the terminal.
-    """
-
-    config: str
-    uploads: Mapping[str, bytes | Path]
-    deletes: tuple[str, ...]
-    manifest: bytes
+    repo_id: str
+    remote: Remote | None  # the repository now; None: it will be created
+    private: bool  # whether it is or will be private
+    options: PushOptions
+    config: str  # the configuration it is about
+    facts: ConfigFacts  # what that will be
+    there: str | None  # SHA-256 of its manifest.json on the Hub; None: not there
+    manifest: bytes  # manifest.json as it will be
     card: bytes
-    facts: ConfigFacts
-    default: str
-    notes: tuple[str, ...]
+    uploads: Mapping[str, bytes | Path]  # content by path in the repository, of files that are new or differ
+    deletes: tuple[str, ...]  # paths of this configuration that go
+    configs: tuple[str, ...]  # all of ours there will be
+    default: str  # configuration that the card names as default afterwards
+    notes: tuple[str, ...]  # what was decided, for the person at the terminal
 
     @property
     def tag(self) -> str:
         """Name of the tag: configuration and the first 8 hex digits of the manifest's SHA-256."""
         return f"{self.config}-{hashlib.sha256(self.manifest).hexdigest()[:8]}"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags to create, or to find at a commit of the same content."""
+        wanted = filter(None, (self.tag, self.options.tag))
+        return () if self.options.create_pr else tuple(dict.fromkeys(wanted))
 
     @property
     def files(self) -> dict[str, str]:
@@ -100,36 +78,10 @@ class Staged:
         listed = {file.path: file.sha256 for file in self.facts.manifest.files}
         return listed | {path: hashlib.sha256(data).hexdigest() for path, data in own.items()}
 
-
-@dataclass(frozen=True)
-class PushPlan:
-    """What a push will do, known before it does anything.
-
-    Attributes:
-        remote: The repository now; None: it will be created.
-        private: Whether it is or will be private.
-        staged: The change.
-        tags: Tags to create, or to find at a commit of the same content.
-        configs: All configurations of ours there will be.
-        there: manifest.json of this configuration on the Hub, as SHA-256; None: not there.
-        notes: What was decided, for the person at the terminal.
-    """
-
-    repo_id: str
-    remote: Remote | None
-    branch: str
-    private: bool
-    staged: Staged
-    tags: tuple[str, ...]
-    configs: tuple[str, ...]
-    there: str | None
-    create_pr: bool
-    notes: tuple[str, ...]
-
     @property
     def changes(self) -> bool:
         """Whether a commit is needed."""
-        return bool(self.staged.uploads or self.staged.deletes)
+        return bool(self.uploads or self.deletes)
 
     @property
     def existing(self) -> Remote:
@@ -141,76 +93,182 @@ class PushPlan:
     @property
     def title(self) -> str:
         """First line of the commit message."""
-        if set(self.staged.uploads) == {"README.md"} and not self.staged.deletes:
+        if set(self.uploads) == {"README.md"} and not self.deletes:
             return "Update the card"
-        return f"{'Add' if self.there is None else 'Update'} {self.staged.config}"
+        return f"{'Add' if self.there is None else 'Update'} {self.config}"
 
     @property
     def text(self) -> str:
         """Rest of the commit message."""
-        info = self.staged.facts.info
+        info = self.facts.info
         return (
             f"{info.ipc} synthetic images per class of {info.source.id}, condense hash {info.condense_hash[:12]}; "
             f"hmdc-hub {info.hmdc_hub_version}."
         )
 
 
+# The rules: whose repository it is, who may see it, and what may be written to it
+
+
+def repository_id(wanted: str | None, account: str, name: str) -> str:
+    """Say where a push goes: `owner/name` or `name` as wanted, else the recipe's name, below the account."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
+
+    wanted = name if wanted is None else wanted
+    try:
+        validate_repo_id(found := wanted if "/" in wanted else f"{account}/{wanted}")
+    except HFValidationError as error:
+        raise UsageError(
+            f"{wanted!r} cannot be a Hub dataset: letters, digits, dots, dashes and underscores, at most 96.",
+            hint=f"For example --repo-id {account}/cifar10-hmdc.",
+        ) from error
+    return found
+
+
+def refuse_foreign(remote: Remote, card: str, *, force: bool) -> dict[str, Any]:
+    """Refuse a repository that is not ours by its card, unless forced, and one that a newer program wrote.
+
+    Gives the card's `hmdc` block; empty for a new or foreign repository.
+    """
+    block = split_card(card)[0].get("hmdc")
+    if isinstance(block, dict):
+        refuse_newer(block, remote.repo_id)
+        return block
+    if remote.own_files and not force:
+        raise UsageError(
+            f"{remote.repo_id} holds something that hmdc-hub did not publish: {', '.join(remote.own_files[:4])}.",
+            hint="--repo-id publishes elsewhere; --force adds to it all the same and keeps its files and card text.",
+        )
+    return {}
+
+
+def refuse_name(config: str, card: str, *, force: bool) -> None:
+    """Refuse a configuration's name that the card gives to something that is not ours, with a UsageError."""
+    if not force and config in read_card(card)[0] and config not in configs_of(split_card(card)[0]):
+        raise UsageError(
+            f"The card there has a configuration {config} that hmdc-hub did not publish.",
+            hint="--config publishes under another name; --force puts yours in its place.",
+        )
+
+
+def visibility(
+    wanted: bool | None, source: SourceInfo, closed: str, remote: Remote | None, *, force: bool
+) -> tuple[bool, str]:
+    """Decide whether a repository is private, and say why if that was not `wanted`.
+
+    It is never more open than its source, of which `closed` says why not everybody may read it, unless forced; and
+    that of a repository never changes. A UsageError where what was wanted is against that.
+    """
+    if remote is not None and wanted is not None and wanted != remote.private:
+        now, said = ("private", "public") if remote.private else ("public", "private")
+        raise UsageError(
+            f"{remote.repo_id} is {now}, and a push does not change that.",
+            hint=f"Leave --{said} out, or change it first in the settings of the dataset on the Hub.",
+        )
+    private = remote.private if remote is not None else wanted
+    if closed and private is False and not force:
+        raise UsageError(
+            f"The source {source.id} is {closed}: a set made from it would be open to everybody.",
+            hint="Leave --public out, or take a private repository with --repo-id; --force publishes all the same, if "
+            "the source's terms let you.",
+        )
+    if private is not None:
+        return private, ""
+    if closed:
+        return True, f"private, as the source is {closed}"
+    if source.kind == "local":
+        return True, "private, as the source is on your disk; --public if everybody may have it"
+    return False, ""
+
+
+_REF = re.compile(r"(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9]([\w./-]{0,98}[\w-])?")  # of a branch; a tag has no slash
+
+
+def check_branch(branch: str, remote: Remote | None) -> None:
+    """Refuse, with a UsageError, what is no branch: a tag and a commit never change."""
+    what = "" if _REF.fullmatch(branch) else "cannot be the name of a branch"
+    if re.fullmatch(r"[0-9a-f]{40}", branch) or (remote is not None and branch in remote.tags):
+        what = "is a commit or a tag, which a push cannot add to"
+    if what:
+        example = "For example --revision next; a branch that does not exist is made from main."
+        raise UsageError(f"--revision {branch}: that {what}.", hint=example)
+
+
+def check_tag(tag: str, remote: Remote | None, *, changes: bool) -> None:
+    """Refuse, with a UsageError, a further tag that exists at another commit, or cannot be one."""
+    if not _REF.fullmatch(tag) or "/" in tag:
+        raise UsageError(f"--tag {tag}: letters, digits, dots, dashes and underscores.", hint="For example --tag v1.")
+    there = remote.tags.get(tag) if remote is not None else None
+    if there is not None and remote is not None and (changes or there != remote.head):
+        raise UsageError(
+            f"--tag {tag}: {remote.repo_id} has that tag at {there[:12]}, and a tag never moves.",
+            hint="Choose another name.",
+        )
+
+
+# The plan
+
+
 def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, options: PushOptions, work: Path) -> PushPlan:
-    """Look at the Hub, which is only read, and plan.
+    """Look at the Hub, which is only read, and plan to push a package of one configuration.
 
-    Args:
-        hub: The Hub.
-        package: Folder with the one configuration to publish.
-        closed: Why not everybody may read the source; empty if everybody may.
-        repo_id: Where to.
-        options: How.
-        work: A folder of this plan's own, which must outlive it.
-
-    Raises:
-        UsageError: What was asked for does not go with the run or the repository.
-        FormatError: A published configuration is damaged, or of a newer format version.
-        NetworkError: The Hub failed.
+    `closed` says why not everybody may read the source; `work` is a folder of this plan's own, which must outlive it.
+    A UsageError if what was asked for does not go with the run or the repository, a FormatError if a published
+    configuration is damaged.
     """
     remote = hub.look(repo_id, options.branch, pulls=options.create_pr)
     check_branch(options.branch, remote)
     if remote is None and options.create_pr:
         raise UsageError(f"--create-pr: there is no {repo_id} yet.", hint="Push without --create-pr first.")
     (local,) = read_facts(package)
-    force = options.content.force
-    private, why = visibility(options.private, local.info.source, closed, remote, force=force)
-    notes = [why] if why else []
-    union = work / "union"
+    private, closed_note = visibility(options.private, local.info.source, closed, remote, force=options.force)
+    union, notes = work / "union", list[str]()
     union.mkdir(parents=True)
     if remote is not None:
-        _gather(hub, remote, local.name, union, work / "cache", notes, force=force)
-    there = union / local.name / "manifest.json"
-    published = sha256_file(there) if there.is_file() else None
+        notes = _gather(hub, remote, local.name, union, work / "cache", force=options.force)
+    own = union / local.name
+    there = read_config(own) if own.is_dir() else None
+    published = sha256_file(own / "manifest.json") if there is not None else None
 
     def same_images(theirs: ConfigFacts) -> bool:
+        # Of another recipe it is not worth a download.
         if remote is None or local.info.condense_hash != theirs.info.condense_hash:
-            return False  # another recipe: not worth a download
+            return False
         return _same_images(hub, remote, package, theirs, work / "images")
 
-    staged = _stage(local, package, union, remote, repo_id, options.content, same_images)
-    if options.tag is not None:
-        check_tag(options.tag, remote, changes=bool(staged.uploads or staged.deletes))
-    return PushPlan(
+    keep, why = _keep(local, there, options, same_images)
+    contents = _laid(local, there, keep, package, union)
+    before = union / "README.md"
+    previous = read_card_text(before) if before.is_file() else None
+    card = render(union, repo_id=repo_id, default=local.name if options.default else None, previous=previous)
+    contents["README.md"] = card.encode()
+    facts = read_config(own)
+    gone = [file.path for file in there.manifest.files if not facts.file(file.path)] if there is not None else []
+    plan = PushPlan(
         repo_id=repo_id,
         remote=remote,
-        branch=options.branch,
         private=private,
-        staged=staged,
-        tags=() if options.create_pr else tuple(dict.fromkeys([staged.tag, *([options.tag] if options.tag else [])])),
-        configs=tuple(facts.name for facts in read_facts(union)),
+        options=options,
+        config=local.name,
+        facts=facts,
         there=published,
-        create_pr=options.create_pr,
-        notes=(*notes, *staged.notes),
+        manifest=(own / "manifest.json").read_bytes(),
+        card=card.encode(),
+        uploads={path: data for path, data in contents.items() if remote is None or not remote.holds(path, data)},
+        deletes=tuple(path for path in gone if remote is not None and path in remote.files),
+        configs=tuple(one.name for one in read_facts(union)),
+        default=read_card(card)[1] or "",
+        notes=tuple(note for note in (closed_note, *notes, why) if note),
     )
+    if options.tag is not None:
+        check_tag(options.tag, remote, changes=plan.changes)
+    return plan
 
 
-def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, notes: list[str], *, force: bool) -> None:
+def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, *, force: bool) -> list[str]:
     """Download the card and the small files of every published configuration into the union, and check them."""
-    card = ""
+    card, notes = "", []
     if "README.md" in remote.files:
         card = read_card_text(hub.fetch(remote, ["README.md"], cache) / "README.md")
     listed = refuse_foreign(remote, card, force=force).get("configs")
@@ -241,6 +299,7 @@ def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, notes:
             shutil.rmtree(union / config)
             if config != own:
                 notes.append(f"{config} cannot be read, so the card leaves it out; its files stay")
+    return notes
 
 
 def _check_config(union: Path, config: str, remote: Remote) -> None:
@@ -287,19 +346,14 @@ def _group(path: str) -> str:
     return _RECIPE if path.endswith(("/recipe.yaml", "/info.json")) else _DATA
 
 
-def _stage(
-    local: ConfigFacts,
-    package: Path,
-    union: Path,
-    remote: Remote | None,
-    repo_id: str,
-    wanted: Wanted,
-    same_images: Callable[[ConfigFacts], bool],
-) -> Staged:
-    """Lay a package over a repository, whose small files are in the union; those of this configuration come there."""
-    config, own = local.name, union / local.name
-    there = read_config(own) if own.is_dir() else None
-    keep, notes = _keep(local, there, wanted, same_images)
+def _laid(
+    local: ConfigFacts, there: ConfigFacts | None, keep: set[str], package: Path, union: Path
+) -> dict[str, bytes | Path]:
+    """Lay a package over what is published: content by path of what the configuration will be.
+
+    Of what is kept and not in the union, which has its small files, nothing is said. They come into the union.
+    """
+    own = union / local.name
     entries: dict[str, PackagedFile] = {f.path: f for f in local.manifest.files if _group(f.path) not in keep}
     contents: dict[str, bytes | Path] = {path: package / path for path in entries}
     for file in there.manifest.files if there is not None else []:
@@ -314,70 +368,45 @@ def _stage(
         base = there.manifest if there is not None and _DATA in keep else local.manifest
         files = [entries[path] for path in sorted(entries, key=lambda path: path.split("/"))]
         manifest = json_text(base.model_copy(update={"files": files})).encode()
-    contents[f"{config}/manifest.json"] = manifest
-    small = {name: contents[f"{config}/{name}"] for name in SMALL if f"{config}/{name}" in contents}
-    read = {name: data.read_bytes() if isinstance(data, Path) else data for name, data in small.items()}
+    contents[f"{local.name}/manifest.json"] = manifest
     shutil.rmtree(own, ignore_errors=True)
-    for name, data in read.items():
-        write_bytes_atomic(own / name, data)
-    before = union / "README.md"
-    previous = read_card_text(before) if before.is_file() else None
-    card = render(union, repo_id=repo_id, default=config if wanted.default else None, previous=previous)
-    contents["README.md"] = card.encode()
-    files_there = {} if remote is None else remote.files
-    gone = [file.path for file in there.manifest.files if file.path not in entries] if there is not None else []
-    return Staged(
-        config=config,
-        uploads={p: data for p, data in contents.items() if p not in files_there or not files_there[p].holds(data)},
-        deletes=tuple(path for path in gone if path in files_there),
-        manifest=manifest,
-        card=card.encode(),
-        facts=read_config(own),
-        default=read_card(card)[1] or "",
-        notes=tuple(notes),
-    )
+    for name in SMALL:
+        if (data := contents.get(f"{local.name}/{name}")) is not None:
+            write_bytes_atomic(own / name, data.read_bytes() if isinstance(data, Path) else data)
+    return contents
 
 
 def _keep(
-    local: ConfigFacts, there: ConfigFacts | None, wanted: Wanted, same_images: Callable[[ConfigFacts], bool]
-) -> tuple[set[str], list[str]]:
-    """Decide which groups of the published configuration stay as they are."""
+    local: ConfigFacts, there: ConfigFacts | None, options: PushOptions, same_images: Callable[[ConfigFacts], bool]
+) -> tuple[set[str], str]:
+    """Decide which groups of the published configuration stay as they are, and say why."""
     name = local.name
-    if wanted.scores_only:
-        _refuse_scores_only(local, there)
-    if there is None or wanted.force:
-        return set(), []
+    if options.scores_only:
+        message, hint = "", "Leave --scores-only out to publish images and scores."
+        if local.scores is None:
+            message, hint = f"this run of {name} has no scores", "`hmdc-hub evaluate` makes them."
+        elif there is None:
+            message = f"no {name} is published yet that they could stand beside"
+        elif local.info.parquet_sha256 != there.info.parquet_sha256:
+            message = f"the scores of this run are about other images than the published {name}"
+        if message:
+            raise UsageError(f"--scores-only: {message}.", hint=hint)
+    if there is None or options.force:
+        return set(), ""
     ours, theirs = local.info, there.info
     same_tensors = ours.tensors_sha256 == theirs.tensors_sha256
     same_bytes = same_tensors and ours.parquet_sha256 == theirs.parquet_sha256
     if not same_tensors and not same_images(there):
-        return set(), [f"{name}: other images than the published ones, which are replaced"]
+        return set(), f"{name}: other images than the published ones, which are replaced"
     if local.scores is None and there.scores is not None:
-        return _ALL, [f"{name}: the same images are published with scores, which this run has none of; all of it stays"]
+        return _ALL, f"{name}: the same images are published with scores, which this run has none of; all of it stays"
     same_recipe = local.recipe == there.recipe
-    same_scores = not wanted.scores_only and _protocol(local) == _protocol(there)
+    protocols = {facts.scores.protocol_hash if facts.scores is not None else None for facts in (local, there)}
+    same_scores = not options.scores_only and len(protocols) == 1
     if same_recipe and same_scores:
-        return _ALL, [f"{name}: the same images and protocol are published; they stay"]
+        return _ALL, f"{name}: the same images and protocol are published; they stay"
     if not same_bytes:
         # The run's provenance and scores name the run's own files: they cannot stand beside other bytes.
-        return set(), []
+        return set(), ""
     kept = {_DATA} | ({_RECIPE} if same_recipe else set()) | ({_SCORES} if same_scores else set())
-    return kept, [f"{name}: the same images are published; they stay"]
-
-
-def _protocol(facts: ConfigFacts) -> str | None:
-    return facts.scores.protocol_hash if facts.scores is not None else None
-
-
-def _refuse_scores_only(local: ConfigFacts, there: ConfigFacts | None) -> None:
-    if local.scores is None:
-        message, hint = f"this run of {local.name} has no scores", "`hmdc-hub evaluate` makes them."
-    elif there is None:
-        message = f"no {local.name} is published yet that they could stand beside"
-        hint = "Leave --scores-only out to publish images and scores."
-    elif local.info.parquet_sha256 != there.info.parquet_sha256:
-        message = f"the scores of this run are about other images than the published {local.name}"
-        hint = "Leave --scores-only out to replace both."
-    else:
-        return
-    raise UsageError(f"--scores-only: {message}.", hint=hint)
+    return kept, f"{name}: the same images are published; they stay"

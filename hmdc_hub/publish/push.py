@@ -8,58 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, RunError, UsageError
 from hmdc_hub.events import Callback, Note, Stage, silent
 from hmdc_hub.publish.build import package
-from hmdc_hub.publish.facts import read_facts
+from hmdc_hub.publish.card import read_facts
 from hmdc_hub.publish.hub import Hub
-from hmdc_hub.publish.permissions import repository_id
-from hmdc_hub.publish.plan import PushOptions, PushPlan, Staged, make_plan
+from hmdc_hub.publish.plan import PushOptions, PushPlan, make_plan, repository_id
 from hmdc_hub.publish.secret_scan import refuse_secrets
 from hmdc_hub.store.configs import SCORES_CONFIG
 from hmdc_hub.store.files import sha256_file
-from hmdc_hub.store.hub_errors import GO_ON, ConflictError, UnsureError, scrubbed
+from hmdc_hub.store.hub import GO_ON, ConflictError, UnsureError, holds, scrubbed
 from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.temporary import TemporaryFolder
 
-ROUNDS = 6
-"""How often a push is planned anew because the Hub failed or somebody else was quicker."""
+ROUNDS = 6  # how often a push is planned anew because the Hub failed or somebody else was quicker
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a push came to.
-
-    Attributes:
-        commit: What the Hub serves now; of a pull request, its own commit.
-        changed: False: it was all there already.
-        tags: Tags at content like this.
-        url: Of the dataset, or of the pull request.
-        revision: What a reader names to get exactly this: a tag, or the ref of the pull request.
-        loads: Configurations that were read back and loaded, with their numbers of rows.
-    """
+    """What a push came to."""
 
     repo_id: str
-    commit: str
-    changed: bool
-    tags: tuple[str, ...]
-    url: str
-    revision: str
-    loads: Mapping[str, int]
+    commit: str  # what the Hub serves now; of a pull request, its own commit
+    changed: bool  # False: it was all there already
+    tags: tuple[str, ...]  # at content like this
+    url: str  # of the dataset, or of the pull request
+    revision: str  # what a reader names to get exactly this: a tag, or the ref of the pull request
+    loads: Mapping[str, int]  # rows of the configurations that were read back and loaded
 
 
 def publish(
     run: RunDir, options: PushOptions | None = None, *, hub: Hub | None = None, callback: Callback = silent
 ) -> Published:
-    """Push a run without asking anybody: plan it and carry the plan out; arguments and errors as those of `Push`.
-
-    Example:
-        >>> published = publish(RunDir(Path("runs/digits_ipc1")), PushOptions("me/digits-hmdc", private=True))
-        >>> load_dataset(published.repo_id, revision=published.revision)
-    """
+    """Push a run without asking anybody: plan it and carry the plan out."""
     with Push(run, options or PushOptions(), hub=hub, callback=callback) as pushing:
         return pushing.apply(pushing.plan())
 
@@ -75,18 +59,9 @@ class _Commit:
 
 
 class Push:
-    """A push of one run, with temporary files that live as long as the `with` block.
+    """A push of one complete run, with temporary files that live as long as the `with` block.
 
-    Args:
-        run: Complete; it is packaged anew, which gives the same bytes.
-        options: How to publish it.
-        hub: The Hub; None: the one that huggingface_hub is set up for.
-        callback: Told about every stage.
-
-    Example:
-        >>> with Push(RunDir(Path("runs/digits_ipc1")), PushOptions()) as push:
-        ...     plan = push.plan()
-        ...     push.apply(plan)
+    The run is packaged anew, which gives the same bytes; the callback is told about every stage.
     """
 
     def __init__(
@@ -105,19 +80,13 @@ class Push:
     def __enter__(self) -> Push:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._temporary.cleanup()
 
     def plan(self) -> PushPlan:
         """Package the run, look at the Hub and say what is to be done; changes nothing there.
 
-        Raises:
-            AccessError: Not logged in, or no write access.
-            UsageError: What was asked for does not go with the run or the repository.
-            FormatError: A file of the run or on the Hub is damaged, or of a newer format version.
-            NetworkError: The Hub failed.
+        An AccessError comes before a byte is sent: nobody is logged in, or may not write there.
         """
         self.callback(Stage("package", str(self.run.package)))
         self._package = package(self.run, config=self.options.config)
@@ -129,20 +98,17 @@ class Push:
         if source.kind == "hub":
             recorded = "private" if source.private else "gated" if source.gated else ""
             self._closed = recorded or self.hub.closed_to_strangers(source.id)
-        plan = self._plan(repo_id)
+        plan = make_plan(self.hub, self._package, self._closed, repo_id, self.options, self._folder())
         if plan.remote is None:
             account.refuse_unless_writer(repo_id.split("/")[0])
-        elif not plan.create_pr:
+        elif not plan.options.create_pr:
             self.hub.check_write(repo_id)
         return plan
 
     def apply(self, plan: PushPlan) -> Published:
         """Do what a plan says, planning anew whenever the Hub is no longer as it was.
 
-        Raises:
-            AccessError: The token may not, or no longer.
-            RunError: This configuration was changed on the Hub meanwhile, or reading back found other bytes.
-            NetworkError: The Hub failed; running the push again goes on.
+        A RunError if this configuration was changed on the Hub meanwhile, or reading back found other bytes.
         """
         done = self._commit(plan)
         plan, tags = done.plan, () if done.pull else done.plan.tags
@@ -157,12 +123,9 @@ class Push:
             changed=done.changed,
             tags=tags,
             url=f"{url}/discussions/{done.pull.rpartition('/')[2]}" if done.pull else url,
-            revision=done.pull or (tags[0] if tags else plan.branch),
+            revision=done.pull or (tags[0] if tags else plan.options.branch),
             loads=loads,
         )
-
-    def _plan(self, repo_id: str) -> PushPlan:
-        return make_plan(self.hub, self._package, self._closed, repo_id, self.options, self._folder())
 
     def _folder(self) -> Path:
         self._folders += 1
@@ -177,20 +140,23 @@ class Push:
             plan = self._prepared(plan, first)
             if not plan.changes:
                 return _Commit(plan, plan.existing.head, changed=tried > 1)
-            staged = plan.staged
-            _refuse_changed(staged)
-            self.callback(Stage("upload", f"{len(staged.uploads)} files to {plan.repo_id}"))
-            change = (plan.existing, staged.uploads, staged.deletes, plan.title, plan.text)
+            for path, content in plan.uploads.items():  # once more, now that they are about to be sent
+                if isinstance(content, Path) and (
+                    content.is_symlink() or not content.is_file() or sha256_file(content) != plan.files[path]
+                ):
+                    raise FormatError(f"{content} was changed while it was being published.", hint="Push again.")
+            refuse_secrets(plan.uploads)
+            self.callback(Stage("upload", f"{len(plan.uploads)} files to {plan.repo_id}"))
             try:
-                info = self.hub.commit(*change, create_pr=plan.create_pr)
+                info = self.hub.commit(plan)
                 return _Commit(plan, str(info.oid), True, str(info.pr_revision or ""))
             except ConflictError:
                 self.callback(Note("somebody else pushed meanwhile: planning again"))
                 failure = NetworkError(f"{plan.repo_id} changes faster than this push can follow.", hint=GO_ON)
             except UnsureError as error:
-                self.callback(Note(f"{error.reason.message} Looking whether the commit is there."))
-                failure = NetworkError(error.reason.message, hint=GO_ON)
-                if plan.create_pr and (pull := self._pull_of(plan)):
+                self.callback(Note(f"{error.message} Looking whether the commit is there."))
+                failure = error
+                if plan.options.create_pr and (pull := self._pull_of(plan)):
                     return _Commit(plan, pull[1], True, pull[0])
                 if tried < ROUNDS:
                     self.hub.rest(error, tried)
@@ -205,22 +171,22 @@ class Push:
             self.callback(Stage("create", f"{plan.repo_id}, {'private' if plan.private else 'public'}"))
             self.hub.create(plan.repo_id, private=plan.private)
             plan = self._again(plan, first)
-        if not plan.existing.branch_exists and not plan.create_pr:
+        if not plan.existing.branch_exists and not plan.options.create_pr:
             self.hub.create_branch(plan.existing)
             plan = self._again(plan, first)
         return plan
 
     def _again(self, plan: PushPlan, first: PushPlan) -> PushPlan:
         """Plan anew on what the Hub holds now; refuse if somebody else changed this very configuration."""
-        new = self._plan(plan.repo_id)
-        ours, hint = first.staged.files[f"{first.staged.config}/manifest.json"], ""
+        new = make_plan(self.hub, self._package, self._closed, plan.repo_id, self.options, self._folder())
+        ours, hint = first.files[f"{first.config}/manifest.json"], ""
         if new.remote is None:
             what, hint = f"{plan.repo_id} was deleted or renamed meanwhile", "Push again to create it anew."
         elif first.private and not new.private:
             what = f"{plan.repo_id} is public now, and this push was to be private"
             hint = "Look at it on the Hub, then push again."
-        elif new.there not in (first.there, ours) and not self.options.content.force:
-            what = f"Somebody else published another {first.staged.config} in {plan.repo_id} meanwhile"
+        elif new.there not in (first.there, ours) and not self.options.force:
+            what = f"Somebody else published another {first.config} in {plan.repo_id} meanwhile"
             hint = "Look at it on the Hub; --force puts yours in its place."
         if hint:
             raise RunError(f"{what}; nothing of yours was published.", hint=hint)
@@ -229,10 +195,10 @@ class Push:
     def _pull_of(self, plan: PushPlan) -> tuple[str, str] | None:
         """Find the pull request that a lost answer was about: its ref and commit."""
         now = self.hub.look(plan.repo_id, "main", pulls=True)
-        manifest = f"{plan.staged.config}/manifest.json"
+        manifest = f"{plan.config}/manifest.json"
         for ref in sorted(now.pulls - plan.existing.pulls) if now is not None else []:
             found = self.hub.look(plan.repo_id, ref)
-            if found is not None and manifest in found.files and found.files[manifest].holds(plan.staged.manifest):
+            if found is not None and found.holds(manifest, plan.manifest):
                 return ref, found.head
         return None
 
@@ -240,51 +206,31 @@ class Push:
         """Tag a commit, or find the tag at content like this: it never moves."""
         if self.hub.tag(plan.repo_id, tag, commit):
             return
-        if tag == plan.staged.tag:
-            there = self.hub.file_at(plan.repo_id, f"{plan.staged.config}/manifest.json", tag)
-            same = there is not None and there.holds(plan.staged.manifest)
-        else:
-            now = self.hub.look(plan.repo_id, plan.branch)
-            same = now is not None and now.tags.get(tag) == commit
-        if not same:
+        there, manifest = self.hub.look(plan.repo_id, tag), f"{plan.config}/manifest.json"
+        alike = tag == plan.tag and there is not None and there.holds(manifest, plan.manifest)
+        if there is None or not there.branch_exists or not (alike or there.head == commit):
             raise RunError(
                 f"{plan.repo_id} has a tag {tag} at other content, and a tag never moves. The commit itself is there.",
                 hint="Delete that tag on the Hub, or push again with another --tag.",
             )
 
 
-def _refuse_changed(staged: Staged) -> None:
-    """Check every file that is about to be sent once more: its hash, that it is a file, that it holds no secret."""
-    for path, content in staged.uploads.items():
-        if isinstance(content, Path) and (
-            content.is_symlink() or not content.is_file() or sha256_file(content) != staged.files[path]
-        ):
-            raise FormatError(f"{content} was changed while it was being published.", hint="Push again.")
-    refuse_secrets(staged.uploads)
-
-
 def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str, int]:
     """Download what was published as a stranger would, into a cache of its own, compare every hash and load it.
 
-    Returns:
-        Rows of each configuration that was loaded.
-
-    Raises:
-        RunError: The Hub serves other bytes, or they do not load; the commit is there all the same.
-        NetworkError: The Hub failed.
+    Gives the rows of each configuration that was loaded. Whatever fails, the commit is there.
     """
-    staged = plan.staged
-    names = [*staged.files, *(["scores/*.parquet"] if staged.facts.scores else [])]
-    checks = {name: lambda path, due=due: sha256_file(path) == due for name, due in staged.files.items()}
+    names = [*plan.files, *(["scores/*.parquet"] if plan.facts.scores else [])]
+    checks = {name: partial(holds, digest=due) for name, due in plan.files.items()}
     try:
-        folder, wrong = hub.download(plan.repo_id, revision, names, work / "hub", checks)
+        folder = hub.snapshot(plan.repo_id, names, checks, revision=revision, cache=work / "hub")
+    except FormatError as error:
+        raise RunError(
+            f"Published, but what the Hub serves is not what was sent: {error.message}",
+            hint="Run the same command again; if it stays so, tell the Hub's support before anybody trains on it.",
+        ) from error
     except HmdcError as error:
         raise type(error)(f"Published, but not read back: {error.message}", hint=GO_ON) from error
-    if wrong:
-        raise RunError(
-            f"Published, but what the Hub serves is not what was sent: {', '.join(wrong[:3])} of {plan.repo_id}.",
-            hint="Run the same command again; if it stays so, tell the Hub's support before anybody trains on it.",
-        )
     # `datasets` looks for the files of every configuration and reads those of the one that it is asked for: empty ones
     # stand in for the others.
     for path in plan.existing.files:
@@ -299,11 +245,11 @@ def _load(plan: PushPlan, folder: Path, work: Path) -> dict[str, int]:
     """Load every configuration that the push touched with the library that readers use."""
     import datasets
 
-    rows, facts = dict[str, int](), plan.staged.facts
+    rows, facts = dict[str, int](), plan.facts
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # thousands of small images load at once
     try:
-        for config in [plan.staged.config, *([SCORES_CONFIG] if facts.scores else [])]:
+        for config in [plan.config, *([SCORES_CONFIG] if facts.scores else [])]:
             loaded = datasets.load_dataset(str(folder), config, split="train", cache_dir=str(work / "datasets"))
             rows[config] = loaded.num_rows
     except Exception as error:  # whatever a loader raises means the same here: others cannot load it either
@@ -314,7 +260,7 @@ def _load(plan: PushPlan, folder: Path, work: Path) -> dict[str, int]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-    found, due = rows[plan.staged.config], facts.manifest.rows
+    found, due = rows[plan.config], facts.manifest.rows
     if found != due:
-        raise RunError(f"Published, but {plan.staged.config} loads {found} rows instead of {due}.")
+        raise RunError(f"Published, but {plan.config} loads {found} rows instead of {due}.")
     return rows

@@ -22,15 +22,13 @@ _SHAPES = {
     "a private key": rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
 }
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
-_SHORTEST = 12
-"""Characters below which the value of a variable is no secret: words that short stand in any text."""
+_SHORTEST = 12  # characters below which the value of a variable is no secret: words that short stand in any text
 
 
 def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
     """Refuse files, name in the package to content or path, that hold a secret or a path of this machine.
 
-    Raises:
-        UsageError: One does; the message names the file and the kind, never the value.
+    The UsageError names the file and the kind, never the value.
     """
     known = _known()
     for name, content in files.items():

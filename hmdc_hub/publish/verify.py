@@ -8,7 +8,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 from hmdc_hub import metrics
 from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
-from hmdc_hub.publish.card import text_checksum
-from hmdc_hub.publish.facts import PARQUET, read_config
-from hmdc_hub.publish.front_matter import front_matter
+from hmdc_hub.publish.card import entries_of, front_matter, read_config, text_checksum
 from hmdc_hub.schema import (
     FORMAT_VERSION,
     FORMER_BASELINES,
     LOCAL,
     NEEDED,
+    PARQUET,
     TRAINING_SETS,
     ArtifactInfo,
     Budget,
@@ -36,59 +35,60 @@ from hmdc_hub.schema import (
 from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, read_card_text, refuse_links, split_card
 from hmdc_hub.store.files import read_confusion, read_info, read_record, read_scores, sha256_file
 from hmdc_hub.store.rundir import RunDir
+from hmdc_hub.text import cut
 
 PICTURES = ("preview.png", "scores.png")
-ROW = 4096
-"""Most bytes of a training in scores/*.parquet: three names and some numbers."""
+ROW = 4096  # most bytes of a training in scores/*.parquet: three names and some numbers
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check.
+    """One check."""
 
-    Attributes:
-        config: What it was about: a configuration of a package, `evaluations/<name>` of a run; empty: the card, or the
-            run itself.
-        check: files, provenance, recipe, tensors, images, scores, pictures or card; of a run initialisation and
-            trainings, too.
-        ok: Whether all is as it must be.
-        detail: What was looked at, or what is wrong.
-        step: What mends it; empty if that is not known.
-    """
-
-    config: str
-    check: str
+    config: str  # a configuration of a package, `evaluations/<name>` of a run; empty: the card, or the run itself
+    check: str  # what was checked, such as `files`: the names of `_OF_PACKAGES`, `_OF_RUNS`, or `card`
     ok: bool
-    detail: str
-    step: str = ""
+    detail: str  # what was looked at, or what is wrong
+    step: str = ""  # what mends it; empty if that is not known
 
 
-class Packaged:
-    """The files of a configuration, by its name, in a package's folder, called as those of a run."""
+class _Set:
+    """A run, or one configuration in the folder of a package: each file is read and hashed once."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name, own = folder, name, folder / name
-        self.recipe, self.condensed, self.parquet = own / "recipe.yaml", own / "condensed.safetensors", own / PARQUET
-        self.info, self.scores, self.manifest = own / "info.json", own / "scores.json", own / "manifest.json"
+    def __init__(self, folder: Path, name: str | None = None) -> None:
+        self.folder, self.name, self.packaged = folder, name or "", name is not None
+        self.files = RunDir(folder / self.name)  # called alike in both, but for the parquet
+        self.parquet = self.files.path / PARQUET if self.packaged else self.files.parquet
+        self._hashes: dict[Path, str] = {}
 
+    def sha256(self, path: Path) -> str:
+        return self._hashes.get(path) or self._hashes.setdefault(path, sha256_file(path))
 
-SetFiles = RunDir | Packaged
-"""What a run directory and a configuration of a package both have is found under the same names."""
+    @cached_property
+    def info(self) -> ArtifactInfo:
+        return read_info(self.files.info)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return (read_published_recipe if self.packaged else read_recipe_file)(self.files.recipe)
+
+    @cached_property
+    def scores(self) -> Scores:
+        return read_scores(self.files.scores)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return read_record(self.files.path / "manifest.json", Manifest)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int, int]:
+        from hmdc_hub.store.condensed import training_shape  # late, as below: torch
+
+        return training_shape(self.info, self.files.condensed)
 
 
 def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
-    """Check a package.
-
-    Args:
-        folder: The package.
-        configs: Which configurations; None: every one there is.
-
-    Returns:
-        All checks, those that failed included; at least one.
-
-    Raises:
-        NewerFormatError: A file is of a newer format version.
-    """
+    """Check a package, or some of its configurations; at least one finding. What is newer is a NewerFormatError."""
     names = sorted(path.parent.name for path in folder.glob("*/manifest.json")) if configs is None else configs
     try:
         refuse_links(folder, names)
@@ -96,34 +96,40 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
         return [Finding("", "files", False, error.message.replace(f"{folder}/", ""))]
     findings = [Finding("", "card", False, f"{folder} has no configuration")] if not names else []
     for name in names:
-        findings += _looked(name, _OF_PACKAGES, Packaged(folder, name), folder)
+        findings += _looked(name, _OF_PACKAGES, _Set(folder, name), folder)
     findings += _looked("", {"card": partial(_card, names=names)}, folder, folder)
     # What messages advise is for the author, who has the run.
     return [replace(one, step="") for one in findings]
 
 
 def verify_run(run: RunDir) -> list[Finding]:
-    """Check a run: its own files, evaluations by other protocols, and its package if it has one.
-
-    Args:
-        run: Whose condensing is complete.
-
-    Returns:
-        All checks, those that failed included, each with a step that mends it.
-
-    Raises:
-        NewerFormatError: A file is of a newer format version.
-    """
-    found = _looked("", _OF_RUNS, run, run.path)
+    """Check a condensed run: its own files, evaluations by other protocols, its package; what is wrong has a step."""
+    found = _looked("", _OF_RUNS, _Set(run.path))
     found = [one if one.ok else replace(one, step=one.step or step_of(run, one.check)) for one in found]
     for folder in sorted(path for path in run.evaluations.glob("*") if path.is_dir()):
         again = f"`rm -r {shlex.quote(str(folder))}`, and evaluate by that protocol again."
-        other = _looked(f"{run.evaluations.name}/{folder.name}", _OF_EVALUATIONS, RunDir(folder), run.path)
+        other = _looked(f"{run.evaluations.name}/{folder.name}", _OF_EVALUATIONS, _Set(folder), run.path)
         found += [one if one.ok else replace(one, step=again) for one in other]
     if run.package.is_dir():
         again = f"`hmdc-hub package {shlex.quote(str(run.path))}` builds it again."
         found += [one if one.ok else replace(one, step=again) for one in verify(run.package)]
     return found
+
+
+def refuse_damaged(run: RunDir, package: Path | None = None) -> None:
+    """Refuse a run whose facts do not belong together, or the package that was built of it, with what mends the run."""
+    if package is None:
+        # Of the scores only that they can be read: what is packaged of them is checked there.
+        read = {"scores": lambda at: at.scores.name if at.files.scores.is_file() else "none"}
+        found = _looked("", {"provenance": _provenance, "recipe": _recipe, **read}, _Set(run.path))
+    else:
+        found = verify(package)
+    if wrong := [one for one in found if not one.ok]:
+        listed = "\n".join(f"  {one.check}: {one.detail}" for one in wrong)
+        raise FormatError(
+            f"{run.path} is not in order, and was not packaged:\n{listed}",
+            hint="\n".join(dict.fromkeys(one.step or step_of(run, one.check) for one in wrong)),
+        )
 
 
 def step_of(run: RunDir, check: str) -> str:
@@ -142,9 +148,11 @@ def step_of(run: RunDir, check: str) -> str:
     return f"`hmdc-hub condense` with its recipe and {flag} makes it again."
 
 
-def _looked(config: str, checks: Mapping[str, Callable[[Any], str]], at: Any, folder: Path) -> list[Finding]:
-    """Do checks: each says what it looked at, or raises what is wrong."""
-    found = []
+def _looked(
+    config: str, checks: Mapping[str, Callable[[Any], str]], at: Any, folder: Path | None = None
+) -> list[Finding]:
+    """Do checks: each says what it looked at, or raises what is wrong; paths are told from `folder` on."""
+    found, folder = [], folder or at.folder
     for check, look in checks.items():
         try:
             found.append(Finding(config, check, True, look(at)))
@@ -155,70 +163,60 @@ def _looked(config: str, checks: Mapping[str, Callable[[Any], str]], at: Any, fo
     return found
 
 
-def equal(what: str, found: Any, wanted: Any) -> None:
-    """Raise FormatError if two facts differ, with both."""
-    if found != wanted:
-        shown, due = (text if len(text) <= 80 else text[:77] + "..." for text in (str(found), str(wanted)))
-        raise FormatError(f"{what} is {shown}, not {due}")
-
-
-def _equal_all(pairs: Mapping[str, tuple[Any, Any]]) -> None:
-    for what, (found, wanted) in pairs.items():
-        equal(what, found, wanted)
+def _equal(facts: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse facts, each as it is and as it must be, of which one is not."""
+    for what, (found, due) in facts.items():
+        if found != due:
+            raise FormatError(f"{what} is {cut(str(found), 80)}, not {cut(str(due), 80)}")
 
 
 # Files, provenance, recipe
 
 
-def _files(at: Packaged) -> str:
+def _files(at: _Set) -> str:
     """Every file that the manifest lists, and no other in the folders of this configuration."""
     folder, name = at.folder, at.name
-    manifest = read_record(at.manifest, Manifest)
-    equal("the configuration in manifest.json", manifest.config, name)
-    listed = {file.path: file for file in manifest.files}
+    _equal({"the configuration in manifest.json": (at.manifest.config, name)})
+    listed = {file.path: file for file in at.manifest.files}
     for path, file in listed.items():
         place = folder / path
         if not place.is_file():
             raise FormatError(f"{path} is missing")
-        equal(f"the size of {path}", place.stat().st_size, file.size)
-        equal(f"the SHA-256 of {path}", sha256_file(place), file.sha256)
+        _equal({f"the size of {path}": (place.stat().st_size, file.size)})
+        _equal({f"the SHA-256 of {path}": (at.sha256(place), file.sha256)})
     own = [*folder.glob(f"{name}/**/*"), *folder.glob(f"assets/{name}/**/*"), *folder.glob(f"scores/{name}.parquet")]
     there = {path.relative_to(folder).as_posix() for path in own if not path.is_dir()}
     if strangers := sorted(there - set(listed) - {f"{name}/manifest.json"}):
         raise FormatError(f"{', '.join(strangers[:3])} is not in the manifest")
-    for needed in NEEDED:
-        if f"{name}/{needed}" not in listed:
-            raise FormatError(f"{name}/{needed} is not in the manifest")
+    if lacking := [needed for needed in NEEDED if f"{name}/{needed}" not in listed]:
+        raise FormatError(f"{name}/{lacking[0]} is not in the manifest")
     return f"{len(listed)} files, every SHA-256"
 
 
-def _provenance(at: SetFiles) -> str:
+def _provenance(at: _Set) -> str:
     """info.json names these very files, and its counts follow from one another."""
-    info = read_info(at.info)
-    classes, training = len(info.source.class_names), info.ipc * info.factor**2
-    _equal_all(
+    info, source = at.info, at.info.source
+    classes, training = len(source.class_names), info.ipc * info.factor**2
+    _equal(
         {
-            "condensed.safetensors": (sha256_file(at.condensed), info.tensors_sha256),
-            at.parquet.name: (sha256_file(at.parquet), info.parquet_sha256),
+            "condensed.safetensors": (at.sha256(at.files.condensed), info.tensors_sha256),
+            at.parquet.name: (at.sha256(at.parquet), info.parquet_sha256),
             "the number of synthetic images": (info.synthetic_images, classes * info.ipc),
             "the number of training images": (info.training_images, classes * training),
-            "the number of class counts": (len(info.source.train_counts), classes),
-            "the number of distinct class names": (len(set(info.source.class_names)), classes),
+            "the number of class counts": (len(source.train_counts), classes),
+            "the number of distinct class names": (len(set(source.class_names)), classes),
         }
     )
     return f"{info.ipc} synthetic = {training} training images per class, {classes} classes"
 
 
-def _recipe(at: SetFiles) -> str:
+def _recipe(at: _Set) -> str:
     """The recipe is the one that the hashes are of; a published one is plain data."""
-    info = read_info(at.info)
-    packaged = isinstance(at, Packaged)
-    recipe = read_published_recipe(at.recipe) if packaged else read_recipe_file(at.recipe)
-    if isinstance(at, Packaged):
-        equal("publish.config", recipe.publish.config, at.name)
-        equal("source.id", recipe.source.id, info.source.id)
-    _equal_all(
-        {
+    info, recipe = at.info, at.recipe
+    own = {"publish.config": (recipe.publish.config, at.name), "source.id": (recipe.source.id, info.source.id)}
+    _equal(
+        (own if at.packaged else {})
+        | {
             "ipc and factor": ((recipe.condense.ipc, recipe.condense.factor), (info.ipc, info.factor)),
             "the seed": (recipe.seed, info.seed),
             "the name": (recipe.name, info.recipe_name),
@@ -226,24 +224,24 @@ def _recipe(at: SetFiles) -> str:
             "the protocol hash": (recipe.protocol_hash(), info.protocol_hash),
         }
     )
-    if packaged and recipe.source.id.startswith(LOCAL):
-        equal("the source's fingerprint", recipe.source.id.rpartition("@")[2], info.source.fingerprint[:16])
+    if at.packaged and recipe.source.id.startswith(LOCAL):
+        fingerprint = recipe.source.id.rpartition("@")[2]
+        _equal({"the source's fingerprint": (fingerprint, info.source.fingerprint[:16])})
         return "plain data; its source was local, so the condense hash cannot be computed again"
-    equal("the condense hash", recipe.condense_hash(), info.condense_hash)
+    _equal({"the condense hash": (recipe.condense_hash(), info.condense_hash)})
     return f"condense hash {info.condense_hash[:12]}, protocol hash {info.protocol_hash[:12]}"
 
 
 # Images
 
 
-def _tensors(at: SetFiles) -> str:
+def _tensors(at: _Set) -> str:
     """The exact floats can be read, and their header says what info.json says."""
-    from hmdc_hub.store.condensed import read_classes, read_header, training_shape
+    from hmdc_hub.store.condensed import read_classes, read_header
 
-    info = read_info(at.info)
-    training_shape(info, at.condensed)
-    header, source = read_header(at.condensed)[0], info.source
-    _equal_all(
+    info, source, (_, *shape) = at.info, at.info.source, at.shape
+    header = read_header(at.files.condensed)[0]
+    _equal(
         {
             "class names of condensed.safetensors": (header.class_names, source.class_names),
             "ipc and factor of condensed.safetensors": ((header.ipc, header.factor), (info.ipc, info.factor)),
@@ -251,28 +249,27 @@ def _tensors(at: SetFiles) -> str:
             "condense hash of condensed.safetensors": (header.condense_hash, info.condense_hash),
         }
     )
-    shape = (info.ipc, source.channels, source.size, source.size)
-    for images in read_classes(at.condensed):
-        equal("shape of a class in condensed.safetensors", tuple(images.shape), shape)
-    return f"{info.synthetic_images} x {' x '.join(map(str, shape[1:]))}, in [0, 1]"
+    for images in read_classes(at.files.condensed):
+        _equal({"shape of a class in condensed.safetensors": (list(images.shape), [info.ipc, *shape])})
+    return f"{info.synthetic_images} x {' x '.join(map(str, shape))}, in [0, 1]"
 
 
-def _images(at: SetFiles) -> str:
+def _images(at: _Set) -> str:
     """The parquet is the decoded floats rounded to 8 bits, and its footer is what info.json and manifest.json say."""
     import numpy as np
     import pyarrow.parquet as pq
     import torch
 
     from hmdc_hub import multi_formation
-    from hmdc_hub.store.condensed import read_classes, training_shape
+    from hmdc_hub.store.condensed import read_classes
     from hmdc_hub.store.parquet import iter_parquet, read_class_names, to_uint8
 
-    info = read_info(at.info)
-    rows = iter_parquet(at.parquet, training_shape(info, at.condensed))
+    info, names = at.info, at.info.source.class_names
+    rows = iter_parquet(at.parquet, at.shape)
     first = next(rows, None)  # nothing else of the file is asked for before its footer was compared with info.json
-    equal(f"the class names of {at.parquet.name}", read_class_names(at.parquet), info.source.class_names)
+    _equal({f"the class names of {at.parquet.name}": (read_class_names(at.parquet), names)})
     rows = chain([] if first is None else [first], rows)
-    for label, stored in enumerate(read_classes(at.condensed)):
+    for label, stored in enumerate(read_classes(at.files.condensed)):
         decoded = to_uint8(multi_formation.decode(stored, info.factor))
         shown, labels = zip(*islice(rows, len(decoded)), strict=True)
         if set(labels) != {label}:
@@ -281,27 +278,28 @@ def _images(at: SetFiles) -> str:
         apart = decoded.short() - torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
         if int(apart.abs().max()) > 1:
             raise FormatError(f"the pixels are not the decoded tensors: {int(apart.abs().max())} of 255 apart")
-    if isinstance(at, Packaged):
-        manifest, footer = read_record(at.manifest, Manifest), pq.read_metadata(at.parquet)
+    if at.packaged:
+        footer, listed = pq.read_metadata(at.parquet), (at.manifest.rows, at.manifest.data_bytes)
         size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-        equal("rows and bytes in manifest.json", (manifest.rows, manifest.data_bytes), (footer.num_rows, size))
-        equal("the class names of manifest.json", manifest.class_names, info.source.class_names)
+        _equal({"rows and bytes in manifest.json": (listed, (footer.num_rows, size))})
+        _equal({"the class names of manifest.json": (at.manifest.class_names, names)})
     return f"{info.training_images} images, the decoded tensors in 8 bits"
 
 
-def _initialisation(run: RunDir) -> str:
+def _initialisation(at: _Set) -> str:
     """The images before the first step are as they were written."""
     from hmdc_hub.store.condensed import read_classes, read_header
 
-    if not run.initialisation.is_file():
+    path = at.files.initialisation
+    if not path.is_file():
         return "none"
-    header, checked = read_header(run.initialisation)
-    equal(f"the condense hash of {run.initialisation.name}", header.condense_hash, read_info(run.info).condense_hash)
-    count = sum(len(images) for images in read_classes(run.initialisation))
+    header, checked = read_header(path)
+    _equal({f"the condense hash of {path.name}": (header.condense_hash, at.info.condense_hash)})
+    count = sum(len(images) for images in read_classes(path))
     return f"{count} images{'' if checked else ', without a checksum: an older program wrote them'}"
 
 
-def _pictures(at: Packaged) -> str:
+def _pictures(at: _Set) -> str:
     from PIL import Image
 
     folder = at.folder / "assets" / at.name
@@ -321,39 +319,12 @@ def _pictures(at: Packaged) -> str:
 # Scores
 
 
-def _scores(at: SetFiles) -> str:
-    """The scores belong to these images, and their means follow from the single trainings."""
-    if not at.scores.is_file():
+def _scores(at: _Set) -> str:
+    """The scores are of these images and this recipe, and follow from the single trainings."""
+    if not at.files.scores.is_file():
         return "none"
-    packaged = isinstance(at, Packaged)
-    recipe = read_published_recipe(at.recipe) if packaged else read_recipe_file(at.recipe)
-    scores = check_scores(at.scores, read_info(at.info), recipe)
-    if isinstance(at, RunDir):
-        _confusion(at, scores)
-    else:
-        if scores.protocol.holdout is not None:
-            raise FormatError("the scores are of held-out images of the train split, which are not for publishing")
-        _scores_parquet(at.folder / "scores" / f"{at.name}.parquet", scores, at.name)
-    return f"{len(scores.cells)} trainings, every mean and interval computed again"
-
-
-def _other_scores(at: RunDir) -> str:
-    """Scores by another protocol follow from their trainings."""
-    if not at.scores.is_file():
-        return "none"
-    scores = read_scores(at.scores)
-    check_means(scores)
-    _confusion(at, scores)
-    return f"{len(scores.cells)} trainings, every mean and interval computed again"
-
-
-def check_scores(path: Path, info: ArtifactInfo, recipe: Recipe) -> Scores:
-    """Check that a scores.json belongs to a set, and that its means follow from the single trainings.
-
-    The recipe is that of the run, or as it was published; what does not follow is a FormatError.
-    """
-    scores, source = read_scores(path), info.source
-    _equal_all(
+    scores, info, recipe, source = at.scores, at.info, at.recipe, at.info.source
+    _equal(
         {
             "the images that were scored": (scores.parquet_sha256, info.parquet_sha256),
             "the condense hash of scores.json": (scores.condense_hash, info.condense_hash),
@@ -368,31 +339,56 @@ def check_scores(path: Path, info: ArtifactInfo, recipe: Recipe) -> Scores:
     )
     # The published recipe says of a local source what it holds, not where it was. Older programs, whose files have no
     # checksum, hashed the path.
-    if source.kind != "local" or b'"checksum"' in path.read_bytes():
-        equal("the family hash of scores.json", scores.family_hash, recipe.without_paths(source).family_hash())
+    if source.kind != "local" or b'"checksum"' in at.files.scores.read_bytes():
+        due = recipe.without_paths(source).family_hash()
+        _equal({"the family hash of scores.json": (scores.family_hash, due)})
     if scores.protocol.holdout is None:  # otherwise they are of other images, and no package takes them
-        equal("the number of test images", scores.test_count, source.test_count)
-        _budgets(scores, info)
-    check_means(scores)
-    return scores
+        _equal({"the number of test images": (scores.test_count, source.test_count)})
+        _equal({"the budgets": (scores.budgets, _budgets(scores, info))})
+    said = _check_means(scores)
+    if not at.packaged:
+        _confusion(at)
+        return said
+    if scores.protocol.holdout is not None:
+        raise FormatError("the scores are of held-out images of the train split, which are not for publishing")
+    # The trainings that the Hub's viewer shows are those of scores.json.
+    from hmdc_hub.store.parquet import iter_rows
+
+    keys, cells = ["training_set", "model", "draw", "seed", "accuracy"], scores.cells
+    path = at.folder / "scores" / f"{at.name}.parquet"
+    for row, cell in zip(iter_rows(path, ["config", *keys], len(cells), ROW), cells, strict=True):
+        there = row | {"training_set": FORMER_BASELINES.get(row["training_set"], row["training_set"])}
+        if there != {"config": at.name} | {key: getattr(cell, key) for key in keys}:
+            raise FormatError(f"scores/{at.name}.parquet does not have the trainings of scores.json")
+    return said
 
 
-def check_means(scores: Scores) -> None:
-    """Check that scores have every training of their protocol, and that their means follow from them."""
+def _other_scores(at: _Set) -> str:
+    """Scores by another protocol follow from their trainings."""
+    if not at.files.scores.is_file():
+        return "none"
+    said = _check_means(at.scores)
+    _confusion(at)
+    return said
+
+
+def _check_means(scores: Scores) -> str:
+    """Scores have every training of their protocol, and their means follow from them."""
     _complete(scores)
     classes, models = len(scores.class_names), [model.name for model in scores.protocol.models]
     shape = {name: {model: classes for model in row if model != metrics.MEAN} for name, row in scores.table.items()}
     found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
-    equal("the accuracies of single classes", found, shape)
+    _equal({"the accuracies of single classes": (found, shape)})
     for name, row in scores.per_class.items():
         for model, values in row.items():
             mean = scores.table[name][model].mean
             if not 0 <= min(values) <= mean + 1e-9 or not mean - 1e-9 <= max(values) <= 1:
                 raise FormatError(f"the accuracies of single classes of {model} on {name} do not have the mean {mean}")
     sets = list(scores.table)
-    equal("the training sets", sorted({cell.training_set for cell in scores.cells}), sorted(sets))
+    _equal({"the training sets": (sorted({cell.training_set for cell in scores.cells}), sorted(sets))})
     for what, summary in metrics.summarise(scores.cells, sets, models, scores.condensed_by).items():
         _follows(what, getattr(scores, what), summary)
+    return f"{len(scores.cells)} trainings, every mean and interval computed again"
 
 
 def _complete(scores: Scores) -> None:
@@ -406,8 +402,8 @@ def _complete(scores: Scores) -> None:
             raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
 
 
-def _budgets(scores: Scores, info: ArtifactInfo) -> None:
-    """Budgets follow from what is in the package: images as many as it has, or as the source has."""
+def _budgets(scores: Scores, info: ArtifactInfo) -> dict[str, Budget]:
+    """Say what budgets follow from what is in the package: images as many as it has, or as the source has."""
     pixels, counts = info.source.channels * info.source.size**2, info.source.train_counts
     chosen = sum(min(info.ipc, count) for count in counts)
     decoded = Budget(stored=info.synthetic_images, images=info.training_images, bytes=info.synthetic_images * pixels)
@@ -417,13 +413,13 @@ def _budgets(scores: Scores, info: ArtifactInfo) -> None:
     due = {name: sizes[TRAINING_SETS[name].size] for name in (metrics.CONDENSED, *scores.protocol.baselines)}
     if "exact" in due:
         due["exact"] = decoded.model_copy(update={"bytes": 4 * decoded.bytes})
-    equal("the budgets", scores.budgets, due)
+    return due
 
 
 def _follows(what: str, found: Any, wanted: Any) -> None:
     """Check every estimate in nested mappings."""
     if found is None or wanted is None:
-        equal(what, found, wanted)
+        _equal({what: (found, wanted)})
     elif isinstance(wanted, Estimate):
         for key, value in wanted.model_dump().items():
             other = getattr(found, key)
@@ -432,38 +428,27 @@ def _follows(what: str, found: Any, wanted: Any) -> None:
                 raise FormatError(f"{what}: {key} is {other}, its trainings give {value}")
     else:
         found, wanted = dict(found), dict(wanted)  # mappings, or models with fields
-        equal(f"the keys of {what}", sorted(found), sorted(wanted))
+        _equal({f"the keys of {what}": (sorted(found), sorted(wanted))})
         for key, value in wanted.items():
             _follows(f"{what}.{key}", found[key], value)
 
 
-def _scores_parquet(path: Path, scores: Scores, name: str) -> None:
-    """The trainings that the Hub's viewer shows are those of scores.json."""
-    from hmdc_hub.store.parquet import iter_rows  # late: torch
-
-    keys = ["training_set", "model", "draw", "seed", "accuracy"]
-    for row, cell in zip(iter_rows(path, ["config", *keys], len(scores.cells), ROW), scores.cells, strict=True):
-        there = row | {"training_set": FORMER_BASELINES.get(row["training_set"], row["training_set"])}
-        if there != {"config": name} | {key: getattr(cell, key) for key in keys}:
-            raise FormatError(f"scores/{name}.parquet does not have the trainings of scores.json")
-
-
-def _confusion(at: RunDir, scores: Scores) -> None:
+def _confusion(at: _Set) -> None:
     """Accuracies of single classes are those of the confusion matrices, where there are any."""
-    if not at.confusion.is_file():
+    if not at.files.confusion.is_file():
         return  # the next evaluation makes it
-    counted, classes = read_confusion(at.confusion), len(scores.class_names)
-    wanted = {(name, model): values for name, row in scores.per_class.items() for model, values in row.items()}
-    equal("the matrices of confusion.safetensors", sorted(counted), sorted(wanted))
+    counted, classes = read_confusion(at.files.confusion), len(at.scores.class_names)
+    wanted = {(name, model): values for name, row in at.scores.per_class.items() for model, values in row.items()}
+    _equal({"the matrices of confusion.safetensors": (sorted(counted), sorted(wanted))})
     for (name, model), values in wanted.items():
-        matrix = counted[name, model]
-        equal(f"the shape of {name}/{model} in confusion.safetensors", matrix.shape, (classes, classes))
-        equal(f"the classes of {name}/{model} in confusion.safetensors", metrics.class_accuracy(matrix), values)
+        what, matrix = f"of {name}/{model} in confusion.safetensors", counted[name, model]
+        _equal({f"the shape {what}": (matrix.shape, (classes, classes))})
+        _equal({f"the classes {what}": (metrics.class_accuracy(matrix), values)})
 
 
-def _trainings(at: RunDir) -> str:
+def _trainings(at: _Set) -> str:
     """Every line of finished trainings is as it was written."""
-    lines = [line for path in sorted(at.path.glob("cells*.jsonl")) for line in path.read_bytes().splitlines()]
+    lines = [line for path in sorted(at.folder.glob("cells*.jsonl")) for line in path.read_bytes().splitlines()]
     old, broken = 0, 0
     for line in lines:
         try:
@@ -477,25 +462,10 @@ def _trainings(at: RunDir) -> str:
     return f"{len(lines)} lines{f', {old} without a checksum, which no evaluation uses' if old else ''}"
 
 
-_OF_PACKAGES: Mapping[str, Callable[[Packaged], str]] = {
-    "files": _files,
-    "provenance": _provenance,
-    "recipe": _recipe,
-    "tensors": _tensors,
-    "images": _images,
-    "scores": _scores,
-    "pictures": _pictures,
-}
-_OF_RUNS: Mapping[str, Callable[[RunDir], str]] = {
-    "provenance": _provenance,
-    "recipe": _recipe,
-    "tensors": _tensors,
-    "images": _images,
-    "scores": _scores,
-    "initialisation": _initialisation,
-    "trainings": _trainings,
-}
-_OF_EVALUATIONS: Mapping[str, Callable[[RunDir], str]] = {"scores": _other_scores, "trainings": _trainings}
+_OF_SETS = {"provenance": _provenance, "recipe": _recipe, "tensors": _tensors, "images": _images, "scores": _scores}
+_OF_PACKAGES = {"files": _files, **_OF_SETS, "pictures": _pictures}
+_OF_RUNS = {**_OF_SETS, "initialisation": _initialisation, "trainings": _trainings}
+_OF_EVALUATIONS = {"scores": _other_scores, "trainings": _trainings}
 
 
 # The card
@@ -509,8 +479,7 @@ def _card(folder: Path, names: list[str]) -> str:
     block, body = split_card(read_card_text(path))
     if not block:
         raise FormatError("README.md has no YAML block that can be read")
-    listed = block.get("configs")
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    entries = entries_of(block, "configs")
     defaults = [entry.get("config_name") for entry in entries if entry.get("default") is True]
     if len(defaults) != 1:
         raise FormatError(f"the card names {len(defaults)} default configurations, not one")
@@ -518,34 +487,33 @@ def _card(folder: Path, names: list[str]) -> str:
     wanted = front_matter(facts, None, block)
     due = {"dataset_info": names, "configs": [*names, *([SCORES_CONFIG] if any(c.scores for c in facts) else [])]}
     for key, configs in due.items():
-        there, by_name = _by_name(block.get(key)), _by_name(wanted[key])
+        there, by_name = _by_name(block, key), _by_name(wanted, key)
         for name in configs:
-            equal(f"{key} of {name} in the card", there.get(name), by_name.get(name))
+            _equal({f"{key} of {name} in the card": (there.get(name), by_name.get(name))})
     hmdc = block["hmdc"] = dict(block["hmdc"]) if isinstance(block.get("hmdc"), dict) else {}
-    hmdc["configs"] = shown = {name: _renamed(one) for name, one in configs_of(block).items()}
+    # What an older program wrote has other names.
+    hmdc["configs"] = shown = {
+        name: {ArtifactInfo.renamed.get(key, key): value for key, value in one.items()} if one else one
+        for name, one in configs_of(block).items()
+    }
     for name in names:
-        equal(f"hmdc.configs.{name} in the card", shown.get(name), wanted["hmdc"]["configs"][name])
+        _equal({f"hmdc.configs.{name} in the card": (shown.get(name), wanted["hmdc"]["configs"][name])})
     checksum, version = hmdc.pop("text_sha256", None), hmdc.get("format_version")
     if checksum is not None:  # a card of an older program has none
-        equal("the SHA-256 of the card's text but for what is yours", text_checksum(body), checksum)
+        _equal({"the SHA-256 of the card's text but for what is yours": (text_checksum(body), checksum)})
     if isinstance(version, int) and max((c.info.format_version for c in facts), default=1) <= version:
         hmdc["format_version"] = max(version, FORMAT_VERSION)  # what an older program wrote is in order
     if set(shown) == set(names):
         # Of some configurations alone nobody can tell what the rest of the card is to say. The first two were compared
         # above, the third is whatever somebody calls the set.
         for key in sorted(set(wanted) - {"configs", "dataset_info", "pretty_name"}):
-            equal(f"{key} in the card", _in_any_order(block.get(key)), _in_any_order(wanted[key]))
+            _equal({f"{key} in the card": (_in_any_order(block.get(key)), _in_any_order(wanted[key]))})
     return f"{len(entries)} configurations, default {defaults[0]}"
 
 
-def _renamed(summary: Any) -> Any:
-    """Give the keys of a summary that an older program wrote today's names."""
-    return {ArtifactInfo.renamed.get(key, key): value for key, value in summary.items()} if summary else summary
-
-
-def _by_name(entries: Any) -> dict[str, Any]:
-    found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return {str(one.get("config_name")): {k: v for k, v in one.items() if k != "default"} for one in found}
+def _by_name(block: Mapping[str, Any], key: str) -> dict[str, Any]:
+    listed = entries_of(block, key)
+    return {str(one.get("config_name")): {k: v for k, v in one.items() if k != "default"} for one in listed}
 
 
 def _in_any_order(value: Any) -> Any:

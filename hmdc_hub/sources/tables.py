@@ -20,7 +20,7 @@ from hmdc_hub.sources.folder import TABLES, Listing, counted, list_folder, open_
 from hmdc_hub.sources.reader import Reader, SourceFacts, Split, kind_of
 from hmdc_hub.store.configs import read_card_text, split_card
 from hmdc_hub.store.files import cache_folder, write_json_atomic
-from hmdc_hub.store.hub_errors import reading
+from hmdc_hub.store.hub import Client, translated
 
 MANY = 20  # so many images to a table or more are the dataset, and the table is something beside them
 
@@ -54,9 +54,7 @@ def open_hub(source: str, revision: str | None, config: str | None) -> Reader:
     Without a network (HF_HUB_OFFLINE=1, or the Hub cannot be reached) a revision that is a full commit is read from
     what an earlier call prepared, and only that very commit is.
     """
-    from huggingface_hub import HfApi, constants
-
-    import hmdc_hub
+    from huggingface_hub import constants
 
     pinned = revision is not None and _COMMIT.fullmatch(revision) is not None
     if constants.HF_HUB_OFFLINE:
@@ -68,9 +66,7 @@ def open_hub(source: str, revision: str | None, config: str | None) -> Reader:
             )
         return _from_cache(source, str(revision), config, "HF_HUB_OFFLINE is set")
     try:
-        with reading(source, revision):
-            api = HfApi(library_name="hmdc-hub", library_version=hmdc_hub.__version__)
-            info = api.dataset_info(source, revision=revision, timeout=30)
+        info = Client().info(source, revision)
     except NetworkError as error:
         if not pinned:
             raise
@@ -274,8 +270,7 @@ def _explained(source: str, config: str | None = None) -> Iterator[None]:
             missing = isinstance(one, hub.EntryNotFoundError) and not isinstance(one, hub.LocalEntryNotFoundError)
             failures = (hub.HTTPError, ConnectionError, TimeoutError, hub.LocalEntryNotFoundError)  # type: ignore[attr-defined]
             if isinstance(one, failures) and not missing:
-                with reading(source, None):
-                    raise one  # noqa: B904  (it is among the causes of the error)
+                raise translated(one, f"downloading {source}", source) from error
         message, hint = f"cannot be read: {text}", "Check its files with  datasets.load_dataset"
         if "Dataset scripts are no longer supported" in text:
             message = "is a program (a dataset script), and no code of a dataset is ever run"

@@ -26,11 +26,8 @@ from hmdc_hub.errors import FormatError, HmdcError, NotFoundError
 from hmdc_hub.schema import ArtifactInfo, SetHeader, canonical_json, sha256_of
 from hmdc_hub.store.files import atomic, parse_record
 
-MAX_HEADER = 16 * 1024 * 1024
-"""Most bytes of the table of a file; class names are in it, and the library reads up to a hundred million."""
-
-METADATA_KEY = "hmdc"
-"""The one metadata key of our files: the library writes several in random order."""
+MAX_HEADER = 16 * 1024 * 1024  # most bytes of a file's table, with the class names; the library reads 100 million
+METADATA_KEY = "hmdc"  # the one metadata key of our files: the library writes several in random order
 
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -39,9 +36,9 @@ _CODES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
+# Most bytes of the training images, in 8 bits, that a set decodes to, for any set and as a multiple of its file: with
+# factor f they are f * f / 4 times as many, and f is 2 or 3 in every published set.
 MOST_DECODED, MOST_TIMES = 64 * 1024 * 1024, 16
-"""Most bytes of the training images, in 8 bits, that a set decodes to, for any set and as a multiple of its file: with
-factor f they are f * f / 4 times as many, and f is 2 or 3 in every published set."""
 
 
 def write_condensed(path: Path, images: Tensor, labels: Tensor, header: SetHeader) -> None:
@@ -62,7 +59,6 @@ def write_classes(path: Path, classes: Iterable[Tensor], shape: Sequence[int], h
 
     Raises:
         FormatError: The arguments do not fit together; nothing was written.
-        RunError: The file system failed.
     """
     labels = _labels(header)
     whole = (len(labels), *shape)
@@ -90,12 +86,8 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
 
     A stranger's numbers may be anything; those that memory is allocated by must follow from one another, and the exact
     floats must be there: they are stored as they are, so that the size of their file cannot be made up. Of that file,
-    its condensed.safetensors, the table is read.
-
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: The numbers do not follow from one another or from the size of that file, or the images are more
-            than any set of that size has.
+    its condensed.safetensors, the table is read. It is a FormatError if the numbers do not follow from one another or
+    from the size of that file, or if the images are more than any set of that size has.
     """
     if not tensors.is_file():
         raise NotFoundError(f"There is no file {tensors}.")
@@ -130,15 +122,9 @@ def training_shape(info: ArtifactInfo, tensors: Path) -> tuple[int, int, int, in
 
 
 def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
-    """Read a condensed set and check it.
+    """Read a condensed set: images float32 N x ch x H x W in [0, 1] (stored form), labels int64 N, header.
 
-    Returns:
-        images float32 N x ch x H x W in [0, 1] (stored form), labels int64 N, header.
-
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It is damaged or not one of ours.
-        NewerFormatError: It is of a newer format version than this program reads.
+    A FormatError if it is damaged or not one of ours, NewerFormatError if it is of a newer version than is read here.
     """
     with _opened(path) as (file, header):
         labels = _checked_labels(path, file, header)
@@ -148,11 +134,7 @@ def read_condensed(path: Path) -> tuple[Tensor, Tensor, SetHeader]:
 
 
 def read_classes(path: Path) -> Iterator[Tensor]:
-    """Read the images of a condensed set class after class, each when it is asked for: float32 n x ch x H x W.
-
-    Raises:
-        FormatError, NewerFormatError, NotFoundError: As `read_condensed`.
-    """
+    """Read the images of a condensed set class after class, each when it is asked for: float32 n x ch x H x W."""
     with _opened(path) as (file, header):
         _checked_labels(path, file, header)
         images = file.get_slice("images")
@@ -163,19 +145,13 @@ def read_classes(path: Path) -> Iterator[Tensor]:
 
 
 def read_header(path: Path) -> tuple[SetHeader, bool]:
-    """Read the header of a condensed set, and whether it has a checksum, which every reader compares.
-
-    Raises:
-        FormatError, NewerFormatError, NotFoundError: As `read_condensed`.
-    """
+    """Read the header of a condensed set, and whether it has a checksum, which every reader compares."""
     with _opened(path) as (file, header):
         return header, "sha256" in json.loads(file.metadata()[METADATA_KEY])
 
 
 class _StoredHeader(SetHeader):
-    """The header as it is in the file: with a checksum over itself, the table and the numbers."""
-
-    sha256: str | None = None
+    sha256: str | None = None  # over the header itself, the table and the numbers
 
 
 def _checksum(header: Mapping[str, Any], digest: str) -> str:
@@ -284,13 +260,7 @@ def in_order(tensors: Mapping[str, Parts]) -> list[str]:
 def write_tensors(path: Path, tensors: Mapping[str, Parts], header: Callable[[str], str]) -> None:
     """Write a safetensors file in one step; the same arguments give the same bytes in every process.
 
-    Args:
-        path: The file.
-        tensors: By name.
-        header: Makes the text under `METADATA_KEY` from the file's `content_digest`, one as long as another.
-
-    Raises:
-        RunError: The file system failed.
+    `header` makes the text under `METADATA_KEY` from the file's `content_digest`, one as long as another.
     """
     names = in_order(tensors)
     table, end = dict[str, Any](), 0
@@ -319,12 +289,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Parts], header: Callable[[st
 
 
 def check_header(path: Path) -> None:
-    """Refuse a safetensors file whose table is larger than any honest one, before a library reads it.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is.
-    """
+    """Refuse, by ValueError, a file whose table is larger than any honest one, before a library reads it."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
@@ -332,11 +297,7 @@ def check_header(path: Path) -> None:
 
 
 def content_digest(path: Path) -> str:
-    """Compute the SHA-256 (hex) of a file's table and numbers, a little at a time; its metadata are left out.
-
-    Raises:
-        OSError, ValueError: It cannot be read, or is no safetensors file.
-    """
+    """Compute the SHA-256 (hex) of a file's table and numbers, without its metadata; ValueError if it has no table."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:

@@ -17,17 +17,13 @@ import yaml
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.schema import RESERVED
 from hmdc_hub.schema.base import NAME
-
-MAX_VALUES = 100_000
-"""In a card's block: a few lines of YAML can stand for billions of values, or for endless ones."""
+from hmdc_hub.store.files import opened
 
 MAX_CARD = 16 * 1024 * 1024
-
+MAX_VALUES = 100_000  # in a card's block: a few lines of YAML can stand for billions of values, or for endless ones
+# What a value in YAML begins after, and how often it may stand in a block: PyYAML takes a kilobyte for every value.
 _BEGINS, MAX_BEGINNINGS = ("\n", ",", "[", "{", "- ", "? "), 2 * MAX_VALUES
-"""What a value in YAML begins after, and how often it may stand in a block: PyYAML takes a kilobyte for every value."""
-
-SCORES_CONFIG = "scores"
-"""Configuration that holds score tables instead of images."""
+SCORES_CONFIG = "scores"  # the configuration that holds score tables instead of images
 
 
 def check_name(config: str) -> None:
@@ -43,7 +39,7 @@ def is_name(config: str) -> bool:
 
 def read_card_text(path: Path) -> str:
     """Read a card as it is, line ends included, since what others wrote is kept; bytes that are no text are marked."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         data = file.read(MAX_CARD + 1)
     if len(data) > MAX_CARD:
         raise FormatError(f"{path} has more than {MAX_CARD:,} bytes, the most that is read of a card.")
@@ -51,10 +47,7 @@ def read_card_text(path: Path) -> str:
 
 
 def split_card(text: str) -> tuple[dict[str, Any], str]:
-    """Split a card, which may be anybody's, into its YAML block and what follows it.
-
-    The block is `{}`, and the rest the whole text, if there is none or it cannot be read.
-    """
+    """Split a card into its YAML block and what follows it: `{}` and all of it if no block can be read."""
     match = re.match(r"---\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", text, flags=re.DOTALL)
     try:
         short = match is not None and sum(map(match.group(1).count, _BEGINS)) <= MAX_BEGINNINGS
@@ -86,10 +79,7 @@ def configs_of(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_card(text: str) -> tuple[list[str], str | None]:
-    """Read the image configurations, in the card's order, and the default one or None from a card's YAML block.
-
-    What cannot be read of a card, which may be anybody's, counts as absent.
-    """
+    """Read the image configurations that a card names, in its order, and the default one or None."""
     configs = split_card(text)[0].get("configs")
     entries = configs if isinstance(configs, list) else []
     images = {
@@ -101,20 +91,13 @@ def read_card(text: str) -> tuple[list[str], str | None]:
 
 
 def choose(found: Sequence[str], default: str | None, config: str | None, where: str) -> str:
-    """Pick a configuration: the one asked for, else the only one, else the default of those found in `where`.
-
-    Raises:
-        NotFoundError: The one asked for is not there.
-        UsageError: None was asked for, and there are several without a default.
-    """
+    """Pick a configuration: the one asked for, else the only one, else the default of those found in `where`."""
     if config is not None:
         if config not in found:
             raise NotFoundError(f"{where} has no configuration {config!r}; it has {', '.join(found)}.")
         return config
-    if len(found) == 1:
-        return found[0]
-    if default in found:
-        return str(default)
+    if len(found) == 1 or default in found:
+        return found[0] if len(found) == 1 else str(default)
     raise UsageError(
         f"{where} has several configurations: {', '.join(found)}.", hint=f'Name one, such as config="{found[0]}".'
     )

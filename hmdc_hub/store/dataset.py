@@ -32,12 +32,7 @@ _SHOWN, _TILE = 8, 24  # most classes and images of each in a notebook, and thei
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images with labels, as a torch dataset of (float32 ch x H x W, int); a slice gives a batch of them as tensors.
-
-    Attributes:
-        images: float32 M x ch x H x W.
-        labels: int64 M.
-    """
+    """Images float32 M x ch x H x W with labels int64 M, as a torch dataset; a slice gives a batch of both."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -149,7 +144,7 @@ def load(source: str | os.PathLike[str], config: str | None = None, revision: st
             raise UsageError(f"{path} is a folder here: revision {revision!r} belongs to Hub datasets.")
         return _from_folder(_config_folder(path, config))
     if isinstance(source, str) and is_hub_id(source):
-        from hmdc_hub.store.download import download  # late: huggingface_hub is slow to import
+        from hmdc_hub.store.hub import download  # late: huggingface_hub is slow to import
 
         return _from_folder(download(source, config, revision))
     raise NotFoundError(

@@ -34,12 +34,10 @@ if TYPE_CHECKING:
 
     Matrix = NDArray[np.integer[Any]]
 
-TEMPORARY = ".hmdc-tmp"
-"""Suffix of files that are being written; one left behind by a killed process is worth nothing."""
-
+TEMPORARY = ".hmdc-tmp"  # suffix of what is being written; of a killed process, it is worth nothing
+# Most bytes, keys, and entries of lists and objects, of a JSON file of ours. Scores of a thousand classes have two
+# million bytes and 80,000 numbers, and cells by the thousand have seven keys each.
 MAX_RECORD, MAX_KEYS, MAX_ENTRIES = 16 * 1024 * 1024, 200_000, 500_000
-"""Most bytes, keys, and entries of lists and objects, of a JSON file of ours. Scores of a thousand classes have two
-million bytes and 80,000 numbers, and cells by the thousand have seven keys each."""
 
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -54,10 +52,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder to write to, and put it in the place of `path` when the block ends.
 
     Other processes see the old file or the whole new one, never a part. If the block raises, the temporary file goes
-    away and `path` is untouched. Its folder is made if missing.
-
-    Raises:
-        RunError: The disk is full, the folder cannot be written, or another failure of the file system.
+    away and `path` is untouched; a failure of the file system is a RunError. Its folder is made if missing.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
@@ -100,28 +95,28 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write readable JSON (two spaces, keys in their own order, final newline) in one step; see `atomic`.
-
-    A pydantic model such as `ArtifactInfo` or `Scores` gets a checksum that `read_record` compares. NaN and infinity
-    are refused.
-    """
+    """Write `json_text` in one step; see `atomic`."""
     write_text_atomic(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """Serialise as `write_json_atomic` writes it."""
+    """Serialise as readable JSON: two spaces, keys in their own order, final newline; no NaN or infinity.
+
+    A pydantic model such as `ArtifactInfo` or `Scores` gets a checksum that `read_record` compares.
+    """
     plain = sealed(value.model_dump(mode="json")) if isinstance(value, BaseModel) else value
     return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sha256_file(path: Path) -> str:
-    """Hash a file's bytes; hex digits. A NotFoundError if there is none, a FormatError if it cannot be read."""
-    with _opened(path) as file:
+    """Hash a file's bytes; hex digits. Errors are those of `opened`."""
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file to read: a NotFoundError if there is none, a FormatError if it cannot be read."""
     try:
         with path.open("rb") as file:
             yield file
@@ -132,26 +127,19 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def read_info(path: Path) -> ArtifactInfo:
-    """Read an info.json; errors as `read_record`."""
+    """Read an info.json, as `read_record`."""
     return read_record(path, ArtifactInfo)
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a scores.json; errors as `read_record`."""
+    """Read a scores.json, as `read_record`."""
     return read_record(path, Scores)
 
 
-def read_record(path: Path, kind: type[_Record]) -> _Record:
-    """Read a JSON file of ours into its pydantic model.
-
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It is damaged or cannot be read.
-        NewerFormatError: It is of a newer format version than this program reads.
-    """
-    with _opened(path) as file:
-        text = file.read(MAX_RECORD + 1)
-    return parse_record(text, kind, str(path))
+def read_record(path: Path, kind: type[_Record], where: str = "") -> _Record:
+    """Read a JSON file of ours, which messages call `where`, into its pydantic model; errors of `opened` and below."""
+    with opened(path) as file:
+        return parse_record(file.read(MAX_RECORD + 1), kind, where or str(path))
 
 
 def refuse_newer(plain: Any, where: str) -> None:
@@ -165,13 +153,10 @@ def refuse_newer(plain: Any, where: str) -> None:
 
 
 def parse_record(text: str | bytes, kind: type[_Record], where: str) -> _Record:
-    """Parse JSON of ours into its pydantic model, the version first: a newer file may have keys unknown here.
+    """Parse JSON of ours, which messages call `where`, into its model; a FormatError if it is damaged.
 
-    A checksum is compared; an older program's file has none. Messages call the text `where`.
-
-    Raises:
-        FormatError: It is damaged.
-        NewerFormatError: It is of a newer format version than this program reads.
+    The version comes first (NewerFormatError): a newer file may have keys unknown here. A checksum is compared; an
+    older program's file has none.
     """
     data = text.encode() if isinstance(text, str) else text
     if len(data) > MAX_RECORD or data.count(b":") > MAX_KEYS or data.count(b",") > MAX_ENTRIES:
@@ -217,12 +202,7 @@ def write_confusion(path: Path, matrices: Mapping[tuple[str, str], Matrix]) -> N
 
 
 def read_confusion(path: Path) -> dict[tuple[str, str], Matrix]:
-    """Read confusion matrices: int64 C x C by training set and model.
-
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It is damaged.
-    """
+    """Read confusion matrices: int64 C x C by training set and model; a FormatError if the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -242,11 +222,7 @@ def workplace(place: Path) -> Iterator[Path]:
 
     It is locked, and the kernel frees the lock however the process ends: what is in it without a lock belongs to a
     process that was killed. `put` moves an earlier `place` aside into it; a kill in that moment is mended here. The
-    parent of `place` is made if missing.
-
-    Raises:
-        RunExistsError: Another process is building it.
-        OSError: The file system failed.
+    parent of `place` is made if missing. A RunExistsError if another process is building it, an OSError of the disk.
     """
     folder = place.absolute().with_name(f".{place.name}{TEMPORARY}")
     descriptor = _locked(folder, place)
@@ -265,11 +241,7 @@ def workplace(place: Path) -> Iterator[Path]:
 
 
 def put(new: Path, place: Path) -> None:
-    """Move a folder that was built in the workplace of `place` there, and what is there before it out of the way.
-
-    Raises:
-        OSError: The file system failed; what was there is there.
-    """
+    """Move a folder that was built in the workplace of `place` there; if the disk fails, what was there is there."""
     old = new.with_name("old")
     if place.exists():
         place.rename(old)

@@ -33,11 +33,13 @@ ROWS_PER_GROUP = 1000
 # The Hub's viewer refuses row groups above 286 MiB; a PNG is hardly ever larger than its pixels.
 BYTES_PER_GROUP = 128 * 1024 * 1024
 
-PNG_OVERHEAD = 1024
-"""Most bytes of a PNG beside its pixels."""
-ROW_OVERHEAD = 128
-"""What a row may count for beside the bytes of its values, see `measure`."""
-MARGIN = 1024 * 1024
+PNG_OVERHEAD = 1024  # most bytes of a PNG beside its pixels
+ROW_OVERHEAD, MARGIN = 128, 1024 * 1024  # what a row and a file may count for beside the values' bytes, see `measure`
+# Most bytes of a footer: so many, and as many more for every row. Row groups have statistics of some kilobytes.
+FOOTER, FOOTER_OF_ROW = 4 * 1024 * 1024, 64
+PAGE_HEADER = 1024 * 1024  # most bytes of the header of a page
+MAX_DEPTH = 32  # most levels in a footer, and in a schema: readers recurse
+BYTES_OF_VALUE = 8  # of a value beside its page: a run of millions that are equal takes no room in a page
 
 Pixels = NDArray[np.uint8]
 
@@ -69,7 +71,6 @@ def write_parquet_parts(path: Path, parts: Iterable[tuple[Tensor, Tensor]], clas
 
     Raises:
         FormatError: The arguments do not fit together; nothing was written.
-        RunError: The file system failed.
     """
     schema, written = _schema(class_names), 0
     with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, write_page_index=True) as writer:
@@ -83,7 +84,12 @@ def _groups(parts: Iterable[tuple[Tensor, Tensor]], classes: int, schema: Any) -
     """Cut parts anew into row groups."""
     cells, numbers, size, rows = list[dict[str, Any]](), list[int](), None, 0
     for images, labels in parts:
-        _check(images, labels, classes)
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise FormatError(f"Images are {images.dtype} {tuple(images.shape)}, not uint8 M x (1 or 3) x H x W.")
+        if labels.dtype != torch.int64 or labels.shape != (len(images),):
+            raise FormatError(f"Labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({len(images)},).")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise FormatError(f"Labels reach from {labels.min()} to {labels.max()}, but there are {classes} names.")
         if size is None:
             size = images.shape[1:]
             rows = max(1, min(ROWS_PER_GROUP, BYTES_PER_GROUP // max(1, prod(size))))
@@ -98,15 +104,6 @@ def _groups(parts: Iterable[tuple[Tensor, Tensor]], classes: int, schema: Any) -
                 yield group
     if cells:
         yield pa.table({"image": cells, "label": numbers}, schema=schema)
-
-
-def _check(images: Tensor, labels: Tensor, classes: int) -> None:
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise FormatError(f"Images are {images.dtype} {tuple(images.shape)}, not uint8 M x (1 or 3) x H x W.")
-    if labels.dtype != torch.int64 or labels.shape != (len(images),):
-        raise FormatError(f"Labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({len(images)},).")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise FormatError(f"Labels reach from {labels.min()} to {labels.max()}, but there are {classes} names.")
 
 
 def _schema(class_names: Sequence[str]) -> Any:
@@ -140,7 +137,6 @@ def read_parquet(
         images uint8 M x ch x H x W, labels int64 M.
 
     Raises:
-        NotFoundError: There is no such file.
         FormatError: It is damaged or does not hold images of one size with labels.
     """
     shape = shape or _own_shape(path)
@@ -152,11 +148,7 @@ def read_parquet(
 
 
 def iter_parquet(path: Path, shape: tuple[int, int, int, int]) -> Iterator[tuple[Pixels, int]]:
-    """Read a train.parquet, which must hold M, ch, H, W, image by image: uint8 H x W x ch, with its label.
-
-    Raises:
-        NotFoundError, FormatError: As `read_parquet`.
-    """
+    """Read a train.parquet, which must hold M, ch, H, W, image by image: uint8 H x W x ch, with its label."""
     count, channels, height, width = shape
     pixels = height * (channels * width + 1)  # a PNG has one byte more in every row
     # Deflate leaves what it cannot compress as it is, with five bytes for every 16 KiB or so.
@@ -174,9 +166,7 @@ def iter_parquet(path: Path, shape: tuple[int, int, int, int]) -> Iterator[tuple
 def iter_rows(path: Path, columns: Sequence[str], count: int, largest: int) -> Iterator[dict[str, Any]]:
     """Read columns of a parquet file of ours row by row, none before its footer says that it can be what it must be.
 
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It is damaged, does not have `count` rows, or one may have more than `largest` bytes.
+    A FormatError if it is damaged, does not have `count` rows, or one may have more than `largest` bytes.
     """
     # The columns, and for each of them a length and what a value counts for.
     found = measure(path, rows=count, unpacked=MARGIN + count * (largest + ROW_OVERHEAD))
@@ -194,19 +184,13 @@ def iter_rows(path: Path, columns: Sequence[str], count: int, largest: int) -> I
 
 
 def iter_sizes(path: Path) -> Iterator[int]:
-    """Give the bytes in memory of every row of a parquet file, all columns together, one row in memory at a time.
-
-    Raises:
-        FormatError: It is damaged.
-    """
+    """Give the bytes in memory of every row of a parquet file, all columns together, one row in memory at a time."""
     with _damage(path), pq.ParquetFile(path) as file:
         yield from (batch.nbytes for batch in file.iter_batches(batch_size=1))
 
 
 def _own_shape(path: Path) -> tuple[int, int, int, int]:
     """Say what a file of one's own holds by its footer and its first image."""
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.")
     with _damage(path), pq.ParquetFile(path) as file:
         if not file.metadata.num_rows:
             raise ValueError("it has no rows")
@@ -218,12 +202,14 @@ def _own_shape(path: Path) -> tuple[int, int, int, int]:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Say of whatever reading a parquet file raises that the file is damaged."""
+    """Say of whatever reading a parquet file raises that the file is damaged, or not there."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, HmdcError):
-            raise
+    except HmdcError:
+        raise
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file {path}.") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FormatError(f"{path} is damaged: {error}.") from error
 
 
@@ -250,20 +236,6 @@ def read_class_names(path: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-FOOTER = 4 * 1024 * 1024
-FOOTER_OF_ROW = 64
-"""Most bytes of a footer: so many, and as many more for every row. Row groups have statistics of some kilobytes."""
-
-PAGE_HEADER = 1024 * 1024
-"""Most bytes of the header of a page."""
-
-MAX_DEPTH = 32
-"""Most levels in a footer, and in a schema: readers recurse."""
-
-BYTES_OF_VALUE = 8
-"""What a value counts for beside its page: a run of millions that are equal takes no room in a page."""
-
-
 class Measured(NamedTuple):
     """What a parquet file holds: rows, bytes of all pages once unpacked and `BYTES_OF_VALUE` for each value, lists."""
 
@@ -275,19 +247,12 @@ class Measured(NamedTuple):
 def measure(path: Path, *, rows: int, unpacked: int) -> Measured:
     """Add up what a parquet file holds, without unpacking or allocating any of it.
 
-    It may have so many rows, and hold so much `unpacked`; no page is looked at after that.
-
-    Raises:
-        NotFoundError: There is no such file.
-        FormatError: It is no parquet file, contradicts itself, or holds more.
+    It may have so many rows, and hold so much `unpacked`; no page is looked at after that. A FormatError if it holds
+    more, contradicts itself, or is no parquet file.
     """
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.")
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _measured(data, rows, unpacked)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{path} is not read: {error}.") from error
+    with _damage(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = _measured(data, rows, unpacked)
+    return found
 
 
 def _measured(data: mmap.mmap, most_rows: int, most: int) -> Measured:

@@ -1,15 +1,18 @@
-"""Run directories: where everything of one run is, how far it came, who works in it; listing and removing them."""
+"""Run directories: where everything of one run is, how far it came, who works in it; listing, removing; the log."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import (
@@ -21,9 +24,11 @@ from hmdc_hub.errors import (
     RunExistsError,
     UsageError,
 )
+from hmdc_hub.events import Callback, ImageStep, Note
 from hmdc_hub.schema import ArtifactInfo, Scores
-from hmdc_hub.store.files import TEMPORARY, json_text, read_info, read_scores, sha256_file
+from hmdc_hub.store.files import TEMPORARY, json_text, read_info, read_scores, sha256_file, write_bytes_atomic
 from hmdc_hub.temporary import lock
+from hmdc_hub.text import count
 
 _Of = TypeVar("_Of")
 _Read = TypeVar("_Read")
@@ -47,43 +52,23 @@ class _Named:
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run; the attributes are the paths in it, whether or not they exist yet.
-
-    Attributes:
-        path: The directory, such as `runs/cifar10_ipc10`.
-        recipe: The resolved recipe.
-        condensed: The condensed set, exact floats in stored form.
-        parquet: The decoded images in 8 bits: what evaluation trains on and the Hub serves.
-        info: Provenance; written last, so its presence says that condensing is complete.
-        checkpoints: Folder of checkpoints.
-        log: The log, one JSON object per line.
-        scores: The scores.
-        cells: Finished trainings of an evaluation, one JSON object per line.
-        confusion: Confusion matrices of an evaluation, int64 C x C by `<training set>/<model>`: row true, column
-            predicted.
-        report: Folder with the evaluation's report: a page, pictures, tables.
-        evaluations: Folder of evaluations by other protocols than the recipe's, each a directory with its own scores.
-        trackers: Folder of what trackers keep here (`hmdc_hub.trackers`).
-        preview: Contact sheet of the condensed images.
-        package: Folder with exactly what the Hub repository will hold.
-        lock_file: The file that `lock` locks.
-    """
+    """The directory of one run; the attributes are the paths in it, whether or not they exist yet."""
 
     path: Path
-    recipe: ClassVar = _Named("recipe.yaml")
-    condensed: ClassVar = _Named("condensed.safetensors")
-    parquet: ClassVar = _Named("train.parquet")
-    info: ClassVar = _Named("info.json")
+    recipe: ClassVar = _Named("recipe.yaml")  # resolved
+    condensed: ClassVar = _Named("condensed.safetensors")  # exact floats in stored form
+    parquet: ClassVar = _Named("train.parquet")  # decoded, in 8 bits: what evaluation trains on and the Hub serves
+    info: ClassVar = _Named("info.json")  # provenance; written last: it says that condensing is complete
     checkpoints: ClassVar = _Named("checkpoints")
     log: ClassVar = _Named("log.jsonl")
     scores: ClassVar = _Named("scores.json")
-    cells: ClassVar = _Named("cells.jsonl")
-    confusion: ClassVar = _Named("confusion.safetensors")
+    cells: ClassVar = _Named("cells.jsonl")  # finished trainings of an evaluation
+    confusion: ClassVar = _Named("confusion.safetensors")  # int64 C x C by `<training set>/<model>`: row true
     report: ClassVar = _Named("report")
-    evaluations: ClassVar = _Named("evaluations")
+    evaluations: ClassVar = _Named("evaluations")  # a directory for each protocol other than the recipe's
     trackers: ClassVar = _Named("trackers")
     preview: ClassVar = _Named("preview.png")
-    package: ClassVar = _Named("package")
+    package: ClassVar = _Named("package")  # exactly what the Hub repository will hold
     lock_file: ClassVar = _Named(".lock")
 
     @property
@@ -140,21 +125,19 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of this run directory while the block runs.
+        """Keep other processes out of this run directory while the block runs; RunExistsError if one is in it.
 
         The lock belongs to the process: the kernel frees it however the process ends, so nothing is left to clean up
         after a kill. A block may lock again inside. Leftovers of interrupted writes are removed.
-
-        Raises:
-            RunExistsError: Another process works in the directory.
-            RunError: The directory cannot be made or written.
         """
         key = self.path.resolve()
         descriptor, count = _held.get(key, (-1, 0))
         if count == 0:
             descriptor = self._acquire()
-            for folder in (self.path, self.checkpoints):
-                _remove_leftovers(folder)
+            for leftover in (*self.path.glob(f".*{TEMPORARY}"), *self.checkpoints.glob(f".*{TEMPORARY}")):
+                shutil.rmtree(leftover, ignore_errors=True)
+                with suppress(OSError):
+                    leftover.unlink(missing_ok=True)
         _held[key] = (descriptor, count + 1)
         try:
             yield
@@ -190,14 +173,6 @@ class RunDir:
         return descriptor
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes were writing."""
-    for leftover in folder.glob(f".*{TEMPORARY}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-        with suppress(OSError):
-            leftover.unlink(missing_ok=True)
-
-
 def _readable(of: _Of, read: Callable[[_Of], _Read]) -> _Read | None:
     """Read something of ours; None if it is missing or damaged, while a newer version still raises."""
     try:
@@ -210,21 +185,13 @@ def _readable(of: _Of, read: Callable[[_Of], _Read]) -> _Read | None:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One line of `runs ls`.
-
-    Attributes:
-        run: The run directory.
-        state: How far it came; `unfinished` if that cannot be read.
-        info: Provenance; None before condensing is complete.
-        scores: None before evaluation.
-        problem: Why the run cannot be read; empty if it can.
-    """
+    """One line of `runs ls`."""
 
     run: RunDir
-    state: RunState
-    info: ArtifactInfo | None
-    scores: Scores | None
-    problem: str = ""
+    state: RunState  # `unfinished` if that cannot be read
+    info: ArtifactInfo | None  # None before condensing is complete
+    scores: Scores | None  # None before evaluation
+    problem: str = ""  # why the run cannot be read
 
 
 def list_runs(root: Path) -> list[RunEntry]:
@@ -248,26 +215,16 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.yaml").is_file() and any((path / name).exists() for name in results)
 
 
-def _is_ours(name: str) -> bool:
-    own = {entry.name for entry in vars(RunDir).values() if isinstance(entry, _Named)}
-    more = ("initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", f".*{TEMPORARY}")
-    return name in own or any(fnmatch(name, pattern) for pattern in more)
-
-
 def remove(run: RunDir) -> None:
-    """Delete a run directory with everything in it.
-
-    Raises:
-        NotFoundError: There is no such directory.
-        UsageError: It is not a run directory, or holds files that are not ours; nothing was deleted.
-        RunExistsError: A process works in it.
-        RunError: The file system refused.
-    """
+    """Delete a run directory with everything in it, unless it is none or holds files that are not ours (UsageError)."""
     if run.path.is_symlink() or not run.path.is_dir():
         raise NotFoundError(f"There is no run directory {run.path}.", hint="`hmdc-hub runs ls` lists the runs.")
     if not is_run(run.path):
         raise UsageError(f"{run.path} is not a run directory; nothing was deleted.")
-    strangers = sorted(entry.name for entry in run.path.iterdir() if not _is_ours(entry.name))
+    own = [entry.name for entry in vars(RunDir).values() if isinstance(entry, _Named)]
+    own += ["initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", f".*{TEMPORARY}"]
+    names = sorted(entry.name for entry in run.path.iterdir())
+    strangers = [name for name in names if not any(fnmatch(name, pattern) for pattern in own)]
     if strangers:
         raise UsageError(
             f"{run.path} holds files that hmdc-hub did not write: {', '.join(strangers[:5])}; nothing was deleted.",
@@ -278,3 +235,74 @@ def remove(run: RunDir) -> None:
             shutil.rmtree(run.path)
         except OSError as error:
             raise RunError(f"Cannot delete {run.path}: {error.strerror or error}.") from error
+
+
+# The log: log.jsonl, one line for every image step, and the events that are made of the same
+
+RECENT = 50  # steps that the remaining time is told from
+
+
+class Journal:
+    """The log of a run, log.jsonl; the callback is told about every step. A rank that only works writes none."""
+
+    def __init__(self, path: Path, callback: Callback, *, writes: bool = True) -> None:
+        self.path, self.callback, self.writes = path, callback, writes
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._lines: list[str] = []
+
+    def add(self, step: ImageStep, seconds: float) -> None:
+        """Note an image step that took so long, and tell the callback."""
+        self._recent.append(seconds)
+        event = replace(
+            step,
+            images_per_second=step.images / max(seconds, 1e-9),
+            seconds_left=(step.total - step.done) * sum(self._recent) / len(self._recent),
+        )
+        self._lines.append(json.dumps(_plain(event)) + "\n")
+        self.callback(event)
+
+    def flush(self) -> None:
+        """Write what was noted since the last time."""
+        if self.writes and self._lines:
+            with self.path.open("a", encoding="utf-8") as log:
+                log.writelines(self._lines)
+        self._lines.clear()
+
+    def truncate(self, done: int) -> None:
+        """Drop lines of steps that a resume makes again, and whatever is no line of ours: a log stops no run."""
+        if not self.writes or not os.path.lexists(self.path):
+            return
+        try:
+            if not self.path.is_file():
+                raise OSError("it is no file")
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+            self.path.rename(aside)
+            self.callback(Note(f"log.jsonl cannot be read ({error.strerror or error}): it is now {aside.name}"))
+            return
+        steps = [_step(line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= done]
+        if damaged := steps.count(None):
+            self.callback(Note(f"{count(damaged, 'damaged line')} of log.jsonl dropped"))
+        if kept != lines:
+            write_bytes_atomic(self.path, b"".join(kept))
+
+
+def _step(line: bytes) -> int | None:
+    """Read which image step a line is about; None for what is no line of ours, or not a whole one."""
+    try:
+        fields = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    step = fields.get("done") if isinstance(fields, dict) else None
+    return step if type(step) is int and step > 0 else None
+
+
+def _plain(event: ImageStep) -> dict[str, Any]:
+    """Turn an event into a log line's fields, numbers rounded to what a reader can use."""
+    fields = {name: value for name, value in vars(event).items() if name != "images"}
+    for key in ("losses", "shares", "accuracies"):
+        fields[key] = {name: float(f"{value:.6g}") for name, value in fields[key].items()}
+    tenths = {key: round(fields[key], 1) for key in ("images_per_second", "seconds_left")}
+    return fields | {"clamped": float(f"{event.clamped:.6g}")} | tenths

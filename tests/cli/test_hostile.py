@@ -159,7 +159,7 @@ def test_a_disk_that_fails_is_not_the_hub(call: Call, published: LocalHub, folde
 KILLED = """
 import os, signal, sys
 from hmdc_hub.cli.main import main
-import hmdc_hub.publish.front_matter, hmdc_hub.store.download, hmdc_hub.cli.pull, hmdc_hub.store
+import hmdc_hub.publish.card, hmdc_hub.store.hub, hmdc_hub.cli.pull, hmdc_hub.store
 left = int(sys.argv.pop(1))
 
 def hook(event, arguments):

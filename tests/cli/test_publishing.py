@@ -187,7 +187,7 @@ def test_every_failure_of_the_hub_is_a_sentence(
 
 def test_a_damaged_run_is_not_published(call: Call, hub: LocalHub, token: str, run: RunDir) -> None:
     run.parquet.write_bytes(run.parquet.read_bytes()[:-1] + b"x")
-    wrong(call("push", "tiny_ipc2", "--yes"), 1, "train.parquet", "--force")
+    wrong(call("push", "tiny_ipc2", "--yes"), 1, "train.parquet", "--resume")
     assert not hub.exists(REPO)
 
 

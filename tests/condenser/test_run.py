@@ -23,9 +23,8 @@ from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import ModelSpec, Recipe
 from hmdc_hub.store.condensed import read_condensed
 from hmdc_hub.store.files import sha256_file
-from hmdc_hub.store.journal import Journal
 from hmdc_hub.store.parquet import read_parquet, to_uint8
-from hmdc_hub.store.rundir import RunDir
+from hmdc_hub.store.rundir import Journal, RunDir
 from tests.condenser.running import CPU, digest, hmdc_of, run
 from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 

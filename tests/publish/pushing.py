@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hmdc_hub.publish.hub import Hub
-from hmdc_hub.publish.plan import PushOptions, PushPlan, Wanted
+from hmdc_hub.publish.plan import PushOptions, PushPlan
 from hmdc_hub.publish.push import Published, Push, publish
 from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run
@@ -35,9 +35,8 @@ def no_wait(seconds: float) -> None:
 
 
 def options(**keys: Any) -> PushOptions:
-    """Make options; `default`, `scores_only` and `force` are those about the content."""
-    content = {name: keys.pop(name) for name in ("default", "scores_only", "force") if name in keys}
-    return PushOptions(**keys, content=Wanted(**content))
+    """Make options."""
+    return PushOptions(**keys)
 
 
 def plan(run: RunDir, **keys: Any) -> PushPlan:

@@ -18,9 +18,7 @@ from markdown_it import MarkdownIt
 
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.publish.build import package
-from hmdc_hub.publish.card import BEGIN, END, render
-from hmdc_hub.publish.facts import ConfigFacts, read_facts
-from hmdc_hub.publish.front_matter import front_matter
+from hmdc_hub.publish.card import BEGIN, END, ConfigFacts, front_matter, read_facts, render
 from hmdc_hub.schema import FORMAT_VERSION, Recipe, sealed
 from hmdc_hub.store.configs import split_card
 from tests.builders import CONVNET, edit_json, make_recipe, make_run, make_source_info
@@ -390,7 +388,7 @@ def test_text_of_strangers_is_shown_not_obeyed(tmp_path: Path, monkeypatch: pyte
     run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, **source))  # type: ignore[arg-type]
     edit_json(run.info, lambda info: info | {"device": f"cpu {text}"})
     # Of such a source no package passes; cards are rendered of what others published, too.
-    monkeypatch.setattr("hmdc_hub.publish.build.verify", lambda folder: [])
+    monkeypatch.setattr("hmdc_hub.publish.build.refuse_damaged", lambda *_: None)
     card = (package(run) / "README.md").read_text()
     top = block(card)
     assert [entry["config_name"] for entry in top["configs"]] == ["ipc2", "scores"]

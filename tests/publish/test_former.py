@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from hmdc_hub.publish.build import package
-from hmdc_hub.publish.facts import read_config
+from hmdc_hub.publish.card import read_config
 from hmdc_hub.publish.verify import Finding, verify, verify_run
 from hmdc_hub.schema import FORMAT_VERSION
 from hmdc_hub.store.condensed import read_condensed
 from hmdc_hub.store.dataset import load
-from hmdc_hub.store.download import download_package
 from hmdc_hub.store.files import read_confusion, read_info, read_scores
+from hmdc_hub.store.hub import download_package
 from hmdc_hub.store.rundir import RunDir, remove
 from tests.hub import LocalHub
 from tests.publish.pushing import made_run, plan, prepare, push

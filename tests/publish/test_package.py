@@ -107,7 +107,7 @@ def test_pixels_other_than_the_scored_ones_are_refused(run: RunDir) -> None:
 def test_another_recipe_than_the_one_that_condensed_is_refused(run: RunDir) -> None:
     other = make_recipe(pool=[CONVNET, MLP, RESNET])
     run.recipe.write_text(stored_recipe_text(other))
-    with pytest.raises(FormatError, match="condense hash") as caught:
+    with pytest.raises(FormatError, match="recipe: the models") as caught:
         package(run)
     assert "--force" in caught.value.hint and not run.package.exists()
 

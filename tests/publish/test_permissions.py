@@ -6,7 +6,7 @@ import pytest
 
 from hmdc_hub.errors import AccessError, NewerFormatError, UsageError
 from hmdc_hub.publish.hub import Account, Remote, RemoteFile
-from hmdc_hub.publish.permissions import check_branch, check_tag, refuse_foreign, refuse_name, repository_id, visibility
+from hmdc_hub.publish.plan import check_branch, check_tag, refuse_foreign, refuse_name, repository_id, visibility
 from hmdc_hub.schema import FORMAT_VERSION, SourceInfo
 from tests.builders import make_recipe, make_source_info
 

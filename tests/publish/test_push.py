@@ -78,7 +78,7 @@ def test_the_first_push_is_the_package_in_one_commit(hub: LocalHub, run: RunDir)
 def test_planning_changes_nothing(hub: LocalHub, run: RunDir) -> None:
     found = plan(run)
     assert (found.repo_id, found.remote, found.private) == (REPO, None, False)
-    assert {"README.md", "ipc2/manifest.json"} < set(found.staged.uploads)
+    assert {"README.md", "ipc2/manifest.json"} < set(found.uploads)
     assert not hub.exists(REPO) and not asked(hub, *WRITING)
 
 
@@ -531,7 +531,7 @@ def test_a_repository_created_in_between_by_another(hub: LocalHub, run: RunDir) 
 @pytest.mark.slow
 def test_the_tag_of_other_content_is_not_moved(hub: LocalHub, run: RunDir) -> None:
     hub.create_repo(REPO)
-    head, tag = hub.head(REPO), plan(run).staged.tag
+    head, tag = hub.head(REPO), plan(run).tag
     other = HfApi(token=hub.token("ann"))
     once_before(hub, "commit", lambda: other.create_tag(REPO, tag=tag, revision=head, repo_type="dataset"))
     with pytest.raises(RunError, match="never moves"):

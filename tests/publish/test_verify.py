@@ -249,6 +249,7 @@ def test_a_picture_that_is_none(folder: Path) -> None:
         ("num_examples: 24", "num_examples: 25"),
         ("  default: true\n", ""),
         ("- config_name: scores\n", "- config_name: scores\n  default: true\n"),
+        ("- config_name: scores\n", "- config_name: [scores]\n"),
         ("path: ipc2/train", "path: ipc3/train"),
         ("ipc: 2", "ipc: 3"),
         ("hmdc:\n", "other:\n"),

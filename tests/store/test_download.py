@@ -15,7 +15,7 @@ from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatErr
 from hmdc_hub.publish.build import package
 from hmdc_hub.schema import FORMAT_VERSION, sealed
 from hmdc_hub.store.condensed import read_condensed
-from hmdc_hub.store.download import download_package
+from hmdc_hub.store.hub import download_package
 from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run
 from tests.hub import Fault, LocalHub, Request
