@@ -45,10 +45,8 @@ class Pass(NamedTuple):
 class Network(nn.Module):
     """A network with its intermediate features as explicit outputs.
 
-    Args:
-        taps: What the stages of a pass are, in their order.
-        channels: Colour channels of its input, 1 or 3.
-        heads: Dotted names of the classifiers: one, or two that are averaged.
+    `taps` are what the stages of a pass are, in their order; `channels` those of its input, 1 or 3; `heads` the dotted
+    names of its classifiers, one, or two that are averaged.
     """
 
     def __init__(self, *, taps: tuple[TapInfo, ...], channels: int, heads: tuple[str, ...]) -> None:

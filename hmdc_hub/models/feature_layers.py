@@ -8,7 +8,6 @@ instead (`ResNet`: the stem after max-pooling and the four stages).
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import threading
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from hmdc_hub.errors import ModelError
 from hmdc_hub.models.family import Network, Pass, Shape, TapInfo, TapOutput
-from hmdc_hub.text import first_line
+from hmdc_hub.text import close, first_line
 
 MOST_PREFIXES = 16  # class, distillation and register tokens that a sequence may begin with
 EMBEDDING = -1
@@ -213,7 +212,7 @@ def find_feature_layers(model: nn.Module, images: Tensor, hints: Hints) -> tuple
     unknown = [name for name in hints.modules or () if name not in modules]
     if unknown:
         ending = [name for name in modules if name.rpartition(".")[2] == unknown[0].rpartition(".")[2]][:5]
-        near = ", ".join(ending or difflib.get_close_matches(unknown[0], modules, n=5))
+        near = ", ".join(ending or close(unknown[0], modules, most=5))
         hint = f"Modules with such names: {near or '`pool check` prints its taps'}."
         raise ModelError(f"it has no module {unknown[0]!r} to tap", hint=hint)
     wanted = list(hints.modules) if hints.modules is not None else _candidates(model, hints.heads)

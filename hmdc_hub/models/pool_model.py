@@ -264,11 +264,8 @@ def build_model(
         mean: Channel means that source-normalised images were shifted by, `channels` numbers.
         std: Channel standard deviations that they were divided by.
 
-    Raises:
-        ModelError: The id is unknown, an argument is unknown or wrong, the network cannot have that input size, a tap
-            does not exist, the statistics do not fit the channels, or the weights are not there or do not fit.
-        NetworkError: The Hub cannot be reached, or the cache does not hold a file while offline.
-        AccessError: This account may not read a repository of the Hub.
+    A ModelError says what of the entry is unknown or wrong, or does not fit the source; NetworkError: the Hub cannot be
+    reached, or the cache does not hold a file while offline; AccessError: this account may not read a repository.
     """
     input_size = spec.input_size or source_size
     try:
@@ -320,8 +317,8 @@ def _family(spec: ModelSpec) -> Family:
         return user_modules.family(spec)
     if source == "builtin":
         found = BUILTIN.get(spec.id)
-    elif (of_config := LIBRARIES[source].family_of_config) is not None and re.search(r"[/:]", spec.id):
-        found = of_config(spec.id, weights.config_of(spec))
+    elif LIBRARIES[source].hub_ids and re.search(r"[/:]", spec.id):
+        found = LIBRARIES[source].family_of_config(spec.id, weights.config_of(spec))
     else:
         found = LIBRARIES[source].family(spec.id)
     if found is not None:

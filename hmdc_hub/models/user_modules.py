@@ -35,7 +35,7 @@ PASS_A_FUNCTION = "Pass a function that makes it, as in register_module(lambda: 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """What was registered (an instance: a copy of it), compared by identity."""
+    """What was registered (an instance: a copy of it on the CPU), compared by identity."""
 
     module: nn.Module | Callable[[], nn.Module]
 
@@ -68,13 +68,21 @@ def register_module(module: nn.Module | Callable[[], nn.Module], name: str | Non
         ModelError: It cannot be made, a parameter is not reset, or a field is wrong.
     """
     try:
-        entry = _Entry(copy.deepcopy(module) if isinstance(module, nn.Module) else module)
+        # On a GPU fresh values would come from its own generator.
+        entry = _Entry(copy.deepcopy(module).cpu() if isinstance(module, nn.Module) else module)
     except Exception as error:  # tensors that are no leaves, say
         raise ModelError(f"{type(module).__name__} cannot be copied: {error}", hint=PASS_A_FUNCTION) from error
     with rng.global_seed(rng.generator(0, "build")), torch.device("cpu"):
         net = _made(entry)
         if isinstance(entry.module, nn.Module):
-            _refuse_what_is_not_reset(entry.module)
+            probe = copy.deepcopy(entry.module)
+            with torch.no_grad():
+                for parameter in probe.parameters():
+                    parameter.fill_(torch.nan)
+            _reset(probe)
+            if left := [name for name, parameter in probe.named_parameters() if not bool(parameter.isfinite().all())]:
+                why = f"{_kind(probe)}: no reset_parameters of its modules gives {left[0]} fresh values"
+                raise ModelError(why, hint=PASS_A_FUNCTION)
         elif net is _made(entry):
             same = f"{_kind(net)}: the function returns the same module again"
             raise ModelError(same, hint="Let every call make a new one.")
@@ -140,18 +148,6 @@ def _reset(net: nn.Module) -> None:
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):
             reset()
-
-
-@torch.no_grad()
-def _refuse_what_is_not_reset(module: nn.Module) -> None:
-    probe = copy.deepcopy(module)
-    for parameter in probe.parameters():
-        parameter.fill_(torch.nan)
-    _reset(probe)
-    left = [name for name, parameter in probe.named_parameters() if not bool(parameter.isfinite().all())]
-    if left:
-        why = f"{_kind(module)}: no reset_parameters of its modules gives {left[0]} fresh values"
-        raise ModelError(why, hint=PASS_A_FUNCTION)
 
 
 def _kind(net: nn.Module) -> str:

@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,11 +58,11 @@ class Place(NamedTuple):
             except (RuntimeError, ValueError) as error:  # no such user
                 raise ModelError(f"{name!r} cannot be a path: {error}") from error
         if not is_hub_id(name):
-            none, hint = ("none, ", "") if key == "weights" else ("", "For example google/vit-base-patch16-224.")
-            if spec.source == "torchvision":
-                hint = "torchvision's models also take names such as IMAGENET1K_V1."
-            rule = f"is neither {none}a Hub id (owner/name) nor a path (./x.safetensors)"
-            raise ModelError(f"{key}: {name!r} {rule}", hint=hint)
+            rule, hint = "neither a Hub id nor a path", "For example google/vit-base-patch16-224."
+            if key == "weights":
+                rule = "neither none, a Hub id (owner/name) nor a path (./x.safetensors)"
+                hint = "torchvision's models also take names such as IMAGENET1K_V1." * (spec.source == "torchvision")
+            raise ModelError(f"{key}: {name!r} is {rule}", hint=hint)
         return cls(name, None, spec.revision)
 
     def get(self, file: str) -> Path | None:
@@ -88,13 +89,12 @@ class Place(NamedTuple):
         if (single := self.get(SINGLE)) is not None:
             return [single]
         if (index := self.get(INDEX)) is not None:
-            try:
+            parts: list[Any] = []
+            with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-                wrong = [p for p in parts if not isinstance(p, str) or not re.fullmatch(r"[\w.-]+\.safetensors", p)]
-                if wrong or not parts:
-                    raise ValueError(f"it names {wrong[:1] or 'no file'}")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ModelError(f"{INDEX} of {name} is damaged: {error}") from error
+            wrong = [p for p in parts if not isinstance(p, str) or not re.fullmatch(r"[\w.-]+\.safetensors", p)]
+            if wrong or not parts:
+                raise ModelError(f"{INDEX} of {name} is damaged: it names {wrong[:1] or 'no file'}")
             found = {part: self.get(part) for part in parts}
             if absent := [part for part, path in found.items() if path is None]:
                 raise ModelError(f"{name} lacks {absent[0]}, which its {INDEX} names")
@@ -169,19 +169,11 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
 
 
 def pretrained(spec: ModelSpec, family: Family, net: Network) -> dict[str, Tensor]:
-    """Read the weights that a pool entry names.
+    """Read the weights that a pool entry names, for a network of its family.
 
-    Args:
-        spec: The pool entry.
-        family: Of its network; knows the names of its library.
-        net: The network they are for.
-
-    Returns:
-        Every parameter and buffer of the network but its classifiers', by name; empty for `weights: none`.
-
-    Raises:
-        ModelError: They are not there, damaged, not safetensors, or of another network.
-        NetworkError: The Hub cannot be reached, or the cache does not hold them while offline.
+    They are every parameter and buffer of the network but its classifiers', by name; none for `weights: none`.
+    ModelError: they are not there, damaged, not safetensors, or of another network. NetworkError: the Hub cannot be
+    reached, or the cache does not hold them while offline.
     """
     if spec.weights == "none":
         return {}
@@ -252,10 +244,7 @@ def _tensors(spec: ModelSpec) -> dict[str, Tensor]:
 def _fitting(name: str, net: Network, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Choose what the network's body needs, in its shapes; position embeddings are resized to its grid.
 
-    Args:
-        name: What messages call the weights.
-        net: The network.
-        values: Tensors by its names; those of its classifiers, and others that it does not have, are left out.
+    Of `values`, by its names, those of its classifiers, and others that it does not have, are left out.
     """
     heads = tuple(f"{head}." for head in net.heads)
     wanted = {

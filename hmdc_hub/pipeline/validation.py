@@ -84,8 +84,7 @@ def _check_divisible(index: SourceIndex) -> None:
     for row, label in enumerate(index.train_labels.tolist()):
         if label not in divisible:
             split, start = locate(index.train, row)
-            images = index.reader.images(SplitSlice(split, start, start + 1), str(index.spec.image_column))
-            key = int(file_keys(images)[0])
+            key = int(file_keys(index.images((SplitSlice(split, start, start + 1),)))[0])
             if first.setdefault(label, key) != key:
                 divisible.add(label)
     if whole := [name for label, name in enumerate(index.class_names) if label not in divisible]:

@@ -32,7 +32,7 @@ SPLITS: Mapping[str, str] = {
 }  # names of a top-level folder, in any case, that make it a split
 
 METADATA = ("metadata.csv", "metadata.jsonl")
-TABLES = (".parquet", ".arrow", ".tar")
+TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}  # what reads them, in `datasets`
 ARCHIVES = (".zip", ".tgz", ".7z", ".rar")
 # Formats that Pillow recognises but opens with the help of other programs, or not at all.
 _NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}

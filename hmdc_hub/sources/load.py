@@ -18,9 +18,7 @@ from torch import Tensor
 from hmdc_hub.errors import SourceError
 from hmdc_hub.events import Callback, Note, silent
 from hmdc_hub.schema import LOCAL, LeftOut, SourceSpec
-from hmdc_hub.sources.library import PREFIX as TORCHVISION
-from hmdc_hub.sources.library import open_digits, open_torchvision
-from hmdc_hub.sources.objects import open_data, open_object
+from hmdc_hub.sources.objects import TORCHVISION, open_data, open_digits, open_object, open_torchvision
 from hmdc_hub.sources.pixels import Background, Levels, allocate, fill, open_header, open_image, to_pixels
 from hmdc_hub.sources.reader import Encoded, Reader, SplitSlice, locate
 from hmdc_hub.sources.rows import (
@@ -116,15 +114,16 @@ class SourceIndex:
         if facts.kind != "torchvision":  # to count the rows of a split might download it
             used = {part.split for part in (*self.train, *self.test)}
             unused = [name for name in self.reader.splits if name not in used]
-            words = [(f"split {name!r} is not used", self.reader.rows(name)) for name in unused]
-            left_out = [LeftOut(reason=reason, count=count, examples=[]) for reason, count in words]
+            reasons = {f"split {name!r} is not used": self.reader[name].rows for name in unused}
+            left_out = [LeftOut(reason=reason, count=count, examples=[]) for reason, count in reasons.items()]
             facts = replace(facts, left_out=(*facts.left_out, *left_out))
         scored = len(self.test_labels) + len(self.train_labels) - sum(counts)
         return SourceSummary(self.spec, facts, tuple(self.class_names), tuple(counts), scored)
 
     def images(self, parts: Parts) -> Iterator[Encoded]:
         """Read the images of some rows without decoding them."""
-        return (image for part in parts for image in self.reader.images(part, str(self.spec.image_column)))
+        column = str(self.spec.image_column)
+        return (image for part in parts for image in self.reader[part.split].read(column, part.start, part.stop))
 
     def where(self, row: int) -> str:
         """Name a row of `train` and `test` taken together for errors."""
@@ -172,23 +171,14 @@ def _resolved(reader: Reader, spec: SourceSpec, require_test: bool) -> tuple[Sou
 
 
 def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
-    """Read and decode a source dataset.
+    """Read and decode a source dataset to uint8 images of `spec.size` and `spec.channels`, on the CPU.
 
     All labels are checked before the first image is decoded, and each image is decoded into its place in the order of
     the classes. More than `pixels.MAPPED_FROM` bytes of images lie in a temporary file, which the tensors view.
+    `callback` is told what is used as what, and what is left out.
 
-    Args:
-        spec: The recipe's section; what is None in it is detected.
-        callback: Told what is used as what, and what is left out.
-
-    Returns:
-        uint8 images of `spec.size` and `spec.channels`, the train split sorted by class, on the CPU.
-
-    Raises:
-        UsageError: Something is not as it must be; names the split, column and row, or two images that are in both
-            splits.
-        NetworkError: The dataset must be downloaded and that failed.
-        RunError: The images need a temporary file, and it cannot be made, as on a full disk.
+    A UsageError names the split, column and row, or two images that are in both splits; NetworkError: it must be
+    downloaded and that failed; RunError: the temporary file cannot be made, as on a full disk.
     """
     asked, index = spec.id, index_source(spec)
     spec, names, parts = index.spec, index.class_names, (*index.train, *index.test)
@@ -204,7 +194,7 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
     positions[rows] = np.arange(len(rows))
     out = allocate((len(rows), spec.channels, spec.size, spec.size))
     # White is found over all rows of the splits, so that no slice of them changes it.
-    whole = tuple(SplitSlice(name, 0, index.reader.rows(name)) for name in dict.fromkeys(part.split for part in parts))
+    whole = tuple(SplitSlice(name, 0, index.reader[name].rows) for name in dict.fromkeys(part.split for part in parts))
     levels = Levels(lambda: index.images(whole))
     fill(out, index.images(parts), positions, index.where, spec.fit, background=spec.background, levels=levels)
     images = torch.from_numpy(out)
@@ -218,9 +208,11 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
         torch.from_numpy(labels[test]),
         facts=summary.facts,
         class_names=names,
-        splits=(str(spec.train_split), spec.test_split or str(spec.train_split)),
-        columns=(str(spec.image_column), str(spec.label_column)),
+        train_split=spec.train_split,
+        test_split=spec.test_split or spec.train_split,
         test_fraction=spec.test_fraction,
+        image_column=spec.image_column,
+        label_column=spec.label_column,
         repeated=_count_repeated(index, rows, sorted_.images, test_images, callback),
         bits=levels.in_use,
     )

@@ -5,7 +5,7 @@ Columns are known by the names of the feature types of the `datasets` library, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,18 +79,10 @@ class Reader:
         """Names of the splits, in the dataset's order."""
         return tuple(self._splits)
 
-    def rows(self, split: str) -> int:
-        """Count the rows of a split."""
-        return self[split].rows
-
     def columns(self, split: str, image: str | None, label: str | None) -> tuple[str, str]:
         """Check the columns of a split, or find those that are None; SourceError if that fails."""
         features, where = self[split].features, f"split {split!r} of {self.facts.id}"
         return find_image_column(features, image, where), find_label_column(features, label, where)
-
-    def images(self, part: SplitSlice, image: str) -> Iterator[Encoded]:
-        """Read the images of some rows without decoding them."""
-        return iter(self[part.split].read(image, part.start, part.stop))
 
     def where(self, split: str, column: str, row: int) -> str:
         """Name a row, by the place in a file that it comes from where there is one."""

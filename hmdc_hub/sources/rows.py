@@ -52,7 +52,7 @@ def parse_split(reader: Reader, text: str, key: str) -> Parts:
                 f"source.{key}: {reader.facts.id} has no split {name!r}; its splits are {', '.join(reader.splits)}",
                 hint=f"Write for example  {key}: {(close(name, reader.splits) or reader.splits)[0]}",
             )
-        bounds = [0, rows := reader.rows(name)]
+        bounds = [0, rows := reader[name].rows]
         for place, end in enumerate(ends):
             if end is None:
                 continue

@@ -175,16 +175,14 @@ def make_source(
     *,
     facts: SourceFacts,
     class_names: Sequence[str],
-    splits: tuple[str, str] = ("train", "test"),
-    columns: tuple[str, str] = ("image", "label"),
     **more: Any,
 ) -> Source:
     """Compute statistics and fingerprint of images and put everything together; all tensors are on the CPU.
 
-    `test_images` are uint8 N x channels x side x side, their labels int64 N in 0..C-1. `splits` are train and test as
-    in the recipe, `columns` those of images and labels; `more` is `test_fraction`, `repeated` and `bits` of
-    `SourceInfo`, where they are known.
+    `test_images` are uint8 N x channels x side x side, their labels int64 N in 0..C-1; `more` are other fields of
+    `SourceInfo`: splits and columns, where they have not the usual names, and what else is known.
     """
+    more = {"train_split": "train", "test_split": "test", "image_column": "image", "label_column": "label"} | more
     mean, std = channel_statistics(train.images)
     digest = fingerprint(class_names, train, test_images, test_labels)
     id_ = facts.id
@@ -195,10 +193,6 @@ def make_source(
     info = SourceInfo(
         **vars(facts) | {"id": id_, "left_out": list(facts.left_out)},
         fingerprint=digest,
-        train_split=splits[0],
-        test_split=splits[1],
-        image_column=columns[0],
-        label_column=columns[1],
         class_names=list(class_names),
         train_counts=list(train.counts),
         test_count=len(test_images),

@@ -182,12 +182,18 @@ def _open_folder(source: str, path: Path, config: str | None) -> Reader:
             _refuse_config(source, config)
         return open_images(source, path, found, facts)
     path = path.resolve()  # as `datasets` does
-    if glob.escape(str(path)) != str(path):
-        raise SourceError(
-            f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder of tables",
-            hint="Rename the folder, or give a single file of it as the source.",
-        )
-    builder = _builder(source, str(path), config=config)
+    if (escaped := glob.escape(str(path))) == str(path):
+        builder = _builder(source, str(path), config=config)
+    else:  # to `datasets` a path is a pattern; an escaped one it takes where the one format of the tables is said
+        formats = {TABLES[Path(names[-1]).suffix.lower()] for names in found.tables}
+        if len(formats) != 1 or found.images or {"configs", "dataset_info"} & card.keys():
+            raise SourceError(
+                f"source.id: *, ? and [ in {str(path)!r} are patterns to the library that reads this folder",
+                hint="Rename the folder, or give a single file of it as the source.",
+            )
+        if config != "default":
+            _refuse_config(source, config)
+        builder = _builder(source, formats.pop(), data_dir=escaped)
     facts = replace(facts, config=builder.config.name)
     if not card.get("configs"):
         used = {str(file) for files in builder.config.data_files.values() for file in files}

@@ -238,6 +238,7 @@ class NoLayers(nn.Module):
         (Wrong, "Wrong() fails: "),
         (lambda: 3, "int is no torch.nn.Module"),
         (NoLeaf(), "NoLeaf cannot be copied: "),
+        (nn.Linear(768, 3, device="meta"), "Linear cannot be copied: Cannot copy out of meta tensor"),
     ],
 )  # fmt: skip
 def test_what_cannot_join_a_pool_is_refused_with_what_to_do(module: Any, words: str) -> None:
@@ -295,9 +296,9 @@ def test_a_network_of_another_process_is_refused_with_what_to_do() -> None:
     with pytest.raises(ModelError, match="Pool entry gone: Gone@12345678 is a network of a Python session") as caught:
         build(spec)
     assert "register" in (caught.value.hint or "")
-    known = register_module(Net)
-    with pytest.raises(ModelError, match=f"this process has Net with other parameters or parts .{known.id}"):
-        build(spec.model_copy(update={"id": "Net@00000000"}))
+    known = register_module(NoLayers)
+    with pytest.raises(ModelError, match=f"this process has NoLayers with other parameters or parts .{known.id}"):
+        build(spec.model_copy(update={"id": "NoLayers@00000000"}))
 
 
 WITHOUT_A_FILE = """

@@ -110,17 +110,35 @@ def test_paths_mean_nothing_but_themselves(tmp_path: Path, root: str) -> None:
     assert colours(source) == [RED, GREEN, BLUE]
 
 
-def test_tables_are_read_below_a_folder_of_any_words_but_patterns(tmp_path: Path) -> None:
-    assert load(parquet_folder(tmp_path / "test run/set")).train.counts == (3, 3, 3)
-    (tmp_path / "link").symlink_to(tmp_path / "test run/set")
-    assert load(tmp_path / "link").info == load(tmp_path / "test run/set").info
-    for root in ("my [v2] data", "a*b"):
-        folder = parquet_folder(tmp_path / root)
-        with pytest.raises(SourceError, match=re.escape("*, ? and [ in ")) as caught:
-            load(folder)
-        assert "Rename the folder" in caught.value.hint
-        file = next(folder.glob("data/train*.parquet"))
-        assert load(file, test_fraction=0.3).train.counts == (2, 2, 2)
+@pytest.mark.parametrize("root", ["my [v2] data", "a*b", "what?", "test run/set"])
+def test_tables_in_such_paths_are_read_too(tmp_path: Path, root: str) -> None:
+    parquet_folder(tmp_path / "aXb", train=rows(9, first=60))
+    folder = parquet_folder(tmp_path / root)
+    write_parquet(folder / "more.parquet", dict(zip(("image", "label"), rows(9, 60), strict=True)), FEATURES)
+    found, plain = load(folder).info, load(folder.rename(tmp_path / "plain")).info
+    assert (found.id, found.train_counts) == (Path(root).name, [3, 3, 3])
+    assert found == plain.model_copy(update={"id": found.id}), "left out are the same, read is the same"
+    assert found.left_out[0].examples == ["more.parquet"]
+    folder = parquet_folder(tmp_path / root, train=rows(12))
+    assert load(folder).train.counts == (4, 4, 4), "what was prepared before must not be taken for it"
+    file = next(folder.glob("data/train*.parquet"))
+    assert load(file, test_fraction=0.3).train.counts == (3, 3, 3)
+    (tmp_path / "link").symlink_to(folder)
+    assert load(tmp_path / "link").info == load(folder).info
+    with pytest.raises(SourceError, match="source.config: .*other"):
+        load(folder, config="other")
+
+
+@pytest.mark.parametrize("beside", ["README.md", "some.arrow", "metadata.parquet"])
+def test_tables_in_such_paths_are_refused_where_their_format_is_no_matter_of_names(tmp_path: Path, beside: str) -> None:
+    folder = parquet_folder(tmp_path / "a*b")
+    card = "---\nconfigs:\n- config_name: one\n  data_files: data/*.parquet\n---\n"
+    (folder / beside).write_text(card if beside == "README.md" else "")
+    if beside == "metadata.parquet":
+        write(folder / "ant" / "0.png", COLOURS[0], 0)
+    with pytest.raises(SourceError, match=re.escape("*, ? and [ in ")) as caught:
+        load(folder)
+    assert "Rename the folder" in caught.value.hint
 
 
 @pytest.mark.parametrize("suffix", ["avif", "jfif", "JPG", "PnG", "webp", "bmp", "tif", "gif", ""])

@@ -13,7 +13,7 @@ from PIL import Image
 from hmdc_hub.errors import NetworkError, SourceError
 from hmdc_hub.schema import SourceSpec
 from hmdc_hub.sources import Source, load_source, open_reader, resolve_source
-from hmdc_hub.sources.library import TORCHVISION
+from hmdc_hub.sources.objects import SETS
 from hmdc_hub.store.files import cache_folder
 from tests.sources.files import write_idx
 
@@ -42,7 +42,7 @@ def test_raw_files_that_are_there_are_read(name: str) -> None:
     assert source.train.of_class(3)[:, 0, 0, 0].tolist() == [3, 13]
     assert source.test_labels.tolist() == list(range(10))
     assert source.info.class_names == getattr(torchvision.datasets, name).classes
-    assert source.info.license == TORCHVISION[name].license
+    assert source.info.license == SETS[name].license
     assert (source.info.kind, source.info.revision, source.info.test_split) == ("torchvision", None, "test")
 
 
@@ -158,10 +158,10 @@ def test_refused_keys(keys: dict[str, Any], words: str, next_step: str) -> None:
     assert next_step in caught.value.hint
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", SETS)
 def test_every_set_exists_and_takes_its_arguments(name: str) -> None:
     made = getattr(torchvision.datasets, name)
-    known = TORCHVISION[name]
+    known = SETS[name]
     assert "train" in known.splits
     assert {"test", "val"} & set(known.splits)
     for arguments in known.splits.values():
