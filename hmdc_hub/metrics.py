@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -68,10 +68,14 @@ def scores_rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 def scores_frame(scores: Scores) -> pandas.DataFrame:
-    """Return `scores_rows` as a frame."""
+    """Tabulate every training, in the order of scores.json, as a session reads it.
+
+    `accuracy` and `ece` are in [0, 1]; `seen` is whether the model took part in condensing.
+    """
     import pandas
 
-    return pandas.DataFrame(scores_rows(scores))
+    frame = pandas.DataFrame(scores_rows(scores)).rename(columns={"condensed_by": "seen"})
+    return frame[["model", "training_set", "draw", "seed", "accuracy", "ece", "seen"]]
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -113,65 +117,53 @@ def columns_of(models: Sequence[str]) -> dict[str, Sequence[str]]:
     return {model: [model] for model in models} | {MEAN: models}
 
 
-def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
+def summarise(
+    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], condensed_by: Sequence[str]
+) -> dict[str, Any]:
+    """Compute everything in `Scores` that follows from single trainings, by the names of its fields; n counts seeds.
 
-
-def table(
-    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], what: Measure = "accuracy"
-) -> dict[str, dict[str, Estimate]]:
-    """Summarise every training set on every architecture and on the mean over them (`mean`); n counts seeds."""
+    `sets`, `condensed` among them, and `models` give the order; `condensed_by` may name other models, too.
+    """
     columns = columns_of(models)
-    return {name: {column: estimate(by_seed(cells, name, of, what)) for column, of in columns.items()} for name in sets}
-
-
-def gain(cells: Sequence[Cell], baselines: Sequence[str], models: Sequence[str]) -> dict[str, dict[str, Estimate]]:
-    """Summarise condensed minus each baseline, seed by seed, as `table`; `mean` is the difference of means."""
-    condensed = {column: by_seed(cells, CONDENSED, of) for column, of in columns_of(models).items()}
+    measures: tuple[Measure, Measure] = ("accuracy", "ece")
+    accuracy, ece = (
+        {name: {column: by_seed(cells, name, of, what) for column, of in columns.items()} for name in sets}
+        for what in measures
+    )
+    gains = {
+        name: {column: _minus(accuracy[CONDENSED][column], row[column]) for column in columns}
+        for name, row in accuracy.items()
+        if name != CONDENSED
+    }
+    # How much better those architectures do that took part in condensing than the others. A set that suits its own
+    # networks alone has a gap far above that of real images, which favour nobody.
+    inside, outside = ([model for model in models if (model in condensed_by) == seen] for seen in (True, False))
+    compared = sets if inside and outside else ()
     return {
-        name: {
-            column: estimate(_minus(condensed[column], by_seed(cells, name, of)))
-            for column, of in columns_of(models).items()
-        }
-        for name in baselines
+        "table": {name: {column: estimate(found) for column, found in row.items()} for name, row in accuracy.items()},
+        "gain": {name: {column: estimate(found) for column, found in row.items()} for name, row in gains.items()},
+        "gap": {
+            name: estimate(_minus(by_seed(cells, name, inside), by_seed(cells, name, outside))) for name in compared
+        },
+        "ece": {name: {column: estimate(found) for column, found in row.items()} for name, row in ece.items()},
+        "ranking": _ranking(accuracy),
     }
 
 
-def gap(
-    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], condensed_by: Sequence[str]
-) -> dict[str, Estimate]:
-    """Summarise, seed by seed, how much better architectures do that took part in condensing than the others.
-
-    A set that suits its own networks alone has a gap far above that of real images, which favour nobody. Empty if all
-    of the models took part, or none.
-    """
-    inside = [model for model in models if model in condensed_by]
-    outside = [model for model in models if model not in condensed_by]
-    if not inside or not outside:
-        return {}
-    return {name: estimate(_minus(by_seed(cells, name, inside), by_seed(cells, name, outside))) for name in sets}
-
-
-def ranking(cells: Sequence[Cell], models: Sequence[str]) -> dict[str, Ranking]:
+def _ranking(accuracy: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Ranking]:
     """Compute improvement over random, recovery of full-data accuracy and the score of DD-Ranking, seed by seed.
 
     Source: Li et al., DD-Ranking: Rethinking the Evaluation of Dataset Distillation, arXiv 2505.13300, section 3; with
-    hard labels and equal weight of both.
-
-    Returns:
-        By model and for the mean over models; without trainings on random images empty, without those on the full
-        set with improvement alone.
+    hard labels and equal weight of both. Takes accuracies of each seed by training set and column; without those on
+    random images there is nothing, without those on the full set improvement alone.
     """
-    trained = {cell.training_set for cell in cells}
-    if RANDOM not in trained:
-        return {}
     found = {}
-    for column, of in columns_of(models).items():
-        condensed = by_seed(cells, CONDENSED, of)
-        improvement = _minus(condensed, by_seed(cells, RANDOM, of))
+    for column in accuracy.get(RANDOM, ()):
+        condensed = accuracy[CONDENSED][column]
+        improvement = _minus(condensed, accuracy[RANDOM][column])
         recovery = score = None
-        if FULL in trained:
-            lost = _minus(by_seed(cells, FULL, of), condensed)
+        if FULL in accuracy:
+            lost = _minus(accuracy[FULL][column], condensed)
             halves = [half / 2 for half in _minus(improvement, lost)]
             least = math.exp(-1)
             score = estimate([(math.exp(half) - least) / (math.e - least) for half in halves])
@@ -180,20 +172,8 @@ def ranking(cells: Sequence[Cell], models: Sequence[str]) -> dict[str, Ranking]:
     return found
 
 
-def summarise(
-    cells: Sequence[Cell], sets: Sequence[str], models: Sequence[str], condensed_by: Sequence[str]
-) -> dict[str, Any]:
-    """Compute everything in `Scores` that follows from single trainings, by the names of its fields.
-
-    `sets`, `condensed` among them, and `models` give the order; `condensed_by` may name other models, too.
-    """
-    return {
-        "table": table(cells, sets, models),
-        "gain": gain(cells, [name for name in sets if name != CONDENSED], models),
-        "gap": gap(cells, sets, models, condensed_by),
-        "ece": table(cells, sets, models, "ece"),
-        "ranking": ranking(cells, models),
-    }
+def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> Labels:

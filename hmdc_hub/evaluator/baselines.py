@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,10 +69,10 @@ def of_run(recipe: Recipe, run: RunDir) -> EvaluatedSet:
     images, labels = read_parquet(run.parquet, shape=training_shape(info, run.condensed))
     exact = initialisation = None
     if "exact" in recipe.evaluate.baselines:
-        stored, _, _ = read_condensed(run.condensed)
-        exact = multi_formation.decode(_by_class(stored, n), factor).flatten(0, 1)
+        stored = torch.unflatten(read_condensed(run.condensed)[0], 0, (-1, n))
+        exact = multi_formation.decode(stored, factor).flatten(0, 1)
     if "initialisation" in recipe.evaluate.baselines:
-        initialisation = _by_class(read_condensed(run.initialisation)[0], n)
+        initialisation = torch.unflatten(read_condensed(run.initialisation)[0], 0, (-1, n))
     return EvaluatedSet(
         name=recipe.name,
         images=images,
@@ -86,10 +87,6 @@ def of_run(recipe: Recipe, run: RunDir) -> EvaluatedSet:
         family_hash=recipe.without_paths(info.source).family_hash(),
         seed=recipe.seed,
     )
-
-
-def _by_class(synthetic: Tensor, n: int) -> Tensor:
-    return synthetic.reshape(-1, n, *synthetic.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +111,9 @@ def training_sets(
 ) -> list[TrainingSet]:
     """Make every training set of a protocol, in the order condensed, then as `baselines` lists them; all on the CPU.
 
-    Real images depend on protocol, source and budget alone: sets condensed with several seeds meet the same ones.
-
-    Args:
-        protocol: Says which baselines and how many draws of the random ones.
-        source: Where real images come from, on the CPU.
-        evaluated: The condensed set.
-        device: Where real images are embedded and clustered.
-
-    Raises:
-        FormatError: The set holds images of another shape than the source, or of other classes.
-        UsageError: The protocol compares with something that this set does not have.
+    Real images depend on protocol, source and budget alone: sets condensed with several seeds meet the same ones. They
+    are embedded and clustered on `device`. FormatError: the set holds images of another shape than the source, or of
+    other classes; UsageError: the protocol compares with something that it does not have.
     """
     wanted = tuple(source.train.images.shape[1:])
     initialisation = [] if evaluated.initialisation is None else [evaluated.initialisation.flatten(0, 1)]
@@ -136,74 +125,85 @@ def training_sets(
         raise FormatError(
             f"{evaluated.name} has {len(evaluated.stored)} classes, its source {source.train.num_classes}."
         )
-    return [_made(name, draw, protocol, source, evaluated, device) for name, draw in protocol.training_sets()]
+    maker = _Maker(protocol, source, evaluated, device)
+    return [maker.make(name, draw) for name, draw in protocol.training_sets()]
 
 
-def _made(
-    name: str, draw: int, protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet, device: torch.device
-) -> TrainingSet:
-    real, stored = source.train, sum(evaluated.stored)
-    if name == CONDENSED:
-        return TrainingSet(name, 0, evaluated.images, evaluated.labels, stored)
-    if evaluated.lacks(name) and name != "random-encoded":
-        raise UsageError(
-            f"evaluate.baselines names {name}, which {evaluated.name} does not have.",
-            hint="Leave it out: --baselines random,k-means",
-        )
-    if name == FULL:
-        return TrainingSet(name, 0, real.images, real.labels, len(real.images))
-    if evaluated.exact is not None and name == "exact":
-        return TrainingSet(name, 0, evaluated.exact, evaluated.labels.clone(), stored)
-    if evaluated.initialisation is not None and name == "initialisation":
-        decoded = multi_formation.decode(evaluated.initialisation, evaluated.factor)
-        labels = _labels([decoded.shape[1]] * len(decoded))
-        return TrainingSet(name, 0, to_uint8(decoded.flatten(0, 1)), labels, stored)
-    if name == "random-encoded":
-        return TrainingSet(name, draw, *_encoded(draw, protocol, source, evaluated), stored)
-    counts = [(label, count) for label, count in enumerate(evaluated.stored) if count]
-    if name == "random":
-        rows = [_draw(protocol, source, name, draw, label, count) for label, count in counts]
-    else:
-        model = fresh_model(protocol.models[0], source, protocol.seed, device)
-        rows = [_representatives(name, protocol, source, model, label, count) for label, count in counts]
-    chosen = torch.cat(rows)
-    return TrainingSet(name, draw, real.images[chosen], real.labels[chosen], len(chosen))
+class _Maker(NamedTuple):
+    """Makes the training sets of one evaluation."""
+
+    protocol: EvaluateSpec
+    source: Source
+    evaluated: EvaluatedSet
+    device: torch.device
+
+    def make(self, name: str, draw: int) -> TrainingSet:
+        evaluated, real, stored = self.evaluated, self.source.train, sum(self.evaluated.stored)
+        if name == CONDENSED:
+            return TrainingSet(name, 0, evaluated.images, evaluated.labels, stored)
+        if evaluated.lacks(name) and name != "random-encoded":
+            raise UsageError(
+                f"evaluate.baselines names {name}, which {evaluated.name} does not have.",
+                hint="Leave it out: --baselines random,k-means",
+            )
+        if name == FULL:
+            return TrainingSet(name, 0, real.images, real.labels, len(real.images))
+        if evaluated.exact is not None and name == "exact":
+            return TrainingSet(name, 0, evaluated.exact, evaluated.labels.clone(), stored)
+        if evaluated.initialisation is not None and name == "initialisation":
+            decoded = to_uint8(multi_formation.decode(evaluated.initialisation, evaluated.factor))
+            return TrainingSet(name, 0, *_with_labels([*decoded]), stored)
+        if name == "random-encoded":
+            return TrainingSet(name, draw, *_with_labels(self.encoded(draw)), stored)
+        counts = [(label, count) for label, count in enumerate(evaluated.stored) if count]
+        if name == "random":
+            rows = [self.drawn(name, draw, label, count) for label, count in counts]
+        else:
+            model = fresh_model(self.protocol.models[0], self.source, self.protocol.seed, self.device)
+            rows = [self.representatives(name, model, label, count) for label, count in counts]
+        chosen = torch.cat(rows)
+        return TrainingSet(name, draw, real.images[chosen], real.labels[chosen], len(chosen))
+
+    def encoded(self, draw: int) -> list[Tensor]:
+        """Keep of each class as many random real images, in as many synthetic ones, as the condensed set of its own."""
+        factor, made = self.evaluated.factor, []
+        for label, count in enumerate(self.evaluated.stored):
+            wanted = count * factor**2
+            rows = self.drawn("random-encoded", draw, label, wanted)
+            # A class with fewer images than are wanted shows each of them more than once, as in the initialisation.
+            rows = rows.repeat(-(-wanted // max(len(rows), 1)))[:wanted]
+            unit, side = self.source.train.images[rows].float() / 255, self.source.train.side
+            stored = to_uint8(multi_formation.encode(unit, factor, side))
+            made.append(to_uint8(multi_formation.decode(stored.float() / 255, factor)))
+        return made
+
+    def drawn(self, name: str, draw: int, label: int, count: int) -> Tensor:
+        """Draw rows of a class."""
+        rows = self.rows(label)
+        gen = rng.generator(self.protocol.seed, "baseline", name, draw, label)
+        return rows[torch.randperm(len(rows), generator=gen)[:count]]
+
+    def representatives(self, name: str, model: PoolModel, label: int, count: int) -> Tensor:
+        """Choose distinct rows of a class by the embeddings of their images."""
+        rows = self.rows(label)
+        if len(rows) <= count:
+            return rows
+        with torch.no_grad():
+            batches = (self.source.train.images[part].to(self.device) for part in torch.split(rows, EMBED_BATCH))
+            points = torch.cat([model.embed(model.prepare(self.source.normalise(batch))) for batch in batches]).float()
+        if name == "herding":
+            return rows[cluster.herd(points, count).cpu()]
+        centres = cluster.kmeans(points, count, rng.generator(self.protocol.seed, "k-means", label))
+        return rows[cluster.nearest(points, centres, distinct=True).cpu()]
+
+    def rows(self, label: int) -> Tensor:
+        return torch.arange(self.source.train.offsets[label], self.source.train.offsets[label + 1])
 
 
-def _encoded(draw: int, protocol: EvaluateSpec, source: Source, evaluated: EvaluatedSet) -> tuple[Tensor, Tensor]:
-    """Keep as many random real images, in as many synthetic ones, as the condensed set keeps of its own."""
-    factor, made = evaluated.factor, []
-    for label, count in enumerate(evaluated.stored):
-        wanted = count * factor**2
-        rows = _draw(protocol, source, "random-encoded", draw, label, wanted)
-        # A class with fewer images than are wanted shows each of them more than once, as in the initialisation.
-        rows = rows.repeat(-(-wanted // max(len(rows), 1)))[:wanted]
-        stored = to_uint8(multi_formation.encode(source.train.images[rows].float() / 255, factor, source.train.side))
-        made.append(to_uint8(multi_formation.decode(stored.float() / 255, factor)))
-    return torch.cat(made), _labels([len(images) for images in made])
-
-
-def _draw(protocol: EvaluateSpec, source: Source, name: str, draw: int, label: int, count: int) -> Tensor:
-    rows = _rows(source, label)
-    gen = rng.generator(protocol.seed, "baseline", name, draw, label)
-    return rows[torch.randperm(len(rows), generator=gen)[:count]]
-
-
-def _representatives(
-    name: str, protocol: EvaluateSpec, source: Source, model: PoolModel, label: int, count: int
-) -> Tensor:
-    """Choose distinct real images of a class by their embeddings."""
-    rows = _rows(source, label)
-    if len(rows) <= count:
-        return rows
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        batches = (source.train.images[part].to(device) for part in torch.split(rows, EMBED_BATCH))
-        points = torch.cat([model.embed(model.prepare(source.normalise(batch))) for batch in batches]).float()
-    if name == "herding":
-        return rows[cluster.herd(points, count).cpu()]
-    centres = cluster.kmeans(points, count, rng.generator(protocol.seed, "k-means", label))
-    return rows[cluster.nearest(points, centres, distinct=True).cpu()]
+def _with_labels(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Put images of class 0, 1, ... behind each other, with their labels."""
+    counts = torch.tensor([len(of_class) for of_class in images])
+    return torch.cat([*images]), torch.arange(len(images)).repeat_interleave(counts)
 
 
 def fresh_model(spec: ModelSpec, source: Source, seed: int, device: torch.device) -> PoolModel:
@@ -216,27 +216,12 @@ def fresh_model(spec: ModelSpec, source: Source, seed: int, device: torch.device
     return model.eval()
 
 
-def _labels(counts: Sequence[int]) -> Tensor:
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-
-
-def _rows(source: Source, label: int) -> Tensor:
-    return torch.arange(source.train.offsets[label], source.train.offsets[label + 1])
-
-
 def hold_out(source: Source, share: float, seed: int) -> Source:
     """Put a random share of each class of the train split in the place of the test split, to choose settings on.
 
     The images that are left are those that baselines are drawn from. A set that was condensed before has seen all of
     them: settings of condensing itself are chosen with slices of the split (`train[:80%]`) in the recipe's source.
-
-    Args:
-        source: On the CPU.
-        share: Of each class, rounded, at least one image; in (0, 1).
-        seed: Of the draw.
-
-    Raises:
-        UsageError: A class has too few images to give one and keep one.
+    `share`, in (0, 1), is rounded, to at least one image; UsageError: a class has too few to give one and keep one.
     """
     train, taken = source.train, []
     check_counts(train.counts, source.info.class_names)

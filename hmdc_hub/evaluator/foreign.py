@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmdc_hub import multi_formation
 from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NotFoundError, SourceError, UsageError
 from hmdc_hub.evaluator.baselines import EvaluatedSet
-from hmdc_hub.evaluator.pixels import check_shapes, content_hash, images_and_labels, not_normalised, pixels_of, times
+from hmdc_hub.evaluator.pixels import OVERSHOOT, OVERSHOOT_SHARE, Statistics, not_by, usual
+from hmdc_hub.schema import canonical_json
 from hmdc_hub.sources import Source, read_images
 from hmdc_hub.store.condensed import METADATA_KEY, check_header, read_condensed
 from hmdc_hub.store.dataset import CondensedDataset
@@ -27,6 +30,7 @@ from hmdc_hub.text import some
 
 # A set may have so many images, and so many times the images of its source: it is smaller, and all in memory.
 FEW, TIMES = 1000, 10
+ROUNDING = 1e-4  # how far outside [0, 1] floats may lie that are meant to be in it
 MOST_PIXELS = 2**24  # of an image of a set: 4096 x 4096
 # Most bytes that a parquet file holds unpacked, and how many times its size beside them.
 UNPACKED, TIMES_UNPACKED = 64 * 1024 * 1024, 20
@@ -65,30 +69,24 @@ def evaluated_set(
     fit: Literal["crop", "stretch"] = "crop",
     background: Literal["white", "black"] = "white",
 ) -> EvaluatedSet:
-    """Read a condensed set of any program, its labels as those of the source.
+    """Read a condensed set of any program, in the order of its data, with labels as those of the source.
+
+    UsageError: it is not there, is no set of images with labels, or does not fit the source; FormatError: it is a file
+    of ours and damaged; NetworkError: it must be downloaded and that failed.
 
     Args:
         data: A safetensors file, with tensors as the pair below or of ours. Or what can be a source: a parquet file, a
             folder of parquet files or of one folder of images per class, a dataset on the Hub, `builtin:digits`, a
             `datasets.Dataset` or a torch dataset; of these the train split, or the only one, is read, and images become
             of the source's side and channels as its own did. Or a `CondensedDataset`, or the pair (images, labels):
-            N x ch x H x W or N x H x W x ch, uint8 or floats in [0, 1], and N whole numbers.
-        source: What the set was condensed from, on the CPU.
+            N x ch x H x W or N x H x W x ch, uint8 or floats in [0, 1], which are kept as `exact`; N whole numbers.
+        source: What the set was condensed from, on the CPU. It may have classes of which the set has no image.
         name: What reports call it; None: as the file or dataset is called.
         config: Configuration of a folder or dataset.
         revision: Branch, tag or commit of a dataset on the Hub.
         normalised: The floats are source-normalised, `(pixel - mean) / std`, instead of pixels in [0, 1].
         fit: As `source.fit` of the recipe, for images that are not square.
         background: As `source.background`, for images with transparent pixels.
-
-    Returns:
-        The set in the order of the data; classes may have different numbers of images, or none. `exact` are the floats,
-        where there are such.
-
-    Raises:
-        UsageError: It is not there, is no set of images with labels, or does not fit the source.
-        FormatError: It is a file of ours and damaged.
-        NetworkError: It must be downloaded and that failed.
     """
     if isinstance(data, EvaluatedSet):
         return data
@@ -102,7 +100,7 @@ def evaluated_set(
     name = name or (data.header.name if isinstance(data, CondensedDataset) else "set")
     reader = _Reader(name, name, source, normalised)
     if (pair := _tensors(data)) is not None:
-        return reader.pair(*images_and_labels(name, *pair))
+        return reader.pair(*pair)
     reader.refuse_normalised("holds images, and only floats can be normalised")
     if isinstance(data, CondensedDataset):
         reader.check_fits(data.images.shape)
@@ -112,9 +110,13 @@ def evaluated_set(
 
 
 def refuse_arrays(path: Path, lines: str = _AS_TENSORS) -> None:
-    """Refuse, by its name, a file of arrays, whose readers may run code, or a folder of such; `lines` convert them."""
+    """Refuse, by its name, a file of arrays, whose readers may run code; `lines` convert them.
+
+    Likewise a folder that could not be read and has such, but nothing that is usually read.
+    """
     files = [file for file in path.rglob("[!.]*") if not file.is_dir()] if path.is_dir() else [path]
-    if files and all(_ARRAYS.search(file.name) for file in files):
+    usual = {*Image.registered_extensions(), ".parquet", ".arrow", ".tar"} if path.is_dir() else ()
+    if any(_ARRAYS.search(file.name) for file in files) and not any(file.suffix.lower() in usual for file in files):
         raise UsageError(
             f"{path} is not read: files of arrays can hold a pickle, and to open one can run any program.",
             hint="If you trust it, convert it (docs/your-data.md, Arrays, has more lines):\n"
@@ -132,7 +134,8 @@ class _Reader(NamedTuple):
 
     def path(self, path: Path, options: dict[str, Any]) -> EvaluatedSet:
         """Read what can be named: a file, a folder, a dataset on the Hub."""
-        refuse_arrays(path)
+        if not path.is_dir():
+            refuse_arrays(path)
         if path.suffix == ".safetensors" and not path.is_dir():
             for option in ("config", "revision"):
                 if options[option] is not None:
@@ -159,10 +162,10 @@ class _Reader(NamedTuple):
             found = read_images(data, size=side, channels=3 if channels == 3 else 1, **options)
         except SourceError as error:
             if path is not None and path.is_dir():
-                refuse_arrays(path)
                 if files := sorted(path.glob("*.safetensors")):
                     hint = f"Name the file: {files[0]}"
                     raise UsageError(f"{path} is a folder that holds no images.", hint=hint) from None
+                refuse_arrays(path)
             hint = _reworded(error.hint)
             raise UsageError(_reworded(error.message), hint=_COLUMNS if "_column: " in hint else hint) from error
         except NetworkError as error:
@@ -192,10 +195,10 @@ class _Reader(NamedTuple):
                 whole = {key for key, part in slices.items() if part.get_dtype()[0] in "IU"}
                 images, labels = _keys(path, shapes, whole)
                 # All of it before a tensor is read: its file may be larger than the memory.
-                check_shapes(self.what, images, shapes[images], labels, shapes[labels], labels in whole)
+                self.check_shapes(images, shapes[images], labels, shapes[labels], labels in whole)
                 self.refuse_many(shapes[images][0])
                 self.check_fits(shapes[images])
-                pair = images_and_labels(self.what, file.get_tensor(images), file.get_tensor(labels))
+                pair = file.get_tensor(images), file.get_tensor(labels)
         except HmdcError:
             raise  # some of ours are of the types below
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -218,10 +221,62 @@ class _Reader(NamedTuple):
         return self.numbered(to_uint8(exact), labels, header.class_names, **known)
 
     def pair(self, images: Tensor, labels: Tensor, sha256: str | None = None) -> EvaluatedSet:
-        """Take images N x ch x H x W and class numbers N."""
+        """Take images, N x ch x H x W or N x H x W x ch, uint8 or floats, and their classes, N whole numbers."""
+        whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        self.check_shapes("images", tuple(images.shape), "labels", tuple(labels.shape), whole)
         self.check_fits(images.shape)
-        pixels, exact, notes = pixels_of(self.what, images, self.source, normalised=self.normalised)
-        return self.numbered(pixels, labels, None, exact=exact, notes=notes, sha256=sha256)
+        images = images if images.shape[1] in (1, 3) else images.permute(0, 3, 1, 2)
+        # They may lie on a GPU, and be what an optimiser has just changed.
+        images, labels = images.detach().cpu().contiguous(), labels.detach().cpu().long()
+        if images.dtype == torch.uint8:
+            self.refuse_normalised("holds uint8 images, which are pixels")
+            return self.numbered(images, labels, None, sha256=sha256)
+        exact, notes = self.unit(images)
+        return self.numbered(to_uint8(exact), labels, None, exact=exact, notes=notes, sha256=sha256)
+
+    def unit(self, images: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+        """Turn floats, N x ch x H x W, into pixels in [0, 1] (float32), with what to note."""
+        what = self.what
+        if not images.is_floating_point():
+            raise UsageError(
+                f"{what}: images are {str(images.dtype).removeprefix('torch.')}; pixels are uint8 from 0 to 255 or "
+                "floats from 0 to 1.",
+                hint="Save images.to(torch.uint8).",
+            )
+        images = images.float()
+        if bad := int((~images.isfinite()).sum()):
+            raise UsageError(f"{what}: {bad} of {images.numel()} values of the images are NaN or infinite.")
+        low, high = (float(bound) for bound in images.aminmax())
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            # Beside catching a mistake this makes the file's hash name one set: it can be read in one way only.
+            self.refuse_normalised(f"holds images from {low:.4g} to {high:.4g}, as pixels are")
+            return images.clamp(0, 1), ()
+        own = Statistics("the source's", tuple(self.source.info.mean), tuple(self.source.info.std))
+        hint = not_by(own, images)
+        if not self.normalised:
+            raise UsageError(
+                f"{what}: images reach from {low:.4g} to {high:.4g}; pixels are floats from 0 to 1, or uint8.",
+                hint=hint
+                or "--normalised maps pixels that were normalised by the source's mean and std back; values up to 255 "
+                "are saved as images.round().to(torch.uint8).",
+            )
+        if hint:
+            raise UsageError(
+                f"{what}: these images cannot have been normalised by {own}, with which they would be mapped back.",
+                hint=hint,
+            )
+        if (share := own.outside(images)) > OVERSHOOT_SHARE:
+            fitting = [str(other) for other in usual(images) if other.outside(images) <= OVERSHOOT_SHARE]
+            raise UsageError(
+                f"{what}: {share:.1%} of the pixels lie more than {OVERSHOOT} outside [0, 1] when mapped back with "
+                f"{own}; at most {OVERSHOOT_SHARE:.0%} may, so others must have normalised them.",
+                hint="Map them back with the statistics they were made with, and save pixels from 0 to 1."
+                + (f" Of those in use these would fit: {'; '.join(fitting)}." if fitting else ""),
+            )
+        pixels = self.source.denormalise(images)
+        low, high = (float(bound) for bound in pixels.aminmax())
+        clamped = int(((own.back(images) - pixels).abs() > ROUNDING).sum()) / pixels.numel()
+        return pixels, (f"mapped back to pixels from {low:.3f} to {high:.3f}, {clamped:.1%} of them clamped",)
 
     def numbered(self, images: Tensor, labels: Tensor, names: Sequence[str] | None, **known: Any) -> EvaluatedSet:
         """Number labels, which are numbers of `names` if there are such, as the source does; `known` of the set."""
@@ -234,7 +289,7 @@ class _Reader(NamedTuple):
         if missing := [name for name, number in zip(classes, counts, strict=True) if number == 0]:
             note = f"no image of {len(missing)} of {len(classes)} classes: {some(missing)}"
             known["notes"] = (*known.get("notes", ()), note)
-        known["sha256"] = known.get("sha256") or content_hash(images, labels, known.get("exact"))
+        known["sha256"] = known.get("sha256") or _content_hash(images, labels, known.get("exact"))
         stored = tuple(number // known.get("factor", 1) ** 2 for number in counts)
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).lstrip("._-") or "set"
         return EvaluatedSet(name, images, labels, stored, **known)
@@ -254,7 +309,45 @@ class _Reader(NamedTuple):
     def refuse_normalised(self, why: str) -> None:
         """Refuse --normalised, since nothing is there to be mapped back."""
         if self.normalised:
-            raise not_normalised(self.what, why)
+            raise UsageError(f"--normalised does not apply: {self.what} {why}.", hint="Leave it out.")
+
+    def check_shapes(
+        self, images: str, shape: Sequence[int], labels: str, labels_shape: Sequence[int], whole: bool
+    ) -> None:
+        """Refuse tensors that are not images and labels by their names and shapes, with a UsageError.
+
+        Wanted are N x ch x H x W or N x H x W x ch with 1 or 3 channels, and N whole numbers.
+        """
+        what = self.what
+        if len(shape) != 4:
+            raise UsageError(
+                f"{what}: images are {_times(shape)}, not N x channels x height x width.",
+                hint="Grey images without channels become that by images[:, None], grouped ones by "
+                "images.flatten(0, 1).",
+            )
+        count = shape[0]
+        if count == 0:
+            raise UsageError(f"{what} has no images: {images} is {_times(shape)}.")
+        if not whole and len(labels_shape) == 2 and labels_shape[0] == count:
+            raise UsageError(
+                f"{what}: {labels} holds {_times(labels_shape)} floats, soft labels, and the protocols here train on "
+                "hard ones. To take the largest of each silently would be to score another set.",
+                hint=f"To score that other set, save {labels}.argmax(1) as labels, and say so wherever you give the "
+                "score.",
+            )
+        if not whole or tuple(labels_shape) != (count,):
+            kind = "whole numbers" if whole else "values that are no whole numbers"
+            raise UsageError(
+                f"{what}: {labels} holds {_times(labels_shape)} {kind} instead of {count} class numbers, one per "
+                "image.",
+                hint="Save the class number of every image as int64, in the order of the images.",
+            )
+        if shape[1] not in (1, 3) and shape[3] not in (1, 3):
+            raise UsageError(
+                f"{what}: images are {_times(shape)}; neither the second nor the last number is 1 (grey) or 3 "
+                "(colour).",
+                hint="Save them as N x channels x height x width.",
+            )
 
     def check_fits(self, shape: Sequence[int]) -> None:
         """Refuse images, given by their shape, of other size or channels than the source's."""
@@ -275,6 +368,21 @@ class _Reader(NamedTuple):
             )
 
 
+def _times(shape: Sequence[int]) -> str:
+    """Write a shape: `5 x 3 x 8 x 8`."""
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _content_hash(images: Tensor, labels: Tensor, exact: Tensor | None) -> str:
+    """Hash pixels (uint8), class indices (int64) and, if there are any, exact floats (float32) with SHA-256 (hex)."""
+    digest = hashlib.sha256(canonical_json({"images": list(images.shape)}).encode())
+    digest.update(images.contiguous().numpy().data)
+    digest.update(labels.numpy().astype("<i8").data)
+    if exact is not None:
+        digest.update(exact.contiguous().numpy().astype("<f4").data)
+    return digest.hexdigest()
+
+
 def _tensors(data: Any) -> tuple[Tensor, Tensor] | None:
     """Take a pair of images and numbers as tensors; None: it is none, or its labels are text."""
     if not (isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape")):
@@ -287,7 +395,7 @@ def _tensors(data: Any) -> tuple[Tensor, Tensor] | None:
 
 def _keys(path: Path, shapes: Mapping[str, tuple[int, ...]], whole: set[str]) -> tuple[str, str]:
     """Find `images`, or the only tensor of four dimensions, and `labels`, or what can be it."""
-    holds = ", ".join(f"{key} ({times(shape)})" for key, shape in shapes.items()) or "nothing"
+    holds = ", ".join(f"{key} ({_times(shape)})" for key, shape in shapes.items()) or "nothing"
     images = ["images"] if "images" in shapes else [key for key, shape in shapes.items() if len(shape) == 4]
     if len(images) != 1:
         raise UsageError(

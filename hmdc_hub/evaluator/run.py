@@ -1,30 +1,39 @@
-"""The evaluation of a set: every architecture on every training set with every seed, into scores.json."""
+"""The evaluation of a set: every architecture on every training set with every seed, into scores.json; its cost."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from hmdc_hub import __version__, metrics
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.evaluator.baselines import EvaluatedSet, hold_out, training_sets
-from hmdc_hub.evaluator.cost import guess_seconds
 from hmdc_hub.evaluator.result_log import BaselineCache, CellName, FinishedTraining, ResultLog, differing
-from hmdc_hub.evaluator.train import FORM, TrainingResult
+from hmdc_hub.evaluator.train import FORM, TrainingResult, steps_of
 from hmdc_hub.evaluator.trainer import TrainingJob, one_thread, run_jobs, training_tensors, worker_count
 from hmdc_hub.events import Callback, Note, StopFlag, Training
-from hmdc_hub.processes import POLL_SECONDS, Launched, Work
+from hmdc_hub.execution import timed
+from hmdc_hub.models import PoolModel, build_for, forward_flops
+from hmdc_hub.processes import POLL_SECONDS, Launched, Work, usable_cores
 from hmdc_hub.provenance import device_name, versions
-from hmdc_hub.schema import Cell, EvaluateSpec, Scores, canonical_json
+from hmdc_hub.schema import TRAINING_SETS, Cell, EvaluateSpec, Recipe, Scores, canonical_json
 from hmdc_hub.sources import Source
 from hmdc_hub.store.files import cache_folder, read_confusion, read_scores, write_confusion, write_json_atomic
 from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.text import count
 
+PROBE = 16  # images that a probe trains on; costs grow linearly from there
+
+# For guessing which trainings are long, and whether all are short.
+STEP_SECONDS = 0.001  # least time of a training step
+FLOPS_PER_SECOND = 1e10  # of one core, roughly
 # Guessed seconds of training below which worker processes, which take seconds to import torch, are not started. A guess
 # is a quarter (ConvNeXt) to nine times (a ConvNet) of what it takes.
 WORTH_PROCESSES = 20.0
@@ -137,7 +146,7 @@ class _Evaluation:
         self.log = ResultLog(log, self.hashes, self.environment, images)
         with one_thread(work.device):
             self.sets = training_sets(protocol, self.source, subject, work.device)
-        self.seconds = guess_seconds(protocol, self.source, self.sets)
+        self.seconds = self._guess_seconds()
         # The longest first, so that no worker is left with a long one at the end; every process has this order.
         self.jobs = sorted(self.seconds, key=lambda job: -self.seconds[job])
         folder = cache_folder("trainings") if work.cache is None else work.cache
@@ -152,8 +161,16 @@ class _Evaluation:
             work.callback(Note(f"{lines} damaged or without a checksum in {log.path}: done again"))
         if log.finished:
             work.callback(Note(f"{len(log.finished)} of {len(self.jobs)} trainings were done before"))
-        if work.reuse:
-            self._take_cached(jobs)
+        known = 0
+        for job in jobs if work.reuse else ():
+            if self._name(job) not in log.finished and self.sets[job.training_set].name in metrics.REAL:
+                model = self.protocol.models[job.model].name
+                found = self.cache.find(self.sets[job.training_set], model, job.seed)
+                if found is not None:
+                    log.add(found)
+                    known += 1
+        if known:
+            work.callback(Note(f"{known} trainings on real images are known from an earlier evaluation"))
         ahead = {job: self.seconds[job] for job in jobs if self._name(job) not in log.finished}
         again = {log.elsewhere[name] for job in ahead if (name := self._name(job)) in log.elsewhere}
         if again:
@@ -164,7 +181,7 @@ class _Evaluation:
         guessed = taken = 0.0
         try:
             for job, result in run_jobs(self.protocol, tensors, list(ahead), work):
-                cell = self._add(job, result)
+                cell = self._keep(job, result)
                 guessed, taken = guessed + ahead.pop(job), taken + result.seconds
                 left = sum(ahead.values()) * taken / guessed / parallel
                 done, total = len(log.finished), len(self.jobs)
@@ -175,6 +192,20 @@ class _Evaluation:
                 signal_number=error.signal_number,
                 hint="The same call goes on with the others.",
             ) from error
+
+    def _guess_seconds(self) -> dict[TrainingJob, float]:
+        """List every training with a rough guess of its time on one core."""
+        flops = [forward_flops(build_for(spec, self.source)) for spec in self.protocol.models]
+        guess = {}
+        for index, training_set in enumerate(self.sets):
+            images = len(training_set.labels)
+            steps = steps_of(self.protocol, images, full=training_set.name == metrics.FULL)
+            for model, forward in enumerate(flops):
+                # Backward costs twice as much as forward.
+                step = STEP_SECONDS + 3 * min(self.protocol.batch, images) * forward / FLOPS_PER_SECOND
+                for seed in range(self.protocol.seeds):
+                    guess[TrainingJob(model, index, seed)] = steps * step
+        return guess
 
     def wait(self) -> None:
         """Wait until other processes have finished theirs; whoever started them all ends this one if one dies."""
@@ -226,7 +257,7 @@ class _Evaluation:
         training_set = self.sets[job.training_set]
         return self.protocol.models[job.model].name, training_set.name, training_set.draw, job.seed
 
-    def _add(self, job: TrainingJob, result: TrainingResult) -> Cell:
+    def _keep(self, job: TrainingJob, result: TrainingResult) -> Cell:
         model, name, draw, seed = self._name(job)
         cell = Cell(
             model=model, training_set=name, draw=draw, seed=seed,
@@ -238,15 +269,53 @@ class _Evaluation:
             self.cache.keep(self.sets[job.training_set], training)
         return cell
 
-    def _take_cached(self, jobs: list[TrainingJob]) -> None:
-        """Take trainings on real images that an earlier evaluation has done."""
-        taken = 0
-        for job in jobs:
-            model, name, _, seed = self._name(job)
-            if name in metrics.REAL and self._name(job) not in self.log.finished:
-                found = self.cache.find(self.sets[job.training_set], model, seed)
-                if found is not None:
-                    self.log.add(found)
-                    taken += 1
-        if taken:
-            self.work.callback(Note(f"{taken} trainings on real images are known from an earlier evaluation"))
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """What evaluating will do and take."""
+
+    trainings: int  # architectures x training sets with their draws x seeds
+    seconds: float | None  # estimated, over all workers; None until all architectures are measured
+    per_model: dict[str, float]  # estimated, of one training on the condensed set, by architecture that is measured
+
+
+def planned(
+    recipe: Recipe, source: Source, device: torch.device, workers: int | None = None
+) -> Iterator[EvaluationCost]:
+    """Estimate the time of an evaluation: first what can be counted, then one architecture after another.
+
+    Each is trained for a few steps; nothing is written. The values of the source's pixels are of no matter, and nothing
+    is put on the device before the first estimate was taken.
+    """
+    protocol, train = recipe.evaluate.settled(), source.train
+    synthetic = train.num_classes * recipe.condense.ipc
+    sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
+    images = []  # that each training sees
+    for name, _ in protocol.training_sets():
+        size = sizes[TRAINING_SETS[name].size]
+        images.append(steps_of(protocol, size, full=name == metrics.FULL) * min(protocol.batch, size))
+    found = EvaluationCost(len(protocol.models) * len(images) * protocol.seeds, None, {})
+    yield found
+    total, parallel = 0.0, 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
+    pixels = source.normalise(train.images[: min(PROBE, len(train.images))]).to(device)
+    for spec in protocol.models:
+        per_image = _step_seconds(build_for(spec, source).to(device), pixels) / len(pixels)
+        tested = len(source.test_labels) * per_image / 3
+        total += protocol.seeds * sum(count * per_image + tested for count in images)
+        per_model = found.per_model | {spec.name: images[0] * per_image + tested}
+        seconds = total / parallel if len(per_model) == len(protocol.models) else None
+        found = replace(found, per_model=per_model, seconds=seconds)
+        yield found
+
+
+def _step_seconds(model: PoolModel, images: Tensor) -> float:
+    """Time a training step: the fastest of three after a first one, with one thread on a CPU as the workers have."""
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    model.train()
+
+    def step() -> None:
+        F.cross_entropy(model.logits(model.prepare(images)), labels).backward()  # type: ignore[no-untyped-call]
+
+    with one_thread(images.device):
+        step()
+        return timed(step, images.device)

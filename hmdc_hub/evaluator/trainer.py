@@ -216,7 +216,8 @@ def _run_here(
 def _run_in_workers(
     protocol: EvaluateSpec, tensors: dict[str, Tensor], jobs: Sequence[TrainingJob], count: int, stop: StopFlag
 ) -> Iterator[tuple[TrainingJob, TrainingResult]]:
-    hint = least = "--workers 1 (in Python: workers=1) needs the least memory."
+    hint = "--workers 1 (in Python: workers=1) needs the least memory."
+    kept = f"Run the same command again: finished trainings are kept. {hint}"
     others, context = set(multiprocessing.active_children()), worker_context([f"{__package__}.preload"])
     with TemporaryFolder() as folder:
         # A file that workers map into memory: no limits of shared memory, and one copy for all of them.
@@ -241,7 +242,7 @@ def _run_in_workers(
                 done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield futures[future], future.result()
-                    hint = f"Run the same command again: finished trainings are kept. {least}"
+                    hint = kept
                 stop.raise_if_set(BETWEEN)
         except BaseException as error:
             for child in set(multiprocessing.active_children()) - others:

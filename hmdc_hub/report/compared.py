@@ -6,22 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmdc_hub.metrics import CONFIDENCE, MEAN
+from hmdc_hub.report import tables
 from hmdc_hub.report.comparison import Comparison, Contrast
 from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, render_page, to_markdown, to_text
 from hmdc_hub.report.scored import protocol_section
-from hmdc_hub.report.tables import (
-    FROM_PYTHON,
-    NONE,
-    OVER_MODELS,
-    TOOK_PART,
-    from_python,
-    interval,
-    mark,
-    percent,
-    points,
-    scored_on,
-    set_label,
-)
+from hmdc_hub.report.tables import NONE, interval, mark, percent, points, scored_on, set_label
 from hmdc_hub.text import count
 
 PICTURES = {  # every picture of a comparison, and what it shows
@@ -108,19 +97,19 @@ def _sections(comparison: Comparison, pictures: Mapping[str, bytes]) -> list[Sec
         Section("What is compared", [Text(headline), Items(described)]),
         Section("Accuracy", [_accuracy(comparison)]),
     ]
-    for title, name, tables, caption in (
+    for title, name, numbers, caption in (
         ("Differences", "differences", *_differences(comparison)),
         ("Transfer", "transfer", *_transfer(comparison)),
         ("Accuracy by budget", "budget", *_budgets(comparison)),
     ):
         shown: list[Block] = [Picture(pictures[name], PICTURES[name])] if name in pictures else []
-        if shown or tables:
-            sections.append(Section(title, [*shown, *tables, Text(caption, "note")]))
+        if shown or numbers:
+            sections.append(Section(title, [*shown, *numbers, Text(caption, "note")]))
     return sections
 
 
 def _over(comparison: Comparison) -> str:
-    return f"in the {OVER_MODELS}" if comparison.main == MEAN else f"on {comparison.main}"
+    return f"in the {tables.OVER_MODELS}" if comparison.main == MEAN else f"on {comparison.main}"
 
 
 def _answers(comparison: Comparison) -> list[str]:
@@ -168,8 +157,8 @@ def _notes(comparison: Comparison) -> list[str]:
     if comparison.unlike:
         what = "; ".join(f"{name} {', '.join(values)}" for name, values in comparison.unlike.items())
         found.append(f"Not all was alike in the trainings ({what}); part of a difference may come from that.")
-    if objects := from_python(comparison.protocol.models):
-        found.append(f"{', '.join(objects)}: {FROM_PYTHON}.")
+    if objects := tables.from_python(comparison.protocol.models):
+        found.append(f"{', '.join(objects)}: {tables.FROM_PYTHON}.")
     return found
 
 
@@ -192,27 +181,27 @@ def _accuracy(comparison: Comparison) -> Table:
     note = (
         f"Accuracy in percent at the last of {comparison.protocol.length}, mean ± standard deviation {spread}; "
         "n: condensing seeds x evaluation seeds, of real images evaluation seeds"
-    ) + (f"; {TOOK_PART} took part in condensing." if marked else ".")
+    ) + (f"; {tables.TOOK_PART} took part in condensing." if marked else ".")
     header = ["trained on", "stored", "images", "n", *columns]
     return Table(header, rows, note=note, strong=comparison.groups[0].label, words=[0])
 
 
 def _differences(comparison: Comparison) -> tuple[list[Table], str]:
     contrasts, models = comparison.against_first, len(comparison.models)
-    tables = []
+    made = []
     for contrast in contrasts:
         rows = []
         for name in comparison.columns:
             found = contrast.differences[name]
             chances = [NONE if p is None else f"{p:.3f}" if p >= LEAST else f"< {LEAST}" for p in (found.p, found.holm)]
-            label = OVER_MODELS if name == MEAN else name
+            label = tables.OVER_MODELS if name == MEAN else name
             rows.append([label, points(found.mean), interval(found), *chances])
         header = ["model", "points", "95 % interval", "p", "p (Holm)"]
-        tables.append(Table(header, rows, title=contrast.name, note=_test(contrast), words=[0]))
+        made.append(Table(header, rows, title=contrast.name, note=_test(contrast), words=[0]))
     caption = "Points of accuracy; above zero the first is better. p: two-sided."
-    counts = [f"{len(contrasts)} tests of the {OVER_MODELS}"] * (len(contrasts) > 1 and comparison.main == MEAN)
+    counts = [f"{len(contrasts)} tests of the {tables.OVER_MODELS}"] * (len(contrasts) > 1 and comparison.main == MEAN)
     counts += [f"{len(contrasts) * models} of single models"] * (len(contrasts) * models > 1)
-    return tables, caption + (f" Holm: corrected for being one of {', or of '.join(counts)}." if counts else "")
+    return made, caption + (f" Holm: corrected for being one of {', or of '.join(counts)}." if counts else "")
 
 
 def _test(contrast: Contrast) -> str:
@@ -243,7 +232,7 @@ def _transfer(comparison: Comparison) -> tuple[list[Table], str]:
     several = len({group.condensed_by for group in comparison.groups}) > 1
     caption = (
         "Mean accuracy in percent by what condensed the images (rows) and what was trained on them; "
-        f"{TOOK_PART} took part in condensing."
+        f"{tables.TOOK_PART} took part in condensing."
     )
     return [Table(["condensed by", *comparison.models], rows, words=[0])] if several else [], caption
 

@@ -21,18 +21,8 @@ from pydantic import Field
 
 from hmdc_hub import metrics
 from hmdc_hub.errors import FormatError, UsageError
-from hmdc_hub.metrics import MEAN, ROUNDING, estimate
-from hmdc_hub.schema import (
-    CONDENSED,
-    RANDOM,
-    RANDOM_ENCODED,
-    Budget,
-    Estimate,
-    EvaluateSpec,
-    Scores,
-    Strict,
-    plain_models,
-)
+from hmdc_hub.metrics import CONDENSED, MEAN, RANDOM, ROUNDING, estimate
+from hmdc_hub.schema import Budget, Estimate, EvaluateSpec, Scores, Strict, plain_models
 from hmdc_hub.text import cut, flat, one_line
 
 MAX_KEYS, MAX_VALUE = 8, 40  # differences of two protocols that a message lists, and characters of a value in it
@@ -182,7 +172,7 @@ class Comparison:
         """
         found: dict[str, dict[int, Estimate]] = {}
         for row in self.baselines:
-            if row.name in (RANDOM, RANDOM_ENCODED):
+            if row.name in (RANDOM, "random-encoded"):
                 found.setdefault(row.name, {}).setdefault(row.budget.stored, row.table[self.main])
         return found
 

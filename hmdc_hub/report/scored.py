@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmdc_hub.metrics import scores_frame
+from hmdc_hub.metrics import scores_rows
 from hmdc_hub.report import plots, tables
 from hmdc_hub.report.document import Section, Table, render_page
 from hmdc_hub.report.plots import rendered
@@ -31,8 +31,8 @@ def write_report(folder: Path, scores: Scores, confusion: Confusion, preview: by
     `preview` is a picture of the condensed set, PNG.
     """
     write_text_atomic(folder / "scores.md", tables.table_markdown(scores))
-    write_text_atomic(folder / "scores.csv", tables.to_csv(tables.means_frame(scores)))
-    write_text_atomic(folder / "cells.csv", tables.to_csv(scores_frame(scores)))
+    write_text_atomic(folder / "scores.csv", tables.to_csv(tables.means_rows(scores)))
+    write_text_atomic(folder / "cells.csv", tables.to_csv(scores_rows(scores)))
     write_bytes_atomic(folder / "scores.png", rendered(plots.scores_figure, scores))
     write_bytes_atomic(folder / "scores.svg", rendered(plots.scores_figure, scores, kind="svg"))
     if own := _own(scores, confusion):
@@ -86,10 +86,12 @@ def answer(scores: Scores) -> str:
     models = scores.protocol.models
     column, who = (MEAN, f"{len(models)} models") if len(models) > 1 else (models[0].name, models[0].name)
     mean = scores.table[CONDENSED][column]
-    known = "" if mean.low is None or mean.high is None else f"{100 * mean.low:.1f} to {100 * mean.high:.1f}, "
+    interval = ""
+    if mean.low is not None and mean.high is not None:
+        interval = f"95 % interval {100 * mean.low:.1f} to {100 * mean.high:.1f}, "
     words = [
         f"Trained on the condensed set, {who} classified {100 * mean.mean:.1f} % of the {tables.scored_on(scores)} "
-        f"images correctly{' on average' if len(models) > 1 else ''} ({known and '95 % interval '}{known}n = {mean.n})."
+        f"images correctly{' on average' if len(models) > 1 else ''} ({interval}n = {mean.n})."
     ]
     number = f"{scores.budgets['random'].images} " if "random" in scores.budgets else ""
     others = {"random": f"{number}random real images", "initialisation": "the images that condensing started from"}

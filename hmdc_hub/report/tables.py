@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from hmdc_hub.metrics import MEAN
 from hmdc_hub.report.document import Items, Section, Table, Text, to_markdown, to_text
 from hmdc_hub.schema import CONDENSED, TRAINING_SETS, Estimate, ModelSpec, Scores
 from hmdc_hub.text import count
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 TOOK_PART = "†"
 OVER_MODELS = "mean over models"
@@ -162,23 +161,24 @@ def gain_lines(scores: Scores) -> list[str]:
     return lines
 
 
-def means_frame(scores: Scores) -> DataFrame:
+def means_rows(scores: Scores) -> list[dict[str, Any]]:
     """Tabulate every mean by measure: `accuracy`, `ece`, and `gain`, the condensed set's accuracy minus the set's own.
 
     All are shares, not percent; with n = 1 spread and bounds are missing. The model `mean` is the mean over models.
     """
-    from pandas import DataFrame
-
-    return DataFrame(
+    return [
         {"training_set": name, "model": model, "measure": measure, **found.model_dump()}
         for measure, table in (("accuracy", scores.table), ("ece", scores.ece), ("gain", scores.gain))
         for name in training_sets(scores)
         for model, found in table.get(name, {}).items()
-    )
+    ]
 
 
-def to_csv(frame: DataFrame) -> str:
-    """Write a frame as CSV, `true` and `false` for truth values; reading gives the same floats."""
-    written = frame.astype(object).map(lambda value: str(value).lower() if isinstance(value, bool) else value)
-    text: str = written.to_csv(index=False, lineterminator="\n")
-    return text
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows, one or more, as CSV, `true` and `false` for truth values; reading gives the same floats."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
+    return text.getvalue()

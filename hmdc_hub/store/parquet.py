@@ -201,7 +201,7 @@ def _own_shape(path: Path) -> tuple[int, int, int, int]:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(path: Path, what: str = "damaged") -> Iterator[None]:
     """Say of whatever reading a parquet file raises that the file is damaged, or not there."""
     try:
         yield
@@ -210,7 +210,7 @@ def _damage(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFoundError(f"There is no file {path}.") from error
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FormatError(f"{path} is damaged: {error}.") from error
+        raise FormatError(f"{path} is {what}: {error}.") from error
 
 
 def _pixels(data: bytes, shape: tuple[int, int, int]) -> Pixels:
@@ -250,7 +250,11 @@ def measure(path: Path, *, rows: int, unpacked: int) -> Measured:
     It may have so many rows, and hold so much `unpacked`; no page is looked at after that. A FormatError if it holds
     more, contradicts itself, or is no parquet file.
     """
-    with _damage(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        _damage(path, "not read"),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         found = _measured(data, rows, unpacked)
     return found
 

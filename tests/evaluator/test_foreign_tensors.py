@@ -18,7 +18,7 @@ from hmdc_hub.evaluator import evaluated_set, of_run
 from hmdc_hub.schema.base import NAME
 from hmdc_hub.store.files import sha256_file
 from tests.evaluator import toys
-from tests.evaluator.foreign_sets import LABELS, colour, named, noise, parquet, tensors, work_in
+from tests.evaluator.foreign_sets import LABELS, colour, folder, named, noise, parquet, tensors, work_in
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +200,18 @@ def test_files_of_arrays_are_never_read(suffix: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is not read: files of arrays can hold a pickle") as caught:
             evaluated_set(str(target), toys.source())
         assert "docs/your-data.md" in caught.value.hint
+
+
+def test_arrays_are_seen_beside_other_files_but_not_beside_images() -> None:
+    Path("theirs").mkdir()
+    for name in ("images.npy", "labels.npy", "README.md"):
+        Path("theirs", name).write_bytes(b"x")
+    with pytest.raises(UsageError, match="theirs is not read: files of arrays can hold a pickle"):
+        evaluated_set("theirs", toys.source())
+    folder("theirs", ["row0", "row1"])
+    Path("theirs/row1/0.png").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"row1/0\.png"):
+        evaluated_set("theirs", toys.source())
 
 
 def test_the_lines_of_the_hint_convert_arrays(tmp_path: Path) -> None:

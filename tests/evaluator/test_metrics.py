@@ -1,27 +1,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmdc_hub.metrics import (
-    by_seed,
-    calibration_error,
-    class_accuracy,
-    confusion,
-    estimate,
-    gain,
-    gap,
-    ranking,
-    scores_frame,
-    summarise,
-    table,
-)
-from hmdc_hub.schema import Cell
+from hmdc_hub.metrics import by_seed, calibration_error, class_accuracy, confusion, estimate, scores_frame, summarise
+from hmdc_hub.schema import TRAINING_SETS, Cell
 from hmdc_hub.store.files import read_scores
 from tests.builders import make_recipe, make_run
 from tests.evaluator.toys import MLP, recipe
@@ -47,6 +37,12 @@ def cells(seed: int = 0) -> list[Cell]:
     made = [Cell(model=m, training_set=s, draw=d, seed=n, accuracy=a, ece=a / 2) for m, s, d, n, a in CELLS]
     random.Random(seed).shuffle(made)
     return made
+
+
+def summary(of: list[Cell], models: Sequence[str] = ("a", "b"), condensed_by: Sequence[str] = ("a",)) -> dict[str, Any]:
+    """Summarise all training sets of some trainings, in the order of tables."""
+    sets = [name for name in TRAINING_SETS if any(cell.training_set == name for cell in of)]
+    return summarise(of, sets, models, condensed_by)
 
 
 def test_interval_is_that_of_students_t() -> None:
@@ -86,7 +82,7 @@ def test_a_shift_moves_the_interval_and_keeps_its_width(values: list[float], shi
 
 @pytest.mark.parametrize("order", range(3))
 def test_table_averages_draws_within_a_seed(order: int) -> None:
-    found = table(cells(order), ["condensed", "random"], ["a", "b"])
+    found = summary(cells(order))["table"]
     assert list(found) == ["condensed", "random"]
     assert list(found["random"]) == ["a", "b", "mean"]
     random_a = found["random"]["a"]
@@ -98,13 +94,13 @@ def test_table_averages_draws_within_a_seed(order: int) -> None:
 
 def test_mean_over_architectures_is_taken_seed_by_seed() -> None:
     assert by_seed(cells(), "condensed", ["a", "b"]) == pytest.approx([0.8, 0.6])
-    found = table(cells(), ["condensed"], ["a", "b"])["condensed"]["mean"]
+    found = summary(cells())["table"]["condensed"]["mean"]
     assert found.mean == pytest.approx(0.7)
     assert found.sd == pytest.approx(0.1 * 2**0.5)
 
 
 def test_gain_is_paired_by_seed() -> None:
-    found = gain(cells(), ["random"], ["a", "b"])
+    found = summary(cells())["gain"]
     assert list(found) == ["random"]
     # Seed 0: 0.8 - 0.3; seed 1: 0.6 - 0.35.
     assert found["random"]["mean"].mean == pytest.approx(0.375)
@@ -118,19 +114,19 @@ def test_no_model_may_be_called_mean() -> None:
 
 
 def test_gain_on_one_model() -> None:
-    found = gain(cells(), ["random"], ["a", "b"])["random"]
+    found = summary(cells())["gain"]["random"]
     assert list(found) == ["a", "b", "mean"]
     # Seed 0: 0.9 - 0.4; seed 1: 0.8 - 0.5.
     assert found["a"].mean == pytest.approx(0.4) and found["a"].sd == pytest.approx(0.1 * 2**0.5)
 
 
 def test_gap_is_between_those_that_condensed_and_the_others() -> None:
-    found = gap(cells(), ["condensed", "random"], ["a", "b"], ["a", "elsewhere"])
+    found = summary(cells(), condensed_by=["a", "elsewhere"])["gap"]
     # Seed 0: 0.9 - 0.7 and 0.4 - 0.2; seed 1: 0.8 - 0.4 and 0.5 - 0.2.
     assert found["condensed"].mean == pytest.approx(0.3) and found["random"].mean == pytest.approx(0.25)
     assert found["condensed"].sd == pytest.approx(0.1 * 2**0.5)
     for condensed_by in (["a", "b"], ["elsewhere"], []):
-        assert gap(cells(), ["condensed"], ["a", "b"], condensed_by) == {}
+        assert summary(cells(), condensed_by=condensed_by)["gap"] == {}
 
 
 def test_ranking_by_hand() -> None:
@@ -138,7 +134,7 @@ def test_ranking_by_hand() -> None:
         Cell(model="a", training_set=name, draw=0, seed=0, accuracy=accuracy, ece=0)
         for name, accuracy in (("condensed", 0.6), ("random", 0.4), ("full", 0.9))
     ]
-    found = ranking(made, ["a"])["a"]
+    found = summary(made, ["a"])["ranking"]["a"]
     assert found.improvement.mean == pytest.approx(0.2)
     assert found.recovery is not None and found.recovery.mean == pytest.approx(0.3)
     # a = (0.2 - 0.3) / 2 = -0.05; (exp(-0.05) - exp(-1)) / (e - exp(-1)) = (0.951229 - 0.367879) / 2.350402
@@ -149,15 +145,15 @@ def test_ranking_by_hand() -> None:
 def test_ranking_reaches_both_ends(condensed: float, random_: float, full: float, score: float) -> None:
     levels = {"condensed": condensed, "random": random_, "full": full}
     made = [Cell(model="a", training_set=n, draw=0, seed=0, accuracy=x, ece=0) for n, x in levels.items()]
-    found = ranking(made, ["a"])["mean"].score
+    found = summary(made, ["a"])["ranking"]["mean"].score
     assert found is not None and found.mean == pytest.approx(score)
 
 
 def test_ranking_without_the_full_set_or_random_images() -> None:
-    found = ranking(cells(), ["a", "b"])
+    found = summary(cells())["ranking"]
     assert list(found) == ["a", "b", "mean"] and found["mean"].recovery is None and found["mean"].score is None
-    assert found["mean"].improvement == gain(cells(), ["random"], ["a", "b"])["random"]["mean"]
-    assert ranking([cell for cell in cells() if cell.training_set == "condensed"], ["a", "b"]) == {}
+    assert found["mean"].improvement == summary(cells())["gain"]["random"]["mean"]
+    assert summary([cell for cell in cells() if cell.training_set == "condensed"])["ranking"] == {}
 
 
 def test_confusion_and_class_accuracy_by_hand() -> None:
@@ -183,22 +179,20 @@ def test_calibration_error_is_a_share_and_at_least_the_gap_of_the_means(pairs: l
     assert abs(confidence.mean() - correct.mean()) - 1e-9 <= found <= 1 + 1e-9
 
 
-def test_a_summary_holds_them_all() -> None:
-    found = summarise(cells(), ["condensed", "random"], ["a", "b"], ["a"])
-    assert found["table"] == table(cells(), ["condensed", "random"], ["a", "b"])
-    assert found["gain"] == gain(cells(), ["random"], ["a", "b"])
-    assert found["gap"] == gap(cells(), ["condensed", "random"], ["a", "b"], ["a"])
+def test_a_summary_has_the_calibration_too_and_every_set_in_order() -> None:
+    found = summary(cells())
     assert found["ece"]["condensed"]["a"].mean == pytest.approx(0.425)
-    assert found["ranking"] == ranking(cells(), ["a", "b"])
+    assert [list(found[what]) for what in ("table", "gain", "gap", "ece")] == [
+        ["condensed", "random"], ["random"], ["condensed", "random"], ["condensed", "random"]
+    ]  # fmt: skip
 
 
 def test_a_frame_has_a_row_for_every_training(tmp_path: Path) -> None:
     of = make_recipe(evaluate={"models": [MLP], "seeds": 2, "random_draws": 2, "baselines": ["random"]}, pool=[MLP])
     scores = read_scores(make_run(tmp_path / "run", recipe=of).scores)
     frame = scores_frame(scores)
-    assert list(frame.columns)[:5] == ["training_set", "stored_images", "training_images", "model", "condensed_by"]
-    assert list(frame.columns)[5:] == ["draw", "seed", "accuracy", "ece"]
-    assert len(frame) == len(scores.cells) == 6 and frame["condensed_by"].all()
+    assert list(frame.columns) == ["model", "training_set", "draw", "seed", "accuracy", "ece", "seen"]
+    assert len(frame) == len(scores.cells) == 6 and frame["seen"].all()
     means = frame.groupby("training_set")["accuracy"].mean()
     assert means["random"] == pytest.approx(scores.table["random"]["mlp"].mean)
-    assert not scores_frame(scores.model_copy(update={"condensed_by": []}))["condensed_by"].any()
+    assert not scores_frame(scores.model_copy(update={"condensed_by": []}))["seen"].any()

@@ -17,7 +17,7 @@ from markupsafe import escape
 from hmdc_hub import metrics
 from hmdc_hub.report import plots, scored
 from hmdc_hub.report.scored import Confusion, answer, report_html, write_report
-from hmdc_hub.report.tables import means_frame, set_label, table_markdown, table_text, to_csv
+from hmdc_hub.report.tables import means_rows, set_label, table_markdown, table_text, to_csv
 from hmdc_hub.schema import BASELINES, TRAINING_SETS, Cell, ModelSpec, Scores
 from hmdc_hub.store.files import read_scores
 from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_source_info
@@ -266,7 +266,7 @@ def test_a_hundred_classes(make: Make) -> None:
 
 def test_cells_as_csv_read_back_exactly(make: Make) -> None:
     scores = make()
-    text = to_csv(metrics.scores_frame(scores))
+    text = to_csv(metrics.scores_rows(scores))
     assert text.endswith("\n") and "\r" not in text
     rows = list(csv.DictReader(io.StringIO(text)))
     assert list(rows[0]) == [
@@ -288,7 +288,7 @@ def test_means_as_csv(make: Make) -> None:
     scores = make(seeds=1)
     rows = {
         (r["measure"], r["training_set"], r["model"]): r
-        for r in csv.DictReader(io.StringIO(to_csv(means_frame(scores))))
+        for r in csv.DictReader(io.StringIO(to_csv(means_rows(scores))))
     }
     for measure, table in (("accuracy", scores.table), ("ece", scores.ece), ("gain", scores.gain)):
         for name, row in table.items():
@@ -303,7 +303,7 @@ def test_spread_as_csv(make: Make) -> None:
     scores = make()
     rows = {
         (r["measure"], r["training_set"], r["model"]): r
-        for r in csv.DictReader(io.StringIO(to_csv(means_frame(scores))))
+        for r in csv.DictReader(io.StringIO(to_csv(means_rows(scores))))
     }
     e, row = scores.gain["random"]["mean"], rows["gain", "random", "mean"]
     assert [float(row[key]) for key in ("sd", "low", "high")] == [e.sd, e.low, e.high]
@@ -319,8 +319,8 @@ def test_the_report_is_a_folder_of_files(make: Make, tmp_path: Path) -> None:
     }  # fmt: skip
     assert (folder / "report.html").read_text("utf-8") == report_html(scores, confusion(scores), PIXEL)
     assert (folder / "scores.md").read_text("utf-8") == table_markdown(scores)
-    assert (folder / "scores.csv").read_text("utf-8") == to_csv(means_frame(scores))
-    assert (folder / "cells.csv").read_text("utf-8") == to_csv(metrics.scores_frame(scores))
+    assert (folder / "scores.csv").read_text("utf-8") == to_csv(means_rows(scores))
+    assert (folder / "cells.csv").read_text("utf-8") == to_csv(metrics.scores_rows(scores))
     assert (folder / "scores.png").read_bytes() == (folder / "confusion.png").read_bytes() == PIXEL
     assert (folder / "scores.svg").read_bytes() == b"<svg/>"
     write_report(tmp_path / "bare", scores, {}, None)
