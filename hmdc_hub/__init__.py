@@ -12,30 +12,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hmdc_hub.errors import (
-    AccessError,
-    DeviceError,
-    DivergedError,
-    FormatError,
-    HmdcError,
-    Interrupted,
-    ModelError,
-    NetworkError,
-    NewerFormatError,
-    NotFoundError,
-    OutOfMemoryError,
-    PeerLostError,
-    RecipeError,
-    RunError,
-    RunExistsError,
-    SourceError,
-    UsageError,
-)  # fmt: skip
+# Under their own names: so type checkers take them for names of this package, too.
+from hmdc_hub.errors import AccessError as AccessError
+from hmdc_hub.errors import DeviceError as DeviceError
+from hmdc_hub.errors import DivergedError as DivergedError
+from hmdc_hub.errors import FormatError as FormatError
+from hmdc_hub.errors import HmdcError as HmdcError
+from hmdc_hub.errors import Interrupted as Interrupted
+from hmdc_hub.errors import ModelError as ModelError
+from hmdc_hub.errors import NetworkError as NetworkError
+from hmdc_hub.errors import NewerFormatError as NewerFormatError
+from hmdc_hub.errors import NotFoundError as NotFoundError
+from hmdc_hub.errors import OutOfMemoryError as OutOfMemoryError
+from hmdc_hub.errors import PeerLostError as PeerLostError
+from hmdc_hub.errors import RecipeError as RecipeError
+from hmdc_hub.errors import RunError as RunError
+from hmdc_hub.errors import RunExistsError as RunExistsError
+from hmdc_hub.errors import SourceError as SourceError
+from hmdc_hub.errors import UsageError as UsageError
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline.api import Evaluation, Run, condense, evaluate
-    from hmdc_hub.pipeline.recipe import Recipe, load_recipe
-    from hmdc_hub.store.dataset import CondensedDataset, load
+    from hmdc_hub.pipeline.api import Evaluation as Evaluation
+    from hmdc_hub.pipeline.api import Run as Run
+    from hmdc_hub.pipeline.api import condense as condense
+    from hmdc_hub.pipeline.api import evaluate as evaluate
+    from hmdc_hub.pipeline.recipe import Recipe as Recipe
+    from hmdc_hub.pipeline.recipe import load_recipe as load_recipe
+    from hmdc_hub.store.dataset import CondensedDataset as CondensedDataset
+    from hmdc_hub.store.dataset import load as load
 
 __version__ = "0.1.0"
 

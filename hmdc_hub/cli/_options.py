@@ -10,9 +10,8 @@ import click
 
 FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
 
-ROOT = click.option(
-    "--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs."
-)
+PATH = click.Path(path_type=Path)
+ROOT = click.option("--root", type=PATH, default=Path("runs"), show_default=True, help="Folder of the runs.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 WORKERS = click.option("--workers", type=click.IntRange(min=1), metavar="N", help="CPU processes of the evaluation.")

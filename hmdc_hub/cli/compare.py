@@ -49,10 +49,17 @@ def compare(
     """
     if as_json and markdown:
         raise UsageError("--json and --markdown print the same in two ways.", hint="Give one of them.")
+    from hmdc_hub.pipeline.target import find_target
     from hmdc_hub.report.compared import comparison_document, comparison_markdown, comparison_text
     from hmdc_hub.report.comparison import compare as put_side_by_side
 
-    found = put_side_by_side(_find(names, root, config))
+    targets = [find_target(name, root) for name in names]
+    if config is not None and not any(one.kind in ("package", "hub") and not one.config for one in targets):
+        raise UsageError("--config is about packages and datasets on the Hub.", hint="Leave it out.")
+    # What is here goes first: nothing is downloaded for a command that has a mistake in it.
+    order = sorted(range(len(targets)), key=lambda place: targets[place].kind == "hub")
+    sets = {place: _scored(targets[place], config, root) for place in order}
+    found = put_side_by_side([sets[place] for place in range(len(targets))])
     if report is not None:
         _write(report, found)
     text = comparison_markdown if markdown else comparison_text
@@ -61,18 +68,6 @@ def compare(
         output.hint(f"open {report / 'compare.html'}")
     elif not as_json:
         output.hint("--report DIR writes a page with pictures")
-
-
-def _find(names: tuple[str, ...], root: Path, config: str | None) -> list[ScoredSet]:
-    from hmdc_hub.pipeline.target import find_target
-
-    found = [find_target(name, root) for name in names]
-    if config is not None and not any(one.kind in ("package", "hub") and not one.config for one in found):
-        raise UsageError("--config is about packages and datasets on the Hub.", hint="Leave it out.")
-    # What is here goes first: nothing is downloaded for a command that has a mistake in it.
-    order = sorted(range(len(found)), key=lambda place: found[place].kind == "hub")
-    sets = {place: _scored(found[place], config, root) for place in order}
-    return [sets[place] for place in range(len(found))]
 
 
 def _scored(found: Target, config: str | None, root: Path) -> ScoredSet:

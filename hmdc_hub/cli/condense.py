@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import DEVICE, JSON, OVERRIDES, WORKERS, RecipeCommand
+from hmdc_hub.cli._options import DEVICE, JSON, OVERRIDES, PATH, WORKERS, RecipeCommand
 from hmdc_hub.errors import HmdcError, Interrupted
 
 if TYPE_CHECKING:
@@ -31,10 +30,7 @@ hmdc-hub condense my.yaml --resume"""
 @click.argument("recipe")
 @OVERRIDES
 @click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where to work.  [default: runs/<recipe>, with -o runs/<recipe>-<hash>]",
+    "--run-dir", type=PATH, metavar="DIR", help="Where to work.  [default: runs/<recipe>, with -o runs/<recipe>-<hash>]"
 )
 @click.option("--resume", is_flag=True, help="Go on with an unfinished run from its last checkpoint.")
 @click.option("--force", is_flag=True, help="Remove the run that is in the directory and start again.")

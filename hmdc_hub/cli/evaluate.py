@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import DEVICE, JSON, ROOT, SHARE, WORKERS, overrides
+from hmdc_hub.cli._options import DEVICE, JSON, PATH, ROOT, SHARE, WORKERS, overrides
 from hmdc_hub.schema import BASELINES
 
 EPILOG = """\b
@@ -53,12 +52,7 @@ SHOWN = {
 @click.option(
     "--normalised", is_flag=True, help="The floats of TARGET are source-normalised, not pixels (with --recipe)."
 )
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where to score what is no run.  [default: runs/<name>]",
-)
+@click.option("--run-dir", type=PATH, metavar="DIR", help="Where to score what is no run.  [default: runs/<name>]")
 @click.option(
     "--resume/--fresh", default=True, help="Go on with trainings that are done, the default, or train all again."
 )
@@ -84,9 +78,8 @@ def evaluate(target: str, as_json: bool, **options: Any) -> None:
     from hmdc_hub.processes import launched
 
     found = api.evaluate(target, **options)
-    started, share = launched(), options["share"]
-    if started is not None:
-        share = f"{started.index + 1}/{started.count}" if started.index > 0 else None
+    started = launched()
+    share = options["share"] if started is None or started.leads else str(started)
     if share is not None:  # another process puts the scores together
         if as_json:
             output.emit(True, lambda: {"directory": str(found.path), "share": share}, str)

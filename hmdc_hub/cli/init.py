@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import OVERWRITE, SHARE
+from hmdc_hub.cli._options import OVERWRITE, PATH, SHARE
 from hmdc_hub.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from hmdc_hub.pipeline.proposal import Preset
-    from hmdc_hub.sources import Detection
 
 EPILOG = """\b
 hmdc-hub init uoft-cs/cifar10 -O cifar10_ipc10.yaml
@@ -57,12 +56,7 @@ _KEY = re.compile(r"\b(train_split|test_split|test_fraction|image_column|label_c
 @click.option("--config", metavar="NAME", help="Configuration of the dataset, where it has several.")
 @click.option("--revision", metavar="REV", help="Revision of a Hub dataset.  [default: the newest]")
 @click.option(
-    "-O",
-    "--output",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write there, with the schema for editors beside it.",
+    "-O", "--output", "file", type=PATH, metavar="FILE", help="Write there, with the schema for editors beside it."
 )
 @OVERWRITE
 def init(
@@ -91,7 +85,7 @@ def init(
     output.talk(f"looking at {source} ...")
     try:
         found = describe(source, **keys)
-        output.talk(summary(found))
+        output.talk("\n".join(f"  {line}" for line in found.lines()))
         proposal = propose(found, ipc, preset or preset_here(), None if size is None else int(size))
     except SourceError as error:
         from hmdc_hub.evaluator import refuse_arrays
@@ -112,8 +106,3 @@ def init(
             write_text_atomic(schema, (shipped_folder(RECIPES) / RECIPES.schema).read_text(encoding="utf-8"))
         output.talk(f"wrote {file}")
         output.hint(f"hmdc-hub condense {shlex.quote(str(file))} --dry-run")
-
-
-def summary(found: Detection) -> str:
-    """Say in a few lines what was found."""
-    return "\n".join(f"  {line}" for line in found.lines())

@@ -114,30 +114,27 @@ def check(names: tuple[str, ...], everything: bool, device: str, as_json: bool, 
 
 def checked(specs: Sequence[ModelSpec], device: str) -> Iterator[tuple[ModelSpec, Check | str]]:
     """Check models one after another, each in a process of its own; gives what was found, or what is wrong."""
+    spawn = multiprocessing.get_context("spawn")
     for number, spec in enumerate(specs, 1):
         output.talk(f"{spec.name} ({number} of {len(specs)})")
-        yield spec, _in_process(spec, device)
-
-
-def _in_process(spec: ModelSpec, device: str) -> Check | str:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=_check_and_send, args=(theirs, spec, device), daemon=True)
-    try:
-        with starting_workers():
-            child.start()
-        theirs.close()
-        found: Check | str = ours.recv()
-        return found
-    except EOFError:
-        child.join()
-        if child.exitcode == 1:
-            raise RuntimeError(f"checking {spec.name} failed in its own process; the traceback is above") from None
-        return "the process that built it died; was there too little memory?"
-    finally:
-        if child.pid is not None:
-            child.kill()  # nobody waits for what it is at
+        ours, theirs = spawn.Pipe(duplex=False)
+        child = spawn.Process(target=_check_and_send, args=(theirs, spec, device), daemon=True)
+        found: Check | str
+        try:
+            with starting_workers():
+                child.start()
+            theirs.close()
+            found = ours.recv()
+        except EOFError:
             child.join()
+            if child.exitcode == 1:
+                raise RuntimeError(f"checking {spec.name} failed in its own process; the traceback is above") from None
+            found = "the process that built it died; was there too little memory?"
+        finally:
+            if child.pid is not None:
+                child.kill()  # nobody waits for what it is at
+                child.join()
+        yield spec, found
 
 
 def _check_and_send(end: Connection, spec: ModelSpec, device: str) -> None:

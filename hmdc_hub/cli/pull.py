@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import JSON
+from hmdc_hub.cli._options import JSON, PATH
 from hmdc_hub.errors import HmdcError, RunError, RunExistsError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ hmdc-hub pull someone/cifar10-hmdc --revision ipc10-1a2b3c4d"""
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option("--config", metavar="NAME", help="Only this configuration.  [default: all]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
-@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="Folder to make.  [default: ./NAME]")
+@click.option("--to", type=PATH, metavar="DIR", help="Folder to make.  [default: ./NAME]")
 @click.option("--force", is_flag=True, help="Replace an earlier copy in that folder.")
 @JSON
 def pull(repo_id: str, config: str | None, revision: str | None, to: Path | None, force: bool, as_json: bool) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import JSON, OVERRIDES, OVERWRITE, RecipeCommand
+from hmdc_hub.cli._options import JSON, OVERRIDES, OVERWRITE, PATH, RecipeCommand
 from hmdc_hub.errors import Problem, RecipeError, UsageError
-
-if TYPE_CHECKING:
-    from hmdc_hub.pipeline.validation import Validation
-    from hmdc_hub.schema import Recipe
 
 
 @click.group(short_help="List, show, copy and validate recipes.")
@@ -49,7 +45,7 @@ def add_ls_and_cp(group: click.Group, what: str, *, after_ls: str, after_cp: Cal
         "cp", short_help=f"Copy a {one} to edit it.", help=f"{where}, with the schema that editors check it by."
     )
     @click.argument("name")
-    @click.argument("destination", type=click.Path(path_type=Path), default=".")
+    @click.argument("destination", type=PATH, default=".")
     @OVERWRITE
     def copy(name: str, destination: Path, force: bool) -> None:
         from hmdc_hub.catalog import MODELS, RECIPES, copy_entry
@@ -95,69 +91,49 @@ def validate(recipe: tuple[str, ...], overrides: tuple[str, ...], as_json: bool)
     All is looked at that needs no pixels: splits, columns, labels and class sizes of the source, and whether each model
     can be built for it. Nothing is downloaded; what is not on this machine is named.
     """
-    verdicts = [_checked(name, overrides) for name in recipe]
-    if as_json:
-        output.emit(True, lambda: [verdict.document() for verdict in verdicts], str)
-    elif lines := [line for verdict in verdicts for line in verdict.lines()]:
-        output.data("\n".join(lines))
+    verdicts = [_verdict(name, overrides) for name in recipe]
     errors = [verdict.error for verdict in verdicts if verdict.error is not None]
-    if errors and as_json:
-        click.get_current_context().exit(2)
+    if as_json:
+        output.emit(True, lambda: [verdict.document for verdict in verdicts], str)
+        click.get_current_context().exit(2 if errors else 0)
+    if lines := [line for verdict in verdicts for line in verdict.lines]:
+        output.data("\n".join(lines))
     if errors:
         hints = dict.fromkeys(error.hint for error in errors if error.hint)
         raise UsageError("\n".join(error.message for error in errors), hint="\n".join(hints))
-    if not as_json:
-        output.hint(f"hmdc-hub condense {shlex.quote(recipe[0])}")
+    output.hint(f"hmdc-hub condense {shlex.quote(recipe[0])}")
 
 
 class Verdict(NamedTuple):
-    """What was found out about a recipe; the last two are None where its own words are wrong already."""
+    """What was found out about a recipe."""
 
-    name: str
+    document: dict[str, Any]
     error: UsageError | None
-    recipe: Recipe | None = None
-    found: Validation | None = None
-
-    def lines(self) -> list[str]:
-        """Say that it is valid, what was read and what not; nothing if it is not valid."""
-        if self.error is not None or self.recipe is None or self.found is None:
-            return []
-        condense, protocol = self.recipe.condense_hash(), self.recipe.protocol_hash()
-        return [
-            f"{self.name}: valid (condense {condense[:8]}, protocol {protocol[:8]})",
-            *(f"  {line}" for line in (self.found.rows.lines() if self.found.rows else ())),
-            *(f"  not looked at: {what}" for what in self.found.unseen),
-        ]
-
-    def document(self) -> dict[str, Any]:
-        """Say all of it as plain data."""
-        problems: list[Any] = []
-        if isinstance(self.error, RecipeError):
-            problems = [vars(problem) for problem in self.error.problems]
-        elif self.error is not None:
-            problems = [{"rule": self.error.message}]
-        document: dict[str, Any] = {"recipe": self.name, "valid": self.error is None, "problems": problems}
-        if self.recipe is not None:
-            document |= {"condense_hash": self.recipe.condense_hash(), "protocol_hash": self.recipe.protocol_hash()}
-        if self.found is not None:
-            document["source"] = self.found.rows.document() if self.found.rows else None
-            document["not_looked_at"] = list(self.found.unseen)
-        return document
+    lines: Sequence[str] = ()  # that it is valid, what was read and what not
 
 
-def _checked(name: str, overrides: tuple[str, ...]) -> Verdict:
+def _verdict(name: str, overrides: tuple[str, ...]) -> Verdict:
     from hmdc_hub.catalog import load_recipe
 
+    document: dict[str, Any] = {"recipe": name, "valid": False}
     try:
         recipe = load_recipe(name, overrides)
-    except UsageError as error:
-        return Verdict(name, error)
+    except UsageError as error:  # its own words are wrong already: nothing that needs torch is looked at
+        wrong = [vars(one) for one in error.problems] if isinstance(error, RecipeError) else [{"rule": error.message}]
+        return Verdict(document | {"problems": wrong}, error)
     from hmdc_hub.pipeline.validation import validate_recipe
 
     found = validate_recipe(recipe)
-    wrong: UsageError | None = None
-    if found.problems:
-        problems = [Problem("", None, "", problem.message) for problem in found.problems]
+    problems = [Problem("", None, "", problem.message) for problem in found.problems]
+    hashes = {"condense_hash": recipe.condense_hash(), "protocol_hash": recipe.protocol_hash()}
+    document |= {"valid": not problems, "problems": [vars(problem) for problem in problems], **hashes}
+    document |= {"source": found.rows and found.rows.document(), "not_looked_at": list(found.unseen)}
+    if problems:
         hint = "\n".join(dict.fromkeys(problem.hint for problem in found.problems if problem.hint))
-        wrong = RecipeError(name, problems, hint=hint)
-    return Verdict(name, wrong, recipe, found)
+        return Verdict(document, RecipeError(name, problems, hint=hint))
+    lines = [
+        f"{name}: valid (condense {hashes['condense_hash'][:8]}, protocol {hashes['protocol_hash'][:8]})",
+        *(f"  {line}" for line in (found.rows.lines() if found.rows else ())),
+        *(f"  not looked at: {what}" for what in found.unseen),
+    ]
+    return Verdict(document, None, lines)

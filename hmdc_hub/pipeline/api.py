@@ -12,7 +12,7 @@ from functools import cached_property
 from html import escape
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Never
 
 from hmdc_hub import schema
 from hmdc_hub.catalog import read_recipe_file
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hmdc_hub.pipeline.target import Agreement
     from hmdc_hub.publish.push import Published
     from hmdc_hub.store.dataset import CondensedDataset
-    from hmdc_hub.trackers import Tracker
 
 RUNS = Path("runs")  # folder of runs, in the current one
 
@@ -157,16 +156,9 @@ class Run:
         from hmdc_hub.publish.push import publish
 
         options = PushOptions(
-            repo_id=repo_id,
-            config=config,
-            private=private,
-            branch=revision,
-            create_pr=create_pr,
-            tag=tag,
-            default=default,
-            scores_only=scores_only,
-            force=force,
-        )
+            repo_id=repo_id, config=config, private=private, default=default, branch=revision,
+            create_pr=create_pr, tag=tag, scores_only=scores_only, force=force,
+        )  # fmt: skip
         with reporting(progress) as callback, self.directory.lock():
             return publish(self.directory, options, callback=callback)
 
@@ -335,37 +327,17 @@ def _condense(
     job: Job, callbacks: Callback | Sequence[Callback], report_to: str | Sequence[str], progress: bool | None
 ) -> Run:
     from hmdc_hub.pipeline.progress import reporting
+    from hmdc_hub.trackers import make_callbacks
 
-    _trackers(report_to, job)  # one that is not there is found before anything is asked for
+    make_callbacks(report_to, job.run.path, job.recipe)  # one that is not there is found before anything is asked for
     job = job.prepared()
-    trackers = _trackers(report_to, job)
-    several = [callbacks] if callable(callbacks) else callbacks
+    trackers = make_callbacks(report_to, job.run.path, job.recipe)
     try:
-        with reporting(progress, [*several, *trackers]) as callback:
+        with reporting(progress, callbacks, trackers) as callback:
             return Run(job.run.path, replace(job, work=replace(job.work, callback=callback)).do())
     finally:
         for tracker in trackers:
             tracker.close()
-
-
-def _trackers(report_to: str | Sequence[str], job: Job) -> Sequence[Tracker]:
-    if not report_to:
-        return ()
-    from hmdc_hub.trackers import make_callbacks
-
-    return make_callbacks(report_to, job.run.path, job.recipe)
-
-
-class EvaluateOptions(TypedDict, total=False):
-    """Rarer options of `evaluate`, which says what they are."""
-
-    holdout: float | None
-    overrides: Sequence[str]
-    normalised: bool
-    root: str | os.PathLike[str]
-    resume: bool
-    share: str | None
-    stop: StopFlag
 
 
 def evaluate(
@@ -383,7 +355,14 @@ def evaluate(
     workers: int | None = None,
     callbacks: Callback | Sequence[Callback] = (),
     progress: bool | None = None,
-    **more: Unpack[EvaluateOptions],
+    holdout: float | None = None,
+    overrides: Sequence[str] = (),
+    normalised: bool = False,
+    root: str | os.PathLike[str] = RUNS,
+    resume: bool = True,
+    share: str | None = None,
+    stop: StopFlag | None = None,
+    **unknown: Never,
 ) -> Evaluation:
     """Train architectures on a condensed set and on what it must beat, and score them on the test split.
 
@@ -407,12 +386,14 @@ def evaluate(
         workers: CPU processes; None: one per core.
         callbacks: A function, or several, called with every event.
         progress: Whether to show progress on stderr; None: yes.
-        **more: Rarer ones. `holdout`: score on this share of the train split, for choosing settings without the test
-            split. `overrides`: keys of the protocol in the form of the command line, `"evaluate.epochs=200"`.
-            `normalised`: the floats of a safetensors file are source-normalised, not pixels. `root`: folder of the
-            runs. `resume`: False trains all again in place of taking trainings that are done. `share`: do this part of
-            the trainings only, `"1/4"`; the same call without it puts the scores together. `stop`: set it to stop at
-            the next safe place.
+        holdout: Score on this share of the train split, for choosing settings without the test split.
+        overrides: Keys of the protocol in the form of the command line, `"evaluate.epochs=200"`.
+        normalised: The floats of a safetensors file are source-normalised, not pixels.
+        root: Folder of the runs.
+        resume: False trains all again in place of taking trainings that are done.
+        share: Do this part of the trainings only, `"1/4"`; the same call without it puts the scores together.
+        stop: Set it to stop at the next safe place.
+        **unknown: There are no others; a key of the protocol is met with how to change it.
 
     Raises:
         UsageError: The target, the protocol or a model is not as it must be; nothing was written.
@@ -422,28 +403,26 @@ def evaluate(
     from hmdc_hub.pipeline.evaluation import EvaluateRequest
     from hmdc_hub.pipeline.progress import reporting
 
-    if unknown := sorted(more.keys() - EvaluateOptions.__annotations__.keys()):
-        raise _unknown_argument(unknown[0])
-    share, resume = launched(), more.get("resume", True)
-    if (given := more.get("share")) is not None:
-        if share is not None:
+    if unknown:
+        raise _unknown_argument(min(unknown))
+    shared = launched()
+    if share is not None:
+        if shared is not None:
             raise UsageError("--share and torchrun are two ways to the same.", hint="Leave --share out.")
-        share = parse_share(given)
-    if share is not None and not resume:
+        shared = parse_share(share)
+    if shared is not None and not resume:
         raise UsageError(
             "--fresh removes what other processes may be working on.",
             hint="Call once with --fresh and without sharing, or remove the evaluation's directory first.",
         )
-    chosen = pick(device, 0 if share is None else share.local)
+    chosen = pick(device, 0 if shared is None else shared.local)
     request = EvaluateRequest(
         target.path if isinstance(target, Run) else target,
         like.recipe if isinstance(like, Run) else like,
-        protocol, models, baselines, seeds, config, revision, run_dir, more.get("root", RUNS),
-        more.get("normalised", False), more.get("holdout"), more.get("overrides", ()),
+        protocol, models, baselines, seeds, config, revision, run_dir, root, normalised, holdout, overrides,
     )  # fmt: skip
-    several = [callbacks] if callable(callbacks) else callbacks
-    with stop_on_signals(more.get("stop")) as stop, reporting(progress, several) as callback:
-        found = request.score(Work(chosen, workers, callback, stop, resume, share))
+    with stop_on_signals(stop) as flag, reporting(progress, callbacks) as callback:
+        found = request.score(Work(chosen, workers, callback, flag, resume, shared))
     return Evaluation(found.where.path, Run(found.where.path) if found.of_run else None, found.published)
 
 
@@ -453,7 +432,7 @@ def _unknown_argument(name: str) -> UsageError:
             f"evaluate() has no argument {name!r}: it is a key of the protocol.",
             hint=f"Write  protocol={{{name!r}: ...}} , or  overrides=['evaluate.{name}=...'] .",
         )
-    known = [*signature(evaluate).parameters][1:-1] + [*EvaluateOptions.__annotations__]
+    known = [*signature(evaluate).parameters][1:-1]
     near = close(name, known, most=1)
     return UsageError(
         f"evaluate() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."),

@@ -14,7 +14,7 @@ from hmdc_hub.errors import UsageError
 from hmdc_hub.evaluator import EvaluatedSet, evaluated_set, of_run
 from hmdc_hub.events import Note, Stage
 from hmdc_hub.models import build_for, settle
-from hmdc_hub.pipeline.job import Job, disk_errors, forget, score
+from hmdc_hub.pipeline.job import Job, disk_errors, score
 from hmdc_hub.pipeline.recipe import changed, load_recipe
 from hmdc_hub.pipeline.target import Agreement, agreement, find_or_adopt
 from hmdc_hub.processes import Work
@@ -130,7 +130,7 @@ class EvaluateRequest:
     def _score_set(self, value: Any, like: str | os.PathLike[str] | Recipe, work: Work) -> RunDir:
         """Score a set of another program on a recipe's source, by its protocol."""
         root = Path(self.root)
-        if isinstance(value, str) and any((path / "info.json").is_file() for path in (Path(value), root / value)):
+        if isinstance(value, str) and any(os.path.isfile(path / "info.json") for path in (Path(value), root / value)):
             raise UsageError(
                 f"--recipe is for a set of another program; {value} is a run, which is scored on its own source.",
                 hint=f"By that recipe's protocol: --protocol {like}",
@@ -171,8 +171,6 @@ def _score(
     for spec in protocol.settled().models:
         build_for(spec, source)  # one that cannot be built is found before anything is written
     with disk_errors(where.path), nullcontext() if work.assists else where.lock():
-        if not work.reuse:
-            forget(where)
         score(subject, protocol, source, where, work, preview)
     return where
 

@@ -224,8 +224,6 @@ class Job:
         from hmdc_hub.evaluator import of_run
 
         if not work.assists:
-            if not work.reuse:
-                forget(run)
             self.complete(source)
         self._tell(())  # the first process has made what else the scores need
         score(of_run(recipe, run), recipe.evaluate, source, run, work, None if work.assists else preview_png(run))
@@ -347,8 +345,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 def score(
     subject: EvaluatedSet, protocol: EvaluateSpec, source: Source, where: RunDir, work: Work, preview: bytes | None
 ) -> None:
-    """Score a set by a settled protocol, or do a share of that; the report shows a picture of the set (PNG)."""
-    from hmdc_hub.evaluator import evaluate
+    """Score a set by a settled protocol, or do a share of that; the report shows a picture of the set (PNG).
+
+    Whoever calls holds the directory's lock, unless this process only does a share.
+    """
+    from hmdc_hub.evaluator import evaluate, result_logs
     from hmdc_hub.report.scored import write_report
     from hmdc_hub.store.files import read_confusion
 
@@ -356,19 +357,14 @@ def score(
         evaluate(subject, protocol, source, where, work)
         work.callback(Note(f"share {work.share} of the trainings is done"))
         return
+    if not work.reuse:
+        for path in (*result_logs(where.path), where.scores, where.confusion):
+            path.unlink(missing_ok=True)
     names = ", ".join(model.name for model in protocol.models)
     work.callback(Stage("evaluate", f"{names}, {protocol.length} each, protocol {protocol.protocol_hash()[:8]}"))
     scores = evaluate(subject, protocol, source, where, work)
     assert scores is not None
     write_report(where.report, scores, read_confusion(where.confusion), preview)
-
-
-def forget(where: RunDir) -> None:
-    """Remove finished trainings and scores of an evaluation; whoever calls holds the directory's lock."""
-    from hmdc_hub.evaluator import result_logs
-
-    for path in (*result_logs(where.path), where.scores, where.confusion):
-        path.unlink(missing_ok=True)
 
 
 def preview_png(run: RunDir) -> bytes:

@@ -16,14 +16,16 @@ LINES = 10
 
 
 @contextmanager
-def reporting(shown: bool | None, callbacks: Sequence[Callback] = ()) -> Iterator[Callback]:
+def reporting(shown: bool | None, *callbacks: Callback | Sequence[Callback]) -> Iterator[Callback]:
     """Show progress while the block runs, unless `shown` is False; gives what is to be told of every event.
 
     `HF_HUB_DISABLE_PROGRESS_BARS` turns off the bars, as those of the Hub's own libraries, not the lines. `callbacks`
     are told of every event, too.
     """
     display = None if shown is False else Bars() if bars_wanted() else LogLines()
-    everyone = [*callbacks] if display is None else [display, *callbacks]
+    everyone: list[Callback] = [] if display is None else [display]
+    for one in callbacks:
+        everyone += [one] if callable(one) else one
 
     def tell(event: Event) -> None:
         for one in everyone:

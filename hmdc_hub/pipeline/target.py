@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from hmdc_hub.catalog import read_published_recipe, stored_recipe_text
 from hmdc_hub.errors import FormatError, NotFoundError, RunExistsError, UsageError
 from hmdc_hub.publish.card import PARQUET, ConfigFacts, read_config, read_facts
 from hmdc_hub.report.tables import MEAN, training_sets
-from hmdc_hub.schema import Scores
+from hmdc_hub.schema import Scores, is_hub_id
 from hmdc_hub.store.configs import choose, read_card, read_card_text, refuse_links
 from hmdc_hub.store.files import TEMPORARY, atomic, read_info, sha256_file, write_bytes_atomic
 from hmdc_hub.store.rundir import RunDir, is_run, list_runs
@@ -72,15 +73,16 @@ def find_target(text: str, root: Path) -> Target:
     """Find what a path, the name of a run below `root`, or owner/name[:config] means; nothing is downloaded.
 
     What is here goes before what is on the Hub, what is ours before a folder that merely has the name. A name that is
-    nothing here and can be no dataset on the Hub either (`nope` in place of `someone/nope`) is a NotFoundError.
+    nothing here and can be no dataset on the Hub either (`nope`, `./someone/nope`) is a NotFoundError.
     """
-    found = [_look(path) for path in (Path(text), root / text) if path.exists()]
+    # os.path answers False for a name that is too long for the file system.
+    found = [_look(path) for path in (Path(text), root / text) if os.path.exists(path)]
     if found:
         return next((one for one in found if one.kind != "folder"), found[0])
     base, _, config = text.partition(":")
-    if config and any(Path(base).glob("*/manifest.json")):
+    if config and os.path.isdir(base) and any(Path(base).glob("*/manifest.json")):
         return Target("package", Path(base), config)
-    if "/" not in text:
+    if not is_hub_id(base):  # as it was written: of a path, `./someone` is another thing than `someone`
         raise NotFoundError(
             f"there is no run {text!r} in {root} and no folder {text!r}; a dataset on the Hub is owner/name",
             hint=f"`hmdc-hub runs ls --root {root}` lists the runs.",
@@ -107,7 +109,7 @@ def _look(path: Path) -> Target:
 def find_run(name: str, root: Path) -> Path:
     """Find the directory of a run by its name below `root`, or by its path; a NotFoundError if there is none."""
     for path in (root / name, Path(name)):
-        if path.is_dir():
+        if os.path.isdir(path):
             return path
     raise NotFoundError(f"there is no run {name!r} in {root}", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
 
@@ -153,12 +155,7 @@ def adopt(package: Path, facts: ConfigFacts, run: RunDir) -> None:
     """Copy a published set into a run directory of its own; a directory that holds the same set is left as it is.
 
     A directory in which an earlier try ended on the way is gone on with: every file comes into it whole.
-
-    Raises:
-        RunExistsError: The directory holds something else, or another process works in it.
-        UsageError: The set was made from data that only its author has.
-        FormatError: A file is not the one that info.json names.
-        RunError: The directory cannot be written.
+    RunExistsError: the directory holds something else. UsageError: only its author has the data of the set.
     """
     from hmdc_hub.pipeline.job import disk_errors
 

@@ -56,6 +56,9 @@ def test_the_names_are_there_and_nothing_is_imported_for_them() -> None:
     assert all(getattr(hmdc, name) is not None for name in hmdc.__all__) and callable(hmdc.condense)
     with pytest.raises(AttributeError, match="nope"):
         _ = hmdc.nope
+    source = Path(str(hmdc.__file__)).read_text(encoding="utf-8")
+    for name in set(hmdc.__all__) - {"__version__"}:
+        assert f" import {name} as {name}\n" in source, "a type checker takes other imports for the package's own"
 
 
 @pytest.mark.slow
@@ -166,9 +169,9 @@ def test_callbacks_hear_of_everything(recipe: Recipe) -> None:
         (lambda: condense({"condense": {"ipc": 1}}), UsageError, "not a dict"),  # type: ignore[arg-type]
         (lambda: Recipe.from_source("nope", preset="fast"), UsageError, "cpu, gpu, paper"),  # type: ignore[arg-type]
         (lambda: evaluate(load_recipe("digits_ipc1")), UsageError, "evaluate(condense(recipe))"),
-        (lambda: evaluate("nope", epochs=5), UsageError, "protocol={'epochs': ...}"),  # type: ignore[call-arg]
-        (lambda: evaluate("nope", sedes=5), UsageError, "did you mean 'seeds'?"),  # type: ignore[call-arg]
-        (lambda: evaluate("nope", report_to="trackio"), UsageError, "It takes models, "),  # type: ignore[call-arg]
+        (lambda: evaluate("nope", epochs=5), UsageError, "protocol={'epochs': ...}"),  # type: ignore[arg-type]
+        (lambda: evaluate("nope", sedes=5), UsageError, "did you mean 'seeds'?"),  # type: ignore[arg-type]
+        (lambda: evaluate("nope", report_to="trackio"), UsageError, "It takes models, "),  # type: ignore[arg-type]
         (lambda: evaluate("nope", overrides=["seed=1"]), UsageError, "keys of the protocol alone"),
     ],
 )

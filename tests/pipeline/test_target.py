@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from hmdc_hub.cli._output import present
 from hmdc_hub.errors import FormatError, HmdcError, NotFoundError, RunExistsError, UsageError
-from hmdc_hub.pipeline.target import Target, adopt, find_target
+from hmdc_hub.pipeline.target import Target, adopt, find_run, find_target
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.rundir import RunDir
 from tests.killing import KILLED, Ended, Fault, forked
@@ -76,8 +77,12 @@ def test_what_a_text_means(
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("x")
     assert find_target(text, Path("runs")) == (kind, Path(path), config)
-    with pytest.raises(NotFoundError, match="there is no run 'nope'"):
-        find_target("nope", Path("runs"))
+    long = 300 * "x"
+    for wrong in ("nope", "./nope", "a//b", "runs/mine/nope.json", "mine:x", "../someone/mine", long, f"{long}:x"):
+        with pytest.raises(NotFoundError, match=re.escape(f"there is no run {wrong!r} in runs and no folder")):
+            find_target(wrong, Path("runs"))
+        with pytest.raises(NotFoundError, match=re.escape(f"there is no run {wrong!r} in runs")):
+            find_run(wrong, Path("runs"))
     monkeypatch.chdir("pulled/ipc1")
     assert find_target(".", Path("runs")) == ("package", tmp_path / "pulled", "ipc1")
 
