@@ -1,8 +1,13 @@
-"""Building the package of a run: exactly the files that the Hub repository will hold."""
+"""Building the package of a run: exactly the files that the Hub repository will hold, and nothing secret in them."""
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,7 +16,6 @@ from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
 from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.metrics import scores_rows
 from hmdc_hub.publish.card import render
-from hmdc_hub.publish.secret_scan import refuse_secrets
 from hmdc_hub.publish.verify import refuse_damaged
 from hmdc_hub.report.plots import preview_of, rendered, scores_figure
 from hmdc_hub.schema import PARQUET, ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
@@ -49,7 +53,15 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
             hint="Publish scores on the test split: -o evaluate.holdout=null",
         )
     if config is not None:
-        recipe = recipe.model_copy(update={"publish": renamed(recipe.publish, config)})
+        try:
+            publish = PublishSpec.model_validate(recipe.publish.model_dump() | {"config": config})
+        except ValidationError as error:
+            raise UsageError(
+                f"{config!r} cannot be the name of a configuration: letters, digits, dots, dashes and underscores, at "
+                "most 64, and not data, scores or assets.",
+                hint="For example --config ipc10.",
+            ) from error
+        recipe = recipe.model_copy(update={"publish": publish})
     try:
         with workplace(run.package) as folder:
             building = folder / "new"
@@ -60,18 +72,6 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
     except OSError as error:
         raise RunError(f"Cannot write {run.package}: {error.strerror or error}.") from error
     return run.package
-
-
-def renamed(publish: PublishSpec, config: str) -> PublishSpec:
-    """Give another name to the configuration that a recipe fills; a UsageError if it cannot be the name of one."""
-    try:
-        return PublishSpec.model_validate(publish.model_dump() | {"config": config})
-    except ValidationError as error:
-        raise UsageError(
-            f"{config!r} cannot be the name of a configuration: letters, digits, dots, dashes and underscores, at most "
-            "64, and not data, scores or assets.",
-            hint="For example --config ipc10.",
-        ) from error
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -85,9 +85,8 @@ def files_of(folder: Path) -> list[Path]:
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
-    import pyarrow.parquet as pq
-
     from hmdc_hub.store.condensed import training_shape
+    from hmdc_hub.store.parquet import rows_and_bytes
 
     config = recipe.publish.config
     data = folder / config
@@ -98,17 +97,17 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     write_text_atomic(data / "recipe.yaml", stored_recipe_text(recipe))
     write_text_atomic(data / "info.json", json_text(info))
     shape = training_shape(info, data / "condensed.safetensors")
-    picture = preview_of(parquet, shape, info.source.class_names)
-    write_bytes_atomic(folder / "assets" / config / "preview.png", picture)
+    assets = folder / "assets" / config
+    write_bytes_atomic(assets / "preview.png", preview_of(parquet, shape, info.source.class_names))
     if scores is not None:
         write_bytes_atomic(data / "scores.json", run.public_scores())
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
-        write_bytes_atomic(folder / "assets" / config / "scores.png", rendered(scores_figure, scores))
-    footer = pq.read_metadata(parquet)
+        write_bytes_atomic(assets / "scores.png", rendered(scores_figure, scores))
+    rows, data_bytes = rows_and_bytes(parquet)
     manifest = Manifest(
         config=config,
-        rows=footer.num_rows,
-        data_bytes=sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)),
+        rows=rows,
+        data_bytes=data_bytes,
         class_names=info.source.class_names,
         files=[
             PackagedFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
@@ -131,3 +130,57 @@ def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:
     rows = [{"config": config} | row for row in scores_rows(scores)]
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), path)
+
+
+# Secrets: a last net. Packages are made of typed facts, and nothing of this kind should ever get this far; what people
+# write themselves (descriptions, names, a hand-written section of the card) can hold anything.
+
+_SHAPES = {
+    "a Hugging Face token": rb"hf_[A-Za-z0-9]{30,}",
+    "a GitHub token": rb"gh[oprsu]_[A-Za-z0-9]{36}",
+    "an AWS access key": rb"AKIA[0-9A-Z]{16}",
+    "a private key": rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----",
+}
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+_SHORTEST = 12  # characters below which the value of a variable is no secret: words that short stand in any text
+
+
+def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
+    """Refuse files, name in the package to content or path, that hold a secret or a path of this machine.
+
+    Secrets are what looks like one, and what this process knows as one. The UsageError names file and kind, never the
+    value.
+    """
+    from huggingface_hub import get_token
+
+    known = {
+        value.encode(): f"the value of the environment variable {name}"
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST and not Path(value).exists()
+    }
+    if token := get_token():  # last: the name that is more use if HF_TOKEN holds it
+        known[token.encode()] = "your Hugging Face token"
+    home = Path(os.path.expanduser("~"))
+    for folder, what in ((home, "a path in your home folder"), (Path.cwd(), "a path in the current folder")):
+        if len(folder.parts) > 1:  # "/" begins every path, and "~" stands for a home that nobody knows
+            known.setdefault(f"{folder}{os.sep}".encode(), what)
+    for name, content in files.items():
+        with _bytes(content) as data:
+            found = next((kind for value, kind in known.items() if data.find(value) >= 0), None)
+            found = found or next((kind for kind, shape in _SHAPES.items() if re.search(shape, data)), None)
+        if found is not None:
+            raise UsageError(
+                f"{name} holds {found}: it cannot be published.",
+                hint="Take it out of the recipe (description, names) or of the card's hand-written section, then push "
+                "again." + (" A token that was ever published must be revoked." if "token" in found else ""),
+            )
+
+
+@contextmanager
+def _bytes(content: bytes | Path) -> Iterator[bytes | mmap.mmap]:
+    """Give the content; a file's is mapped, as tensors may be larger than memory."""
+    if isinstance(content, bytes) or content.stat().st_size == 0:
+        yield content if isinstance(content, bytes) else b""
+        return
+    with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped

@@ -37,7 +37,7 @@ from hmdc_hub.schema import (
     SourceInfo,
     sha256_of,
 )
-from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, split_card
+from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, entries_of, split_card
 from hmdc_hub.store.files import read_info, read_record, read_scores
 from hmdc_hub.text import one_line
 
@@ -181,11 +181,7 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
     """Gather what the template says about one configuration."""
     info, recipe = config.info, dump_recipe(config.recipe).rstrip()
     versions = {"hmdc-hub": info.hmdc_hub_version, **info.versions}
-    return {
-        "name": config.name,
-        "info": info,
-        "recipe": config.recipe,
-        "scores": config.scores,
+    return vars(config) | {
         "classes": len(info.source.class_names),
         "source_text": _linked(info.source),
         "training_per_class": info.training_images // len(info.source.class_names),
@@ -204,10 +200,16 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
     }
 
 
+def _page(source: SourceInfo) -> str:
+    """Give the address of a source that is on the Hub; empty if it is not, or cannot stand in an address."""
+    has_one = source.kind == "hub" and re.fullmatch(HUB_DATASET, source.id, re.ASCII)
+    return f"https://huggingface.co/datasets/{source.id}" if has_one else ""
+
+
 def _linked(source: SourceInfo) -> str:
     """Name a source with a link where it has a page."""
-    if source.kind == "hub" and is_hub_id(source.id):
-        return f"[{escape_markdown(source.id)}](https://huggingface.co/datasets/{source.id})"
+    if page := _page(source):
+        return f"[{escape_markdown(source.id)}]({page})"
     if source.kind == "local":
         return f"data on its author's disk ({escape_markdown(source.id.removeprefix(LOCAL))})"
     return escape_markdown(source.id)
@@ -322,14 +324,6 @@ def _data_files(
     return entries, default
 
 
-def entries_of(block: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """List what a card, which may be anybody's, has under `configs` or `dataset_info`."""
-    found = block.get(key)
-    if key == "dataset_info" and isinstance(found, Mapping):
-        found = [{"config_name": "default"} | dict(found)]
-    return [dict(entry) for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
-
-
 def _foreign(previous: Mapping[str, Any], key: str, configs: Sequence[ConfigFacts]) -> list[dict[str, Any]]:
     """List the entries of a previous card that are not about configurations of ours."""
     ours = {config.name for config in configs} | set(configs_of(previous))
@@ -377,17 +371,11 @@ def _license(configs: Sequence[ConfigFacts], previous: Mapping[str, Any]) -> dic
     if strange:
         slug = re.sub(r"[^a-z0-9.+-]+", "-", " ".join(strange).lower()).strip("-")
         block["license_name"] = Quoted(slug or "see-source")
-        source = next(c.info.source for c in configs if license_of(c) in strange)
-        if source.kind == "hub" and is_hub_id(source.id):
-            block["license_link"] = Quoted(f"https://huggingface.co/datasets/{source.id}")
+        if page := _page(next(config.info.source for config in configs if license_of(config) in strange)):
+            block["license_link"] = Quoted(page)
     elif "other" in ids:
         block |= {key: previous[key] for key in ("license_name", "license_link") if key in previous}
     return block
-
-
-def is_hub_id(text: str) -> bool:
-    """Tell whether text can stand in an address as the id of a Hub dataset."""
-    return re.fullmatch(HUB_DATASET, text, re.ASCII) is not None
 
 
 def _dataset_info(config: ConfigFacts) -> dict[str, Any]:

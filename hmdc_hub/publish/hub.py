@@ -45,15 +45,15 @@ class RemoteFile:
     oid: str
     sha256: str | None
 
-    @classmethod
-    def of(cls, found: Any) -> RemoteFile:
-        """Take what the client says about a file."""
-        return cls(found.size or 0, found.blob_id, found.lfs["sha256"] if found.lfs else None)
+    @property
+    def digest(self) -> str:
+        """What `holds` compares."""
+        return self.sha256 or self.oid
 
     def holds(self, content: bytes | Path) -> bool:
         """Tell whether it has this content."""
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        return size == self.size and holds(content, self.sha256 or self.oid)
+        return size == self.size and holds(content, self.digest)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ class Hub(Client):
             branch=branch,
             head=info.sha,
             branch_exists=exists,
-            files={file.rfilename: RemoteFile.of(file) for file in info.siblings or []},
+            files={
+                file.rfilename: RemoteFile(file.size or 0, file.blob_id, file.lfs["sha256"] if file.lfs else None)
+                for file in info.siblings or []
+            },
             tags={tag.name: tag.target_commit for tag in refs.tags},
             pulls=frozenset(pull.ref for pull in refs.pull_requests or []),
         )
@@ -130,10 +133,17 @@ class Hub(Client):
         except MissingError as error:
             raise AccessError(f"You may not write to {repo_id}.", hint=LOG_IN) from error
 
+    def snapshot(self, repo_id: str, *about: Any, revision: str | None, **keys: Any) -> Path:
+        """Download as `Client.snapshot` does; a RunError if what was there a moment ago is gone."""
+        try:
+            return super().snapshot(repo_id, *about, revision=revision, **keys)
+        except MissingError as error:
+            raise RunError(f"{repo_id} is gone, or has no {revision} any more.", hint="Push again.") from error
+
     def fetch(self, remote: Remote, names: Iterable[str], cache: Path) -> Path:
         """Download files of a repository at its head into a cache of one's own, each as the Hub lists it."""
-        checks = {name: remote.files[name].holds for name in names}
-        return self.snapshot(remote.repo_id, sorted(checks), checks, revision=remote.head, cache=cache)
+        digests = {name: remote.files[name].digest for name in names}
+        return self.snapshot(remote.repo_id, sorted(digests), digests, revision=remote.head, cache=cache)
 
     def create(self, repo_id: str, *, private: bool) -> None:
         """Create a repository, unless it has come to be meanwhile."""

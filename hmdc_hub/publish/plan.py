@@ -126,30 +126,25 @@ def repository_id(wanted: str | None, account: str, name: str) -> str:
     return found
 
 
-def refuse_foreign(remote: Remote, card: str, *, force: bool) -> dict[str, Any]:
-    """Refuse a repository that is not ours by its card, unless forced, and one that a newer program wrote.
+def refuse_foreign(remote: Remote, config: str, card: str, *, force: bool) -> dict[str, Any]:
+    """Refuse what is not ours by the card, repository or configuration, unless forced, and what a newer program wrote.
 
     Gives the card's `hmdc` block; empty for a new or foreign repository.
     """
-    block = split_card(card)[0].get("hmdc")
-    if isinstance(block, dict):
-        refuse_newer(block, remote.repo_id)
-        return block
-    if remote.own_files and not force:
+    block = split_card(card)[0]
+    if isinstance(ours := block.get("hmdc"), dict):
+        refuse_newer(ours, remote.repo_id)
+    elif remote.own_files and not force:
         raise UsageError(
             f"{remote.repo_id} holds something that hmdc-hub did not publish: {', '.join(remote.own_files[:4])}.",
             hint="--repo-id publishes elsewhere; --force adds to it all the same and keeps its files and card text.",
         )
-    return {}
-
-
-def refuse_name(config: str, card: str, *, force: bool) -> None:
-    """Refuse a configuration's name that the card gives to something that is not ours, with a UsageError."""
-    if not force and config in read_card(card)[0] and config not in configs_of(split_card(card)[0]):
+    if not force and config in read_card(card)[0] and config not in configs_of(block):
         raise UsageError(
             f"The card there has a configuration {config} that hmdc-hub did not publish.",
             hint="--config publishes under another name; --force puts yours in its place.",
         )
+    return ours if isinstance(ours, dict) else {}
 
 
 def visibility(
@@ -230,14 +225,10 @@ def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, options: PushO
     own = union / local.name
     there = read_config(own) if own.is_dir() else None
     published = sha256_file(own / "manifest.json") if there is not None else None
-
-    def same_images(theirs: ConfigFacts) -> bool:
-        # Of another recipe it is not worth a download.
-        if remote is None or local.info.condense_hash != theirs.info.condense_hash:
-            return False
-        return _same_images(hub, remote, package, theirs, work / "images")
-
-    keep, why = _keep(local, there, options, same_images)
+    images = work / "images"
+    keep, why = _keep(
+        local, there, options, lambda one: remote is not None and _same_images(hub, remote, package, one, images)
+    )
     contents = _laid(local, there, keep, package, union)
     before = union / "README.md"
     previous = read_card_text(before) if before.is_file() else None
@@ -271,8 +262,7 @@ def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, *, for
     card, notes = "", []
     if "README.md" in remote.files:
         card = read_card_text(hub.fetch(remote, ["README.md"], cache) / "README.md")
-    listed = refuse_foreign(remote, card, force=force).get("configs")
-    refuse_name(own, card, force=force)
+    listed = refuse_foreign(remote, own, card, force=force).get("configs")
     found = sorted(
         path.split("/")[0] for path in remote.files if path.count("/") == 1 and path.endswith("/manifest.json")
     )
@@ -396,7 +386,8 @@ def _keep(
     ours, theirs = local.info, there.info
     same_tensors = ours.tensors_sha256 == theirs.tensors_sha256
     same_bytes = same_tensors and ours.parquet_sha256 == theirs.parquet_sha256
-    if not same_tensors and not same_images(there):
+    # Those of another recipe are not worth a download.
+    if not same_tensors and not (ours.condense_hash == theirs.condense_hash and same_images(there)):
         return set(), f"{name}: other images than the published ones, which are replaced"
     if local.scores is None and there.scores is not None:
         return _ALL, f"{name}: the same images are published with scores, which this run has none of; all of it stays"

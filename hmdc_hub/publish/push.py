@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from hmdc_hub.errors import FormatError, HmdcError, NetworkError, RunError, UsageError
+from hmdc_hub.errors import FormatError, NetworkError, RunError, UsageError
 from hmdc_hub.events import Callback, Note, Stage, silent
-from hmdc_hub.publish.build import package
+from hmdc_hub.publish.build import package, refuse_secrets
 from hmdc_hub.publish.card import read_facts
 from hmdc_hub.publish.hub import Hub
 from hmdc_hub.publish.plan import PushOptions, PushPlan, make_plan, repository_id
-from hmdc_hub.publish.secret_scan import refuse_secrets
 from hmdc_hub.store.configs import SCORES_CONFIG
 from hmdc_hub.store.files import sha256_file
-from hmdc_hub.store.hub import GO_ON, ConflictError, UnsureError, holds, scrubbed
+from hmdc_hub.store.hub import GO_ON, ConflictError, UnsureError, scrubbed
 from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.temporary import TemporaryFolder
 
@@ -113,7 +111,16 @@ class Push:
         done = self._commit(plan)
         plan, tags = done.plan, () if done.pull else done.plan.tags
         for tag in tags:
-            self._tag(plan, tag, done.oid)
+            if self.hub.tag(plan.repo_id, tag, done.oid):
+                continue
+            there = self.hub.look(plan.repo_id, tag)  # it exists: good if at content like this
+            alike = tag == plan.tag and there is not None and there.holds(f"{plan.config}/manifest.json", plan.manifest)
+            if there is None or not there.branch_exists or not (alike or there.head == done.oid):
+                raise RunError(
+                    f"{plan.repo_id} has a tag {tag} at other content, and a tag never moves. The commit itself is "
+                    "there.",
+                    hint="Delete that tag on the Hub, or push again with another --tag.",
+                )
         self.callback(Stage("read back", f"{plan.repo_id} at {done.oid[:12]}"))
         loads = _read_back(self.hub, plan, done.pull or done.oid, self._folder())
         url = f"{scrubbed(self.hub.api.endpoint)}/datasets/{plan.repo_id}"
@@ -134,10 +141,16 @@ class Push:
         return folder
 
     def _commit(self, first: PushPlan) -> _Commit:
-        """Get a commit that holds what was planned."""
+        """Get a commit that holds what was planned; what is missing for it is created, and planned on anew."""
         plan, failure = first, NetworkError("")
         for tried in range(1, ROUNDS + 1):
-            plan = self._prepared(plan, first)
+            if plan.remote is None:
+                self.callback(Stage("create", f"{plan.repo_id}, {'private' if plan.private else 'public'}"))
+                self.hub.create(plan.repo_id, private=plan.private)
+                plan = self._again(plan, first)
+            if not plan.existing.branch_exists and not plan.options.create_pr:
+                self.hub.create_branch(plan.existing)
+                plan = self._again(plan, first)
             if not plan.changes:
                 return _Commit(plan, plan.existing.head, changed=tried > 1)
             for path, content in plan.uploads.items():  # once more, now that they are about to be sent
@@ -165,17 +178,6 @@ class Push:
             return _Commit(plan, plan.existing.head, changed=True)
         raise failure
 
-    def _prepared(self, plan: PushPlan, first: PushPlan) -> PushPlan:
-        """Create the repository and the branch where they are missing, and plan again on what came to be."""
-        if plan.remote is None:
-            self.callback(Stage("create", f"{plan.repo_id}, {'private' if plan.private else 'public'}"))
-            self.hub.create(plan.repo_id, private=plan.private)
-            plan = self._again(plan, first)
-        if not plan.existing.branch_exists and not plan.options.create_pr:
-            self.hub.create_branch(plan.existing)
-            plan = self._again(plan, first)
-        return plan
-
     def _again(self, plan: PushPlan, first: PushPlan) -> PushPlan:
         """Plan anew on what the Hub holds now; refuse if somebody else changed this very configuration."""
         new = make_plan(self.hub, self._package, self._closed, plan.repo_id, self.options, self._folder())
@@ -202,35 +204,27 @@ class Push:
                 return ref, found.head
         return None
 
-    def _tag(self, plan: PushPlan, tag: str, commit: str) -> None:
-        """Tag a commit, or find the tag at content like this: it never moves."""
-        if self.hub.tag(plan.repo_id, tag, commit):
-            return
-        there, manifest = self.hub.look(plan.repo_id, tag), f"{plan.config}/manifest.json"
-        alike = tag == plan.tag and there is not None and there.holds(manifest, plan.manifest)
-        if there is None or not there.branch_exists or not (alike or there.head == commit):
-            raise RunError(
-                f"{plan.repo_id} has a tag {tag} at other content, and a tag never moves. The commit itself is there.",
-                hint="Delete that tag on the Hub, or push again with another --tag.",
-            )
-
 
 def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str, int]:
-    """Download what was published as a stranger would, into a cache of its own, compare every hash and load it.
+    """Download what was published as a stranger would, into a cache of its own, compare every hash, and load it.
 
-    Gives the rows of each configuration that was loaded. Whatever fails, the commit is there.
+    Gives the rows of every configuration that the push touched, as the library gives them that readers use. Whatever
+    fails, the commit is there.
     """
-    names = [*plan.files, *(["scores/*.parquet"] if plan.facts.scores else [])]
-    checks = {name: partial(holds, digest=due) for name, due in plan.files.items()}
+    import datasets
+
+    facts = plan.facts
+    names = [*plan.files, *(["scores/*.parquet"] if facts.scores else [])]
     try:
-        folder = hub.snapshot(plan.repo_id, names, checks, revision=revision, cache=work / "hub")
+        folder = hub.snapshot(plan.repo_id, names, plan.files, revision=revision, cache=work / "hub")
     except FormatError as error:
         raise RunError(
             f"Published, but what the Hub serves is not what was sent: {error.message}",
             hint="Run the same command again; if it stays so, tell the Hub's support before anybody trains on it.",
         ) from error
-    except HmdcError as error:
-        raise type(error)(f"Published, but not read back: {error.message}", hint=GO_ON) from error
+    except (RunError, UsageError) as error:
+        ours = type(error) if isinstance(error, RunError) else RunError  # the user did nothing wrong
+        raise ours(f"Published, but not read back: {error.message}", hint=GO_ON) from error
     # `datasets` looks for the files of every configuration and reads those of the one that it is asked for: empty ones
     # stand in for the others.
     for path in plan.existing.files:
@@ -238,15 +232,7 @@ def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str,
         if ".." not in Path(path).parts and not Path(path).is_absolute() and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
-    return _load(plan, folder, work)
-
-
-def _load(plan: PushPlan, folder: Path, work: Path) -> dict[str, int]:
-    """Load every configuration that the push touched with the library that readers use."""
-    import datasets
-
-    rows, facts = dict[str, int](), plan.facts
-    shown = not datasets.are_progress_bars_disabled()
+    rows, shown = dict[str, int](), not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # thousands of small images load at once
     try:
         for config in [plan.config, *([SCORES_CONFIG] if facts.scores else [])]:

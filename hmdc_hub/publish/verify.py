@@ -16,7 +16,7 @@ from typing import Any
 from hmdc_hub import metrics
 from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
-from hmdc_hub.publish.card import entries_of, front_matter, read_config, text_checksum
+from hmdc_hub.publish.card import front_matter, read_config, text_checksum
 from hmdc_hub.schema import (
     FORMAT_VERSION,
     FORMER_BASELINES,
@@ -32,7 +32,7 @@ from hmdc_hub.schema import (
     Scores,
     is_intact,
 )
-from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, read_card_text, refuse_links, split_card
+from hmdc_hub.store.configs import SCORES_CONFIG, configs_of, entries_of, read_card_text, refuse_links, split_card
 from hmdc_hub.store.files import read_confusion, read_info, read_record, read_scores, sha256_file
 from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.text import cut
@@ -94,7 +94,9 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
         refuse_links(folder, names)
     except FormatError as error:  # nothing is read then: to read is to follow
         return [Finding("", "files", False, error.message.replace(f"{folder}/", ""))]
-    findings = [Finding("", "card", False, f"{folder} has no configuration")] if not names else []
+    if not names:
+        return [Finding("", "card", False, f"{folder} has no configuration")]
+    findings = list[Finding]()
     for name in names:
         findings += _looked(name, _OF_PACKAGES, _Set(folder, name), folder)
     findings += _looked("", {"card": partial(_card, names=names)}, folder, folder)
@@ -167,6 +169,9 @@ def _equal(facts: Mapping[str, tuple[Any, Any]]) -> None:
     """Refuse facts, each as it is and as it must be, of which one is not."""
     for what, (found, due) in facts.items():
         if found != due:
+            if isinstance(found, dict) and isinstance(due, dict):  # what is alike hides the rest
+                keys = [key for key in due | found if found.get(key) != due.get(key)]
+                found, due = ({key: one.get(key) for key in keys} for one in (found, due))
             raise FormatError(f"{what} is {cut(str(found), 80)}, not {cut(str(due), 80)}")
 
 
@@ -257,12 +262,11 @@ def _tensors(at: _Set) -> str:
 def _images(at: _Set) -> str:
     """The parquet is the decoded floats rounded to 8 bits, and its footer is what info.json and manifest.json say."""
     import numpy as np
-    import pyarrow.parquet as pq
     import torch
 
     from hmdc_hub import multi_formation
     from hmdc_hub.store.condensed import read_classes
-    from hmdc_hub.store.parquet import iter_parquet, read_class_names, to_uint8
+    from hmdc_hub.store.parquet import iter_parquet, read_class_names, rows_and_bytes, to_uint8
 
     info, names = at.info, at.info.source.class_names
     rows = iter_parquet(at.parquet, at.shape)
@@ -279,9 +283,8 @@ def _images(at: _Set) -> str:
         if int(apart.abs().max()) > 1:
             raise FormatError(f"the pixels are not the decoded tensors: {int(apart.abs().max())} of 255 apart")
     if at.packaged:
-        footer, listed = pq.read_metadata(at.parquet), (at.manifest.rows, at.manifest.data_bytes)
-        size = sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
-        _equal({"rows and bytes in manifest.json": (listed, (footer.num_rows, size))})
+        listed = (at.manifest.rows, at.manifest.data_bytes)
+        _equal({"rows and bytes in manifest.json": (listed, rows_and_bytes(at.parquet))})
         _equal({"the class names of manifest.json": (at.manifest.class_names, names)})
     return f"{info.training_images} images, the decoded tensors in 8 bits"
 
@@ -373,8 +376,14 @@ def _other_scores(at: _Set) -> str:
 
 
 def _check_means(scores: Scores) -> str:
-    """Scores have every training of their protocol, and their means follow from them."""
-    _complete(scores)
+    """Every training of the protocol is there once, its numbers can be, and the means follow from them."""
+    metrics.check_trainings(scores)
+    for cell in scores.cells:
+        right = cell.accuracy * scores.test_count
+        if abs(right - round(right)) > 1e-6 * scores.test_count:
+            raise FormatError(f"an accuracy of {cell.accuracy} is no share of {scores.test_count} images")
+        if (cell.best is not None) != (scores.protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
+            raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
     classes, models = len(scores.class_names), [model.name for model in scores.protocol.models]
     shape = {name: {model: classes for model in row if model != metrics.MEAN} for name, row in scores.table.items()}
     found = {name: {model: len(values) for model, values in row.items()} for name, row in scores.per_class.items()}
@@ -389,17 +398,6 @@ def _check_means(scores: Scores) -> str:
     for what, summary in metrics.summarise(scores.cells, sets, models, scores.condensed_by).items():
         _follows(what, getattr(scores, what), summary)
     return f"{len(scores.cells)} trainings, every mean and interval computed again"
-
-
-def _complete(scores: Scores) -> None:
-    """Every training of the protocol is there once, none is left out, and each number is one that can be."""
-    metrics.check_trainings(scores)
-    for cell in scores.cells:
-        right = cell.accuracy * scores.test_count
-        if abs(right - round(right)) > 1e-6 * scores.test_count:
-            raise FormatError(f"an accuracy of {cell.accuracy} is no share of {scores.test_count} images")
-        if (cell.best is not None) != (scores.protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
-            raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
 
 
 def _budgets(scores: Scores, info: ArtifactInfo) -> dict[str, Budget]:
@@ -512,7 +510,7 @@ def _card(folder: Path, names: list[str]) -> str:
 
 
 def _by_name(block: Mapping[str, Any], key: str) -> dict[str, Any]:
-    listed = entries_of(block, key)
+    listed = entries_of(block, key) if isinstance(block.get(key), list) else []
     return {str(one.get("config_name")): {k: v for k, v in one.items() if k != "default"} for one in listed}
 
 

@@ -78,14 +78,20 @@ def configs_of(block: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
+def entries_of(block: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """List what a card, which may be anybody's, has under `configs` or `dataset_info`."""
+    found = block.get(key)
+    if key == "dataset_info" and isinstance(found, Mapping):
+        found = [{"config_name": "default"} | dict(found)]
+    return [dict(entry) for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
 def read_card(text: str) -> tuple[list[str], str | None]:
     """Read the image configurations that a card names, in its order, and the default one or None."""
-    configs = split_card(text)[0].get("configs")
-    entries = configs if isinstance(configs, list) else []
     images = {
         entry["config_name"]: entry.get("default") is True
-        for entry in entries
-        if isinstance(entry, dict) and isinstance(entry.get("config_name"), str) and is_name(entry["config_name"])
+        for entry in entries_of(split_card(text)[0], "configs")
+        if isinstance(entry.get("config_name"), str) and is_name(entry["config_name"])
     }
     return list(images), next((name for name, default in images.items() if default), None)
 
@@ -96,11 +102,12 @@ def choose(found: Sequence[str], default: str | None, config: str | None, where:
         if config not in found:
             raise NotFoundError(f"{where} has no configuration {config!r}; it has {', '.join(found)}.")
         return config
-    if len(found) == 1 or default in found:
-        return found[0] if len(found) == 1 else str(default)
-    raise UsageError(
-        f"{where} has several configurations: {', '.join(found)}.", hint=f'Name one, such as config="{found[0]}".'
-    )
+    chosen = found[0] if len(found) == 1 else default
+    if chosen is None or chosen not in found:
+        raise UsageError(
+            f"{where} has several configurations: {', '.join(found)}.", hint=f'Name one, such as config="{found[0]}".'
+        )
+    return chosen
 
 
 def refuse_links(package: Path, configs: Iterable[str]) -> None:

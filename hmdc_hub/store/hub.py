@@ -29,6 +29,7 @@ LOG_IN = (
     "Log in with `hf auth login`, or set HF_TOKEN: to push, with a token that may write; public datasets can be read "
     "without any."
 )
+ONLINE = "Unset HF_HUB_OFFLINE, then run the same command again."
 GO_ON = "Run the same command again in a while: it goes on from what is there."
 
 
@@ -77,8 +78,8 @@ _ROWS: dict[str | int, tuple[type[HmdcError], str, str]] = {
     ),
     "OfflineModeIsEnabled": (
         NetworkError,
-        "HF_HUB_OFFLINE is set, and the cache does not hold all files of {repo_id}.",
-        "Unset HF_HUB_OFFLINE, then run the same command again.",
+        "HF_HUB_OFFLINE is set, and no cache has all that this takes: {doing}.",
+        ONLINE,
     ),
     401: (AccessError, "The Hub does not accept your token: it is invalid or has expired.", LOG_IN),
     403: (AccessError, "{doing}: this account or token may not do that ({said}).", LOG_IN),
@@ -114,7 +115,9 @@ def translated(
     answer = next((found for one in chain if (found := getattr(one, "response", None)) is not None), None)
     status, headers = getattr(answer, "status_code", None), getattr(answer, "headers", {})
     row = _row_of(chain, status, headers.get("X-Error-Code", ""))
-    said = _words(chain[-1])
+    # The Hub's or the client's own words, as a clause without anything secret in it; addresses may be signed.
+    words = str(getattr(chain[-1], "server_message", None) or chain[-1]) or type(chain[-1]).__name__
+    said = cut(scrubbed(re.sub(r" for url '.*", "", words, flags=re.DOTALL)), 240).rstrip(".")
     if row == "disk":
         local = next(filter(_of_this_machine, chain))
         said = f"{getattr(local, 'strerror', local)}: {getattr(local, 'filename', None) or 'the cache'}"
@@ -150,12 +153,6 @@ def _of_this_machine(error: Exception) -> bool:
     return (
         isinstance(error, OSError) and error.errno is not None and (error.filename is not None or error.errno in _DISK)
     )
-
-
-def _words(error: Exception) -> str:
-    """Give the Hub's or the client's own words, shortened to a clause without anything secret in it."""
-    text = str(getattr(error, "server_message", None) or error or type(error).__name__)
-    return cut(scrubbed(text), 120).rstrip(".")
 
 
 def scrubbed(text: str) -> str:
@@ -221,8 +218,8 @@ class Client:
                 return call(*([repo_id] if repo_id else []), *arguments, **keys)
             # HTTPError is the base of transfer errors whatever HTTP library is underneath; the client passes it on.
             except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:  # type: ignore[attr-defined]
-                if type(error) is ValueError and error.__cause__ is None:
-                    raise  # a bug; with a cause it is a forced download that failed
+                if type(error) is ValueError and error.__cause__ is None and not once:
+                    raise  # a bug; with a cause a forced download failed, and of a commit the Hub refused a large file
                 ours = translated(error, doing, *about)
                 if not isinstance(ours, UnsureError) or once or tried == self.tries:
                     raise ours from error
@@ -261,6 +258,8 @@ class Client:
             found = self.ask(doing, self.api.hf_hub_download, repo_id, name, force_download=tried > 0, **keys)
             if good(path := Path(found)):
                 return path
+        if constants.HF_HUB_OFFLINE:
+            raise FormatError(f"{name} of {repo_id} is damaged in the cache, and HF_HUB_OFFLINE is set.", hint=ONLINE)
         raise FormatError(
             f"{name} of {repo_id} did not arrive as it is listed there.",
             hint=f"Run the same command again; if it stays so, `hmdc-hub verify {repo_id}` says what else is wrong.",
@@ -270,17 +269,21 @@ class Client:
         self,
         repo_id: str,
         patterns: Iterable[str],
-        checks: Mapping[str, Callable[[Path], bool]],
+        digests: Mapping[str, str],
         *,
         revision: str | None,
         cache: Path | None,
     ) -> Path:
-        """Download files of a dataset by names or patterns, all of one commit, the folder's name; `file` has checks."""
+        """Download files of a dataset by names or patterns, all of one commit, the folder's name.
+
+        Each one with a digest (`holds`) arrives as it must, or it is an error of `file`.
+        """
         doing = f"downloading {repo_id}"
         keys: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "cache_dir": cache}
         found = self.ask(doing, self.api.snapshot_download, repo_id, allow_patterns=list(patterns), **keys)
         folder = Path(found)
-        for name, good in checks.items():
+        for name, digest in digests.items():
+            good = partial(holds, digest=digest)
             if not ((folder / name).is_file() and good(folder / name)):
                 self.file(repo_id, name, good, revision=folder.name, cache=cache)
         return folder
@@ -300,16 +303,13 @@ class Downloaded:
 
 
 def download(repo_id: str, config: str | None, revision: str | None) -> Path:
-    """Download info.json and condensed.safetensors of one configuration, into one folder of the client's cache.
-
-    Errors are those of `download_package`.
-    """
+    """Download info.json and condensed.safetensors of one configuration, into one folder of the client's cache."""
     of = _Published(repo_id, config, revision, None)
-    (chosen,) = of.chosen()
+    (chosen,) = of.configs
     listed = of.listed(chosen)
-    info, tensors = (f"{chosen}/{name}" for name in ("info.json", "condensed.safetensors"))
-    of.file(info, listed[info])
-    return of.file(tensors, listed[tensors]).parent
+    for name in (f"{chosen}/info.json", f"{chosen}/condensed.safetensors"):
+        path = of.file(name, partial(holds, digest=listed[name]))
+    return path.parent
 
 
 def download_package(
@@ -324,19 +324,12 @@ def download_package(
     """Download whole configurations with the card: the named, the only or the default one, or `everything`.
 
     Into the client's cache, whose damaged files are fetched again, or into one's own. With `check`, what the manifests
-    list, each file compared; without, whatever lies in the folders of the configurations, for the caller to compare.
-
-    Raises:
-        NotFoundError: No such dataset, revision or configuration, or this account does not see it.
-        AccessError: The token is invalid, has expired, or may not read it.
-        UsageError: Several configurations and no default one.
-        FormatError: A file is not the one that its manifest lists, or a manifest is damaged or lists too little;
-            NewerFormatError where the set is of a newer format version than this program reads.
-        NetworkError: The Hub cannot be reached, or the cache does not hold the files while offline.
+    list, each file compared; without, whatever lies in the folders of the configurations, for the caller to compare. A
+    FormatError if a file is not the one that its manifest lists, or a manifest is damaged or lists too little.
     """
-    of = _Published(repo_id, config, revision, cache)
-    all_of_it = everything and config is None
-    names = of.names if all_of_it else of.chosen()
+    everything = everything and config is None
+    of = _Published(repo_id, config, revision, cache, everything=everything)
+    names = of.configs
     wanted, listed = ["README.md", *(f"{name}/manifest.json" for name in names)], dict[str, str]()
     if check:
         for name in names:
@@ -345,19 +338,20 @@ def download_package(
     else:
         wanted += [pattern for name in names for pattern in (f"{name}/*", f"assets/{name}/*")]
         # What nobody listed may be there all the same, and `scores/*.parquet` is what viewers show.
-        wanted += ["*/manifest.json", "scores/*"] if all_of_it else [f"scores/{name}.parquet" for name in names]
-    checks = {path: partial(holds, digest=digest) for path, digest in listed.items()}
-    folder = of.client.snapshot(repo_id, wanted, checks, revision=of.commit, cache=cache)
+        wanted += ["*/manifest.json", "scores/*"] if everything else [f"scores/{name}.parquet" for name in names]
+    folder = of.client.snapshot(repo_id, wanted, listed, revision=of.commit, cache=cache)
     return Downloaded(folder, of.commit, tuple(names), of.default if of.default in names else None)
 
 
 class _Published:
     """A published set at the commit that its card is of: even if somebody pushes in between, all files are of it."""
 
-    def __init__(self, repo_id: str, config: str | None, revision: str | None, cache: Path | None) -> None:
+    def __init__(
+        self, repo_id: str, config: str | None, revision: str | None, cache: Path | None, *, everything: bool = False
+    ) -> None:
         if config is not None:
             check_name(config)
-        self.repo_id, self.config, self.cache, self.client = repo_id, config, cache, Client()
+        self.repo_id, self.cache, self.client = repo_id, cache, Client()
         try:
             path = self.client.file(repo_id, "README.md", revision=revision, cache=cache)
         except MissingFileError as error:
@@ -374,7 +368,8 @@ class _Published:
                 hint="Tell its author, who can push again.",
             )
         shown, self.default = read_card(card)
-        self.names = [*[name for name in shown if name in ours], *[name for name in ours if name not in shown]]
+        names = [*[name for name in shown if name in ours], *[name for name in ours if name not in shown]]
+        self.configs = names if everything else [choose(names, self.default, config, repo_id)]
 
     def _foreign(self, why: str) -> NotFoundError:
         return NotFoundError(
@@ -382,11 +377,7 @@ class _Published:
             hint=f'`datasets.load_dataset("{self.repo_id}")` loads any dataset.',
         )
 
-    def chosen(self) -> list[str]:
-        return [choose(self.names, self.default, self.config, self.repo_id)]
-
-    def file(self, name: str, digest: str | None = None) -> Path:
-        good = partial(holds, digest=digest) if digest else as_named
+    def file(self, name: str, good: Callable[[Path], bool] = as_named) -> Path:
         return self.client.file(self.repo_id, name, good, revision=self.commit, cache=self.cache)
 
     def listed(self, config: str) -> dict[str, str]:

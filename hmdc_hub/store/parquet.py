@@ -236,6 +236,12 @@ def read_class_names(path: Path) -> list[str]:
     return [str(name) for name in names]
 
 
+def rows_and_bytes(path: Path) -> tuple[int, int]:
+    """Read the numbers of rows and of their bytes, before compression, from the footer of a parquet file of ours."""
+    footer = pq.read_metadata(path)
+    return footer.num_rows, sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+
+
 class Measured(NamedTuple):
     """What a parquet file holds: rows, bytes of all pages once unpacked and `BYTES_OF_VALUE` for each value, lists."""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import (
@@ -133,7 +133,25 @@ class RunDir:
         key = self.path.resolve()
         descriptor, count = _held.get(key, (-1, 0))
         if count == 0:
-            descriptor = self._acquire()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise RunError(
+                    f"Cannot use {self.path} as a run directory: {error.strerror or error}.",
+                    hint="Once that is mended, run the same command again; --run-dir takes another directory.",
+                ) from error
+            if os.name != "nt":  # there are no such locks: nothing keeps two processes out of one directory
+                if not lock(descriptor):
+                    owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                    os.close(descriptor)
+                    raise RunExistsError(
+                        f"Another process (id {owner}) works in {self.path}.",
+                        hint="Wait until it ends, or stop it; what it has done so far is kept.",
+                    )
+                with suppress(OSError):  # a full disk: the lock holds without saying whose it is
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             for leftover in (*self.path.glob(f".*{TEMPORARY}"), *self.checkpoints.glob(f".*{TEMPORARY}")):
                 shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):
@@ -148,29 +166,6 @@ class RunDir:
             else:
                 del _held[key]
                 os.close(descriptor)
-
-    def _acquire(self) -> int:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise RunError(
-                f"Cannot use {self.path} as a run directory: {error.strerror or error}.",
-                hint="Once that is mended, run the same command again; --run-dir takes another directory.",
-            ) from error
-        if os.name == "nt":  # there are no such locks: nothing keeps two processes out of one directory
-            return descriptor
-        if not lock(descriptor):
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise RunExistsError(
-                f"Another process (id {owner}) works in {self.path}.",
-                hint="Wait until it ends, or stop it; what it has done so far is kept.",
-            )
-        with suppress(OSError):  # a full disk: the lock holds without saying whose it is
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        return descriptor
 
 
 def _readable(of: _Of, read: Callable[[_Of], _Read]) -> _Read | None:
@@ -196,17 +191,16 @@ class RunEntry:
 
 def list_runs(root: Path) -> list[RunEntry]:
     """List the run directories directly below a folder such as `runs`, by name; data files are not hashed."""
-    return [_entry(RunDir(path)) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []
-
-
-def _entry(run: RunDir) -> RunEntry:
-    try:
-        state = run.state(verify=False)
-        info = read_info(run.info) if state not in ("empty", "unfinished") else None
-        scores = read_scores(run.scores) if state in ("scored", "finished") else None
-        return RunEntry(run, state, info, scores)
-    except HmdcError as error:
-        return RunEntry(run, "unfinished", None, None, error.message)
+    entries = []
+    for run in [RunDir(path) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []:
+        try:
+            state = run.state(verify=False)
+            info = read_info(run.info) if state not in ("empty", "unfinished") else None
+            scores = read_scores(run.scores) if state in ("scored", "finished") else None
+            entries.append(RunEntry(run, state, info, scores))
+        except HmdcError as error:
+            entries.append(RunEntry(run, "unfinished", None, None, error.message))
+    return entries
 
 
 def is_run(path: Path) -> bool:
@@ -258,7 +252,12 @@ class Journal:
             images_per_second=step.images / max(seconds, 1e-9),
             seconds_left=(step.total - step.done) * sum(self._recent) / len(self._recent),
         )
-        self._lines.append(json.dumps(_plain(event)) + "\n")
+        # Numbers are rounded to what a reader of the log can use.
+        fields = {name: value for name, value in vars(event).items() if name != "images"}
+        for key in ("losses", "shares", "accuracies"):
+            fields[key] = {name: float(f"{value:.6g}") for name, value in fields[key].items()}
+        fields |= {key: round(fields[key], 1) for key in ("images_per_second", "seconds_left")}
+        self._lines.append(json.dumps(fields | {"clamped": float(f"{event.clamped:.6g}")}) + "\n")
         self.callback(event)
 
     def flush(self) -> None:
@@ -297,12 +296,3 @@ def _step(line: bytes) -> int | None:
         return None
     step = fields.get("done") if isinstance(fields, dict) else None
     return step if type(step) is int and step > 0 else None
-
-
-def _plain(event: ImageStep) -> dict[str, Any]:
-    """Turn an event into a log line's fields, numbers rounded to what a reader can use."""
-    fields = {name: value for name, value in vars(event).items() if name != "images"}
-    for key in ("losses", "shares", "accuracies"):
-        fields[key] = {name: float(f"{value:.6g}") for name, value in fields[key].items()}
-    tenths = {key: round(fields[key], 1) for key in ("images_per_second", "seconds_left")}
-    return fields | {"clamped": float(f"{event.clamped:.6g}")} | tenths

@@ -121,7 +121,7 @@ def test_offline(repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = settle(vit(repo))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     text = failure(spec, NetworkError)
-    assert "HF_HUB_OFFLINE is set, and the cache does not hold all files of someone/tiny-vit" in text
+    assert "HF_HUB_OFFLINE is set, and no cache has" in text and "someone/tiny-vit" in text
     with pytest.raises(ModelError, match="can only be read from the cache at a full commit, not 'main'"):
         settle(vit(repo))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

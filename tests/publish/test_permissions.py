@@ -6,7 +6,7 @@ import pytest
 
 from hmdc_hub.errors import AccessError, NewerFormatError, UsageError
 from hmdc_hub.publish.hub import Account, Remote, RemoteFile
-from hmdc_hub.publish.plan import check_branch, check_tag, refuse_foreign, refuse_name, repository_id, visibility
+from hmdc_hub.publish.plan import check_branch, check_tag, refuse_foreign, repository_id, visibility
 from hmdc_hub.schema import FORMAT_VERSION, SourceInfo
 from tests.builders import make_recipe, make_source_info
 
@@ -40,29 +40,29 @@ def test_what_cannot_be_a_repository_is_refused(wanted: str) -> None:
 
 
 def test_a_repository_without_our_block_is_foreign_unless_empty() -> None:
-    assert refuse_foreign(remote(".gitattributes"), "", force=False) == {}
+    assert refuse_foreign(remote(".gitattributes"), "ipc1", "", force=False) == {}
     for card in ("", "# theirs", "---\nlicense: mit\n---\n# theirs", "---\nhmdc: yes\n---\n"):
         with pytest.raises(UsageError, match=r"README\.md"):
-            refuse_foreign(remote("README.md", ".gitattributes"), card, force=False)
-        assert refuse_foreign(remote("README.md"), card, force=True) == {}
+            refuse_foreign(remote("README.md", ".gitattributes"), "ipc1", card, force=False)
+        assert refuse_foreign(remote("README.md"), "ipc1", card, force=True) == {}
     ours = f"---\nhmdc:\n  format_version: {FORMAT_VERSION}\n---\n"
-    assert refuse_foreign(remote("README.md"), ours, force=False) == {"format_version": FORMAT_VERSION}
+    assert refuse_foreign(remote("README.md"), "ipc1", ours, force=False) == {"format_version": FORMAT_VERSION}
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_newer_format_is_refused_with_the_way_out(force: bool) -> None:
     card = f"---\nhmdc:\n  format_version: {FORMAT_VERSION + 1}\n---\n"
     with pytest.raises(NewerFormatError, match="pip install -U hmdc-hub"):
-        refuse_foreign(remote("README.md"), card, force=force)
+        refuse_foreign(remote("README.md"), "ipc1", card, force=force)
 
 
 def test_a_foreign_configuration_keeps_its_name() -> None:
     card = "---\nconfigs:\n- config_name: raw\n- config_name: ipc1\nhmdc:\n  configs:\n    ipc1: {}\n---\n"
-    refuse_name("ipc1", card, force=False)
-    refuse_name("ipc10", card, force=False)
+    refuse_foreign(remote("README.md"), "ipc1", card, force=False)
+    refuse_foreign(remote("README.md"), "ipc10", card, force=False)
     with pytest.raises(UsageError, match="raw"):
-        refuse_name("raw", card, force=False)
-    refuse_name("raw", card, force=True)
+        refuse_foreign(remote("README.md"), "raw", card, force=False)
+    refuse_foreign(remote("README.md"), "raw", card, force=True)
 
 
 @pytest.mark.parametrize(

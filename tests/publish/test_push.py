@@ -14,15 +14,17 @@ import yaml
 from huggingface_hub import HfApi
 
 from hmdc_hub.catalog import read_recipe_file
-from hmdc_hub.errors import AccessError, FormatError, HmdcError, NewerFormatError, RunError, UsageError
+from hmdc_hub.errors import AccessError, FormatError, HmdcError, NetworkError, NewerFormatError, RunError, UsageError
 from hmdc_hub.publish.build import package
 from hmdc_hub.publish.card import BEGIN
+from hmdc_hub.publish.hub import Hub
+from hmdc_hub.publish.push import publish
 from hmdc_hub.schema import FORMAT_VERSION, sealed
 from hmdc_hub.store.files import read_info, write_json_atomic
 from hmdc_hub.store.rundir import RunDir
 from tests.builders import edit_json, make_recipe, make_run, make_scores, make_source_info
 from tests.hub import LocalHub, Request
-from tests.publish.pushing import REPO, SOURCE, made_run, plan, prepare, push
+from tests.publish.pushing import REPO, SOURCE, made_run, no_wait, options, plan, prepare, push
 
 
 @pytest.fixture(autouse=True)
@@ -507,6 +509,35 @@ def test_our_own_configuration_changed_in_between(hub: LocalHub, run: RunDir, tm
     assert hub.files(REPO)["ipc2/condensed.safetensors"] == theirs.condensed.read_bytes()
     push(mine, force=True)
     assert hub.files(REPO)["ipc2/condensed.safetensors"] == mine.condensed.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["resolve", "tag"])
+def test_a_repository_deleted_while_it_is_read(hub: LocalHub, run: RunDir, tmp_path: Path, label: str) -> None:
+    push(run)
+    once_before(hub, label, lambda: hub.delete_repo(REPO))
+    with pytest.raises(RunError, match="is gone") as caught:
+        push(made_run(tmp_path / "five", 5))
+    assert not isinstance(caught.value, UsageError) and caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_large_file_that_the_hub_refuses_is_no_bug_of_ours(hub: LocalHub, run: RunDir) -> None:
+    asking = Hub(no_wait)
+
+    def refused(*_: object, **__: object) -> None:
+        raise ValueError(f"LFS batch API returned errors:\nfile with OID {'0' * 64}: `You have exceeded your storage`")
+
+    asking.api.create_commit = refused  # type: ignore[method-assign,assignment]
+    with pytest.raises(RunError, match="committing to ann/tiny-hmdc: LFS .* exceeded your storage"):
+        publish(run, options(), hub=asking)
+
+
+def test_pushing_offline_says_so(hub: LocalHub, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match=r"HF_HUB_OFFLINE is set.*asking who you are\.") as caught:
+        push(run)
+    assert "Unset HF_HUB_OFFLINE" in caught.value.hint
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmdc_hub.errors import UsageError
-from hmdc_hub.publish.secret_scan import refuse_secrets
+from hmdc_hub.publish.build import refuse_secrets
 
 TOKEN = "hf_" + "aB3dE5gH7jK9mN1pQ3sT5vW7yZ2bC4dE6f"
 

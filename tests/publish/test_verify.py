@@ -73,6 +73,11 @@ def test_a_sound_package_passes_every_check(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_folder_without_a_configuration(folder: Path) -> None:
+    (folder / "ipc2/manifest.json").unlink()
+    assert "has no configuration" in failed(verify(folder))["card"]
+
+
 def test_without_scores_and_from_a_local_source(tmp_path: Path) -> None:
     recipe = make_recipe(source_id="/data/cats")
     run = make_run(tmp_path / "run", recipe=recipe, source=make_source_info(recipe, kind="local"), scored=False)
@@ -250,6 +255,7 @@ def test_a_picture_that_is_none(folder: Path) -> None:
         ("  default: true\n", ""),
         ("- config_name: scores\n", "- config_name: scores\n  default: true\n"),
         ("- config_name: scores\n", "- config_name: [scores]\n"),
+        ("dataset_info:\n- config_name", "dataset_info:\n  config_name"),
         ("path: ipc2/train", "path: ipc3/train"),
         ("ipc: 2", "ipc: 3"),
         ("hmdc:\n", "other:\n"),
@@ -271,6 +277,12 @@ def test_a_card_that_says_something_else(folder: Path, old: str, new: str) -> No
     assert old in card
     (folder / "README.md").write_text(card.replace(old, new, 1))
     assert set(failed(verify(folder))) == {"card"}
+
+
+def test_of_many_facts_those_that_differ_are_named(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(card.replace("ipc: 2", "ipc: 3", 1))
+    assert failed(verify(folder))["card"] == "hmdc.configs.ipc2 in the card is {'ipc': 3}, not {'ipc': 2}"
 
 
 def test_what_people_write_into_a_card_is_theirs(folder: Path) -> None:

@@ -15,7 +15,7 @@ from hmdc_hub.errors import FormatError, HmdcError, NetworkError, NewerFormatErr
 from hmdc_hub.publish.build import package
 from hmdc_hub.schema import FORMAT_VERSION, sealed
 from hmdc_hub.store.condensed import read_condensed
-from hmdc_hub.store.hub import download_package
+from hmdc_hub.store.hub import download_package, translated
 from hmdc_hub.store.rundir import RunDir
 from tests.builders import make_recipe, make_run
 from tests.hub import Fault, LocalHub, Request
@@ -111,6 +111,31 @@ def test_a_damaged_cache_does_not_stay(published: LocalHub, tmp_path: Path, run:
     blob.write_bytes(data)
     again = download_package(REPO, config="ipc2", cache=tmp_path / "cache")
     assert (again.folder / "ipc2" / "condensed.safetensors").read_bytes() == run.condensed.read_bytes()
+
+
+def test_a_damaged_cache_is_said_offline(published: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = download_package(REPO, config="ipc2", cache=tmp_path / "cache")
+    blob = (found.folder / "ipc2" / "condensed.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FormatError, match="condensed.safetensors of .* is damaged in the cache") as caught:
+        download_package(REPO, config="ipc2", cache=tmp_path / "cache")
+    assert "Unset HF_HUB_OFFLINE" in caught.value.hint
+
+
+def test_words_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret-0123456789")
+    for error, words in (
+        (TimeoutError(), "the Hub cannot be reached (TimeoutError)."),
+        (OSError("at https://ann:pw@host/x\nwith secret-0123456789"), "(at https://host/x with (token))."),
+        (
+            OSError("Client error '403 Forbidden' for url 'https://x/y?signature=1'\nFor more, look"),
+            "'403 Forbidden').",
+        ),
+        (OSError(28, "No space left on device", "/cache/x"), "reading a/b: No space left on device: /cache/x."),
+    ):
+        found = translated(error, "reading a/b", "a/b")
+        assert found.message.endswith(words) and found.hint
 
 
 def test_missing_things_are_named(published: LocalHub) -> None:
