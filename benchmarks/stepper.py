@@ -45,7 +45,7 @@ class Stepper:
     def __init__(self, recipe: Recipe, source: Source, device: torch.device, method: str = "new") -> None:
         plain, spec = method == "plain", recipe.condense
         if plain:
-            spec = spec.model_copy(update={"networks": spec.networks.model_copy(update={"parts": 1})})
+            spec = spec.model_copy(update={"networks": spec.networks.model_copy(update={"accumulation_steps": 1})})
         if method == "compiled":
             spec = spec.model_copy(update={"derivative": "compiled"})
         self._settings = ExitStack()

@@ -40,21 +40,13 @@ class RunError(HmdcError, RuntimeError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a YAML file or override.
+    """One thing wrong in a YAML file or override."""
 
-    Attributes:
-        key: Dotted path, such as `condense.ipc`; empty for the file as a whole.
-        line: 1-based line in the file, None if the value came from `-o` or a default.
-        value: What was written, shortened, as text.
-        rule: What is allowed, as a clause such as "must be a whole number of at least 1".
-        example: A line that would be right, such as `ipc: 10`; empty if there is none.
-    """
-
-    key: str
-    line: int | None
-    value: str
-    rule: str
-    example: str = ""
+    key: str  # dotted path, such as `condense.ipc`; empty for the file as a whole
+    line: int | None  # from 1, in the file; None if the value came from `-o` or a default
+    value: str  # what was written, shortened, as text
+    rule: str  # what is allowed, as a clause such as "must be a whole number of at least 1"
+    example: str = ""  # a line that would be right, such as `ipc: 10`; empty if there is none
 
     def __str__(self) -> str:
         what = " = ".join(shortened(part) for part in (self.key, self.value) if part)

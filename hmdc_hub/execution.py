@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -54,15 +53,12 @@ class Execution:
             yield from (Packed(_mapped(lambda t: t.to(self.device), one), None) for one in inputs)
             return
         for few in [list(inputs)] if together else ([one] for one in inputs):
-            ends = list(accumulate((bytes_of(one) for one in few), initial=0))
-            staged = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
-            for one, place in zip(few, ends, strict=False):
-                for view, tensor in zip(tensors_of(laid_out(one, staged[place:])), tensors_of(one), strict=True):
-                    view.copy_(tensor)
-            there = staged.to(self.device, non_blocking=True)
-            yield from (
-                Packed(laid_out(one, there[a:b]), there[a:b]) for one, (a, b) in zip(few, pairwise(ends), strict=True)
-            )
+            sizes = [bytes_of(one) for one in few]
+            staged = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+            for view, tensor in zip(tensors_of(laid_out(few, staged)), tensors_of(few), strict=True):
+                view.copy_(tensor)
+            buffers = torch.split(staged.to(self.device, non_blocking=True), sizes)
+            yield from (Packed(laid_out(one, buffer), buffer) for one, buffer in zip(few, buffers, strict=True))
 
     def function(self, work: Callable[[_Inputs], Any], name: str) -> Callable[[Packed[_Inputs]], Any]:
         """Make the function that does `work` on inputs as `upload` gives them.

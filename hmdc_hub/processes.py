@@ -144,12 +144,11 @@ def worker_context(preload: Sequence[str] = ()) -> BaseContext:
     """Say how workers start: forked from a server that imports libraries once for all of them and computes nothing.
 
     A fork of this process, with torch's threads at work, may hang; a process that imports all for itself takes five
-    seconds. Apple's libraries allow no fork once they are loaded. The server imports `preload` beside those modules of
-    ours and of the models that are loaded here.
+    seconds. Apple's libraries allow no fork once they are loaded, and where TMPDIR is too long a path for sockets there
+    is no server. It imports `preload` beside those modules of ours and of the models that are loaded here.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not _claim_folder_of_sockets():
         return multiprocessing.get_context("spawn")
-    _claim_folder_of_sockets()
     context = multiprocessing.get_context("forkserver")
     loaded = [name for name in sys.modules if name.startswith(("hmdc_hub.", "timm.models.", "transformers.models."))]
     wanted = [name for name in loaded if not name.startswith("transformers") or ".modeling_" in name]
@@ -158,11 +157,18 @@ def worker_context(preload: Sequence[str] = ()) -> BaseContext:
 
 
 @cache
-def _claim_folder_of_sockets() -> None:
-    """Have multiprocessing make its folder of sockets, which will then not stay if this process is killed."""
+def _claim_folder_of_sockets() -> bool:
+    """Have multiprocessing make its folder of sockets, which will then not stay if this process is killed.
+
+    False where its path is too long for one.
+    """
     remove_abandoned()
-    with Listener(family="AF_UNIX") as first:
-        claim(Path(first.address).parent)
+    try:
+        with Listener(family="AF_UNIX") as first:
+            claim(Path(first.address).parent)
+    except OSError:
+        return False
+    return True
 
 
 def start_server(context: BaseContext, stop: StopFlag, message: str) -> None:

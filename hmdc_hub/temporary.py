@@ -16,16 +16,14 @@ import tempfile
 import weakref
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock: there, what a killed process left stays
     fcntl = None  # type: ignore[assignment]
 
-
+# Names this machine shortly: on a disk that several share, a lock may be seen by one alone.
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-"""Names this machine shortly: on a disk that several share, a lock may be seen by one alone."""
 
 
 class TemporaryFolder:
@@ -38,15 +36,12 @@ class TemporaryFolder:
     def __init__(self) -> None:
         remove_abandoned()
         self.path, descriptor = _make()
-        # A fork of this process that ends must remove nothing.
         self._end = weakref.finalize(self, _remove, self.path, descriptor, os.getpid())
 
     def __enter__(self) -> Path:
         return self.path
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.cleanup()
 
     def cleanup(self) -> None:
@@ -76,6 +71,8 @@ def claim(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # open, and with it the lock, to the very end
         if lock(descriptor):
             (folder / f"hmdc-hub-{MACHINE}").touch()
+        else:  # in a worker, whose folder is its parent's
+            os.close(descriptor)
 
 
 def remove_abandoned() -> None:
@@ -119,7 +116,7 @@ def _make() -> tuple[Path, int | None]:
 
 
 def _remove(path: Path, descriptor: int | None, owner: int) -> None:
-    if os.getpid() == owner:
+    if os.getpid() == owner:  # a fork of that process that ends must remove nothing
         shutil.rmtree(path, ignore_errors=True)
     if descriptor is not None:
         os.close(descriptor)

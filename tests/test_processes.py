@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,18 @@ def test_a_worker_does_not_run_the_script_again(tmp_path: Path, context: str, op
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr, lines[:2]) == (0, "", ["the script runs", "so does the worker"])
     assert "script.py" in lines[2] and len(lines) == 3, "the module is as it was"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of forks")
+def test_where_no_socket_fits_workers_start_by_themselves(tmp_path: Path) -> None:
+    (folder := tmp_path / ("long" * 25)).mkdir()
+    (tmp_path / "script.py").write_text(SCRIPT.format(context="worker_context()"))
+    done = subprocess.run(
+        [sys.executable, "-u", "script.py"], cwd=tmp_path, env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "") and "so does the worker" in done.stdout
+    assert list(folder.iterdir()) == []
 
 
 def test_what_names_the_script_is_back_after_an_error() -> None:

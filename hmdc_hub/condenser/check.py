@@ -27,9 +27,8 @@ BATCH, SIDE, CLASSES = 8, 32, 10  # images per batch, and a source such as CIFAR
 COMPARED = 2  # images of each kind for which gradients are compared
 FLOAT32_ERROR = 1e-4  # relative, of the image gradient; above it both sides are taken in float64
 COSINE = 0.99  # of image gradients, from which on bfloat16 is as good as float32
-
+# The other model of the pair whose mutual distillation is differentiated.
 PARTNER = ModelSpec(name="partner", source="builtin", id="convnet", args={"depth": 2, "width": 8}, input_size=16)
-"""The other model of the pair whose mutual distillation is differentiated."""
 
 
 @dataclass(frozen=True)

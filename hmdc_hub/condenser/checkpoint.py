@@ -24,9 +24,8 @@ from hmdc_hub.store.condensed import Parts, content_digest, in_order, write_tens
 
 KEPT = 2  # checkpoints in a run directory; the second is there for the day the first is damaged
 VERSION = 3  # of their format, which is no other file's
-
+# What reading a damaged file raises.
 UNUSABLE = (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError)
-"""What reading a damaged file raises."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def newest(folder: Path, condense_hash: str, ranks: Ranks, callback: Callback) -
     there, outer, inner, seconds, mark, files = ranks.together(told).tolist()
     position = Position(int(outer), int(inner), seconds)
     same = _mark(position.file(folder)) == mark if there else len(_newest_first(folder)) == files
-    if bool(ranks.together(torch.tensor([float(not same)]))):
+    if ranks.any(not same):
         raise UsageError(
             f"{folder.parent} does not hold the same checkpoints for all {ranks.count} ranks.",
             hint="Put the run directory where all machines see it: --run-dir.",

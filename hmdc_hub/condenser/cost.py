@@ -32,13 +32,11 @@ from hmdc_hub.text import amount, count
 
 SHARE = 0.6  # of the memory that graphs may take; the rest: networks, their gradients, the source and the libraries
 PROBE = 16  # images of each kind that are run on where something is measured; costs grow linearly from there
+PARTS = ("matching", "clustering", "networks", "projections")  # of the work, in the order that they are measured in
 
+# On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
+# cores from within one class, and class by class is up to a third faster (measured, see docs/scaling.md).
 PIXELS = 2**18
-"""On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
-cores from within one class, and class by class is up to a third faster (measured, see docs/scaling.md)."""
-
-PARTS = ("matching", "clustering", "networks", "projections")
-"""Of the work of condensing, in the order that they are measured in."""
 
 
 # How much is held at a time

@@ -19,9 +19,8 @@ from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import CondenseSpec, ImagesSpec
 from hmdc_hub.sources import Source
 
+# Images per forward pass where nothing is differentiated; a CPU is no faster with more.
 EMBED_BATCH, EMBED_BATCH_ON_CPU = 512, 64
-"""Images per forward pass where nothing is differentiated; a CPU is no faster with more."""
-
 RESIDENT = 0.5  # share of a GPU's free memory that a source may take to be copied there whole
 
 

@@ -61,12 +61,12 @@ class HMDC:
 
     def run(self) -> Iterator[ImageStep]:
         """Go on to the end; after each image step a run can be left, and gone on from."""
-        spec, networks = self.spec, self.networks
+        spec, networks, every = self.spec, self.networks, self.spec.networks.reset_every
         for t in range(self.outer, spec.resets):
             if self.inner == 0:
                 networks.reset(t)
                 self._begin_anew()
-            for o in range(self.inner, spec.networks.reset_every):
+            for o in range(self.inner, every):
                 began, self._compiling = time.monotonic(), 0.0
                 classes = self.classes_of_step(t, o)
                 self.choose_real_batches(classes, (t, o))
@@ -79,8 +79,7 @@ class HMDC:
                 done = self._report(classes, images, (t, o))
                 for label in classes:
                     self.visits[label] += 1
-                last = o + 1 == spec.networks.reset_every
-                self.outer, self.inner = (t + 1, 0) if last else (t, o + 1)
+                self.outer, self.inner = divmod(t * every + o + 1, every)
                 self.seconds = time.monotonic() - began - self._compiling
                 yield done
 
@@ -176,12 +175,13 @@ class HMDC:
             if spec.balance:
                 accumulated = accumulate(accumulated, gradients)
             gradient, shares = combine(gradients, self._weights(accumulated))
-            self.accumulated.index_copy_(0, rows, accumulated)
         else:
             gradient, shares = gradients[:, 0], torch.zeros_like(accumulated)
         finite = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(losses).all(1)
-        self.images.step(rows, normalise(gradient) if spec.normalise else gradient, spec.images)
         measured = torch.cat([losses.to(shares.dtype), shares, finite[:, None].to(shares.dtype)], 1)
+        # What stays changes last: where memory runs out before, the whole step is made again.
+        self.images.step(rows, normalise(gradient) if spec.normalise else gradient, spec.images)
+        self.accumulated.index_copy_(0, rows, accumulated)
         self.measured.index_copy_(0, rows, measured)
 
     def _weights(self, accumulated: Tensor) -> Tensor:
@@ -241,10 +241,9 @@ class HMDC:
         mine, clamped, correct = torch.split(read, [self.measured.numel(), len(row), len(networks)])
         mine = mine.view(-1, 2 * len(names) + 1)
         measured = torch.zeros(len(classes), 2 * len(names) + 2)
-        for place, label in enumerate(classes):
+        for found, label in zip(measured, classes, strict=True):
             if label in row:
-                measured[place, :-1] = mine[row[label]]
-                measured[place, -1] = len(self.real_batches[label]) + self.real.drawn
+                found[:-1], found[-1] = mine[row[label]], len(self.real_batches[label]) + self.real.drawn
         measured = self.ranks.together(measured)
         for label, (*values, finite, _) in zip(classes, measured.tolist(), strict=True):
             if finite != 1:

@@ -69,12 +69,12 @@ class MutualDistillation(nn.Module):
 
     def forward(self, first: Features, second: Features) -> Tensor:
         """Return the loss of every image, ... x B, from what the two models give for the same ... x B images."""
-        one, other = (self.project(side, features.taps) for side, features in enumerate((first, second)))
-        if one.shape[-3] >= other.shape[-3]:
-            one = _mix(one, self.layer_matching)
-        else:
-            other = _mix(other, self.layer_matching.T)
-        return (one - other).square().mean((-3, -2, -1))
+        deep, shallow = (self.project(side, features.taps) for side, features in enumerate((first, second)))
+        matching: Tensor = self.layer_matching
+        if deep.shape[-3] < shallow.shape[-3]:
+            deep, shallow, matching = shallow, deep, matching.T
+        mixed = torch.einsum("ij,...itd->...jtd", matching.softmax(dim=1), deep)
+        return (mixed - shallow).square().mean((-3, -2, -1))
 
     def project(self, side: int, taps: Sequence[TapOutput]) -> Tensor:
         """Project the taps of one model of the pair, 0 for the first: ... x B x L x (1 + s s) x d, semantic first."""
@@ -88,11 +88,6 @@ class MutualDistillation(nn.Module):
             spatial = multi_formation.resize(tap.spatial, self.side).flatten(-2).transpose(-2, -1)
             projected.append(linear(torch.cat([tap.semantic.unsqueeze(-2), spatial], dim=-2)))
         return torch.stack(projected, -3)
-
-
-def _mix(taps: Tensor, matching: Tensor) -> Tensor:
-    """Mix ... x L_deep x T x d taps into ... x L_shallow x T x d by the softmax over each row of L_deep x L_shallow."""
-    return torch.einsum("ij,...itd->...jtd", matching.softmax(dim=1), taps)
 
 
 class Pair(NamedTuple):

@@ -155,10 +155,8 @@ class ModelPool:
         return [net.run_with({}, net.prepare(images)) for net in self.networks]
 
     def _mutual_distillation(self, features: Sequence[Features]) -> Tensor:
-        pairs = self.objectives.pairs
-        return torch.stack(
-            [pair.distillation(features[pair.first], features[pair.second]).mean() for pair in pairs]
-        ).mean()
+        each = [pair.distillation(features[pair.first], features[pair.second]) for pair in self.objectives.pairs]
+        return torch.stack([losses.mean() for losses in each]).mean()
 
     @property
     def learns_statistics(self) -> bool:

@@ -21,14 +21,14 @@ from hmdc_hub.errors import PeerLostError
 
 PATIENCE = timedelta(hours=2)  # of one rank with another, which may have a slower clustering, or a download, to do
 
+# What torch's errors say where another process is gone or does not answer. Their types tell nothing: a bug of ours, a
+# tensor of another size, say, raises the same ones.
 _GONE = re.compile(
     r"(closed|reset) by (remote )?peer|broken pipe|connection was likely closed|connection refused"
     r"|timed out|wait timeout|timeout caused pair closure|collective operation timeout"
     r"|remote process|ncclRemoteError|communicator was aborted",
     re.IGNORECASE,
 )
-"""What torch's errors say where another process is gone or does not answer. Their types tell nothing: a bug of ours, a
-tensor of another size, say, raises the same ones."""
 
 
 class Ranks:
@@ -83,6 +83,10 @@ class Ranks:
         with peers():
             dist.all_reduce(total)
         return total
+
+    def any(self, here: bool) -> bool:
+        """Say whether something is so in any rank."""
+        return bool(self.together(torch.tensor([float(here)])))
 
     def gather(self, mine: Tensor, owners: Sequence[int]) -> Iterator[Tensor]:
         """Give the first rank rows of all, 1 x ... each, one after another; the others get nothing.

@@ -151,8 +151,7 @@ class _Session:
     def loop(self) -> None:
         """Make image steps until the last; a checkpoint after every outer iteration and where a stop was asked for."""
         try:
-            if self.done < self.total:
-                self._raise_if_stopped()
+            self._raise_if_stopped()
             if self.done == 0:
                 self._show()
             for step in self.hmdc.run():
@@ -161,8 +160,7 @@ class _Session:
                     self.journal.flush()
                     self._checkpoint()
                     self._show()
-                if self.done < self.total:
-                    self._raise_if_stopped()
+                self._raise_if_stopped()
         finally:
             self.journal.flush()
 
@@ -180,11 +178,11 @@ class _Session:
         if self.writes:
             training = write_parquet_parts(self.run.parquet, decoded(), self.source.info.class_names)
             write_json_atomic(self.run.info, self._info(training, float(clamped)))
-        self.ranks.together(torch.zeros(1))  # nobody goes on before the files are there
+        self.ranks.any(False)  # nobody goes on before the files are there
         return read_info(self.run.info)
 
     def _raise_if_stopped(self) -> None:
-        if bool(self.ranks.together(torch.tensor([float(self.stop.signal_number > 0)]))):
+        if self.done < self.total and self.ranks.any(self.stop.signal_number > 0):
             self._checkpoint()
             number = self.stop.signal_number or signal.SIGTERM  # another rank was asked
             message = f"stopped after image step {self.done} of {self.total}; a checkpoint was written"

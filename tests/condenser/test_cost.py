@@ -9,9 +9,8 @@ from hmdc_hub.condenser.cost import shared_among_ranks
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
 from tests.condenser.running import estimate_cost
+from tests.gpu import CPU, GPU, Gpu
 from tests.tiny import CONVNET, MLP, RECIPE, tiny_recipe, tiny_source
-
-CPU = torch.device("cpu")
 
 
 def test_the_second_derivative_is_counted() -> None:
@@ -27,6 +26,16 @@ def test_the_second_derivative_is_counted() -> None:
     forward = 2 * (pixels * hidden + hidden * classes)
     assert few >= steps * (2 * 2 + 2) * forward, "forward, backward, and twice backward of the synthetic ones"
     assert many == 2 * few
+
+
+@pytest.mark.slow
+def test_what_a_gpu_does_is_counted_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = estimate_cost(tiny_recipe(), tiny_source(), CPU)
+    with Gpu(monkeypatch) as gpu:
+        there = estimate_cost(tiny_recipe(), tiny_source(), GPU)
+    assert (there.flops, there.memory) == (found.flops, found.memory)
+    # Each of the four functions once as it is, then captured; what is timed is a replay.
+    assert gpu.events == (["beside", "capture"] + 4 * ["replay"]) * 4
 
 
 @pytest.mark.slow

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from hmdc_hub.condenser import condense, data, hmdc
 from hmdc_hub.condenser.cost import AtOnce
 from hmdc_hub.condenser.data import RealImages, SyntheticImages
 from hmdc_hub.condenser.hmdc import HMDC
@@ -21,12 +22,15 @@ from hmdc_hub.events import Event, Note
 from hmdc_hub.execution import Compiled, Execution, Packed, bytes_of, laid_out, tensors_of
 from hmdc_hub.models import build_for
 from hmdc_hub.schema import Recipe
+from hmdc_hub.store.condensed import read_condensed
+from hmdc_hub.store.rundir import RunDir
 from tests.builders import RESNET
-from tests.condenser.running import hmdc_of, recipe_of
+from tests.condenser.running import hmdc_of, recipe_of, run
+from tests.gpu import CPU, GPU, Gpu
 from tests.meta import OnlyMeta
 from tests.tiny import CONVNET, MLP, VIT, tiny_recipe, tiny_source
 
-META, CPU = torch.device("meta"), torch.device("cpu")
+META = torch.device("meta")
 VISION = {"name": "vision", "source": "torchvision", "id": "resnet18", "input_size": 32}
 COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 
@@ -106,40 +110,13 @@ def test_that_a_value_is_asked_for_would_be_seen() -> None:
             hmdc.networks.train(packed.tensors)
 
 
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are run as they are: what a compiler makes of them is its own affair, and takes long."""
+    monkeypatch.setattr(torch, "compile", lambda record, **_: record)
+
+
 # graphs, as far as they can be seen without a GPU
-
-
-class FakeGraphs:
-    """Stands in for torch.cuda: a graph is a function that is called at every replay."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.captured: Callable[[], Any] | None = None
-        self.events: list[str] = []
-        fake = self
-
-        class Graph:
-            def replay(self) -> None:
-                fake.events.append("replay")
-
-        class Stream:
-            def wait_stream(self, other: Any) -> None:
-                pass
-
-        @contextmanager
-        def graph(graph: Graph, pool: Any, stream: Any, *, capture_error_mode: str) -> Iterator[None]:
-            fake.events.append("capture")
-            yield
-
-        @contextmanager
-        def stream(stream: Stream) -> Iterator[None]:
-            fake.events.append("beside")
-            yield
-
-        for name, value in {
-            "CUDAGraph": Graph, "Stream": Stream, "graph": graph, "stream": stream, "current_stream": Stream,
-            "graph_pool_handle": object, "synchronize": lambda: None,
-        }.items():  # fmt: skip
-            monkeypatch.setattr(torch.cuda, name, value)
 
 
 def packed(*values: float) -> Packed[tuple[Tensor, Tensor]]:
@@ -151,29 +128,28 @@ def packed(*values: float) -> Packed[tuple[Tensor, Tensor]]:
 
 
 def test_a_function_runs_once_is_captured_and_replayed_on_the_same_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs, seen = FakeGraphs(monkeypatch), list[tuple[Tensor, Tensor]]()
-    function = Execution(torch.device("cuda")).function(seen.append, "adding")
+    gpu, seen = Gpu(monkeypatch), list[tuple[Tensor, Tensor]]()
+    function = Execution(GPU).function(seen.append, "adding")
     for value in (1.0, 2.0, 3.0):
         function(packed(value, value))
-    assert graphs.events == ["beside", "capture", "replay", "replay"]
+    assert gpu.events == ["beside", "capture", "replay", "replay"]
     assert len(seen) == 2, "nothing runs at a replay but the graph"
     assert seen[1][0].tolist() == [3.0, 3.0] and int(seen[1][1]) == 7, "its inputs are those of the last call"
     function(packed(4.0))
-    assert graphs.events[-1] == "beside", "another shape is another graph"
+    assert gpu.events[-1] == "beside", "another shape is another graph"
 
 
 def test_what_cannot_be_captured_runs_as_it_is_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs, events, calls = FakeGraphs(monkeypatch), list[Event](), list[str]()
+    gpu, events, calls = Gpu(monkeypatch), list[Event](), list[str]()
 
     def work(inputs: tuple[Tensor, Tensor]) -> None:
-        calls.append(graphs.events[-1] if graphs.events else "")
-        if len(calls) == 2:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        calls.append(gpu.events[-1] if gpu.events else "")
+        inputs[0].add_(float(inputs[0].sum()))
 
-    function = Execution(torch.device("cuda"), events.append).function(work, "matching")
+    function = Execution(GPU, events.append).function(work, "matching")
     for _ in range(4):
         function(packed(1.0))
-    assert len(calls) == 5 and "replay" not in graphs.events
+    assert len(calls) == 5 and "replay" not in gpu.events
     (note,) = events
     assert isinstance(note, Note) and note.text.startswith(
         "matching cannot be captured, and runs slower: operation not"
@@ -181,7 +157,7 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so(monkeypatch: pytest.M
 
 
 def test_what_has_no_deterministic_form_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeGraphs(monkeypatch)
+    Gpu(monkeypatch)
     events, modes = list[Event](), list[bool]()
 
     def work(inputs: Any) -> None:
@@ -190,13 +166,69 @@ def test_what_has_no_deterministic_form_is_said(monkeypatch: pytest.MonkeyPatch)
         if len(modes) == 1:
             raise RuntimeError("upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but")
 
-    function = Execution(torch.device("cuda"), events.append).function(work, "training")
+    function = Execution(GPU, events.append).function(work, "training")
     for _ in range(3):
         function(packed(1.0))
     assert modes == [False, True, True], "refused, done without, captured without"
     assert not torch.are_deterministic_algorithms_enabled()
     (note,) = events
     assert isinstance(note, Note) and "upsample_bicubic2d_backward_out_cuda has no deterministic form" in note.text
+
+
+RANDOM = {"initialisation": "random", "cluster": {"enabled": False}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pool", "keys"),
+    [
+        ([CONVNET, MLP], {"cutmix": {"match": True, "train": True}}),
+        ([CONVNET, MLP, VIT], {"balance_every": 2, "pool_strategy": "pair"}),
+        ([CONVNET, MLP], {"classes_per_step": 4}),
+        ([CONVNET, MLP], {"derivative": "compiled"}),
+        ([CONVNET | {"precision": "bfloat16"}, VIT | {"precision": "bfloat16"}], RANDOM),
+    ],
+    ids=["cutmix", "pairs", "some classes", "compiled", "bfloat16"],
+)
+def test_a_run_on_a_gpu_is_that_on_a_cpu(
+    recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: list[dict[str, Any]], keys: dict[str, Any]
+) -> None:
+    """Whatever a step does but for the kernels: uploads, captures and replays; all classes, none or some update."""
+    recipe = recipe_of(*pool, **keys)
+    events: list[Event] = []
+    with Gpu(monkeypatch) as gpu:
+        for name, device in (("cpu", CPU), ("gpu", GPU)):
+            (tmp_path / name).mkdir()
+            condense(recipe, tiny_source(), RunDir(tmp_path / name), device=device, callback=events.append)
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert all(note.startswith("compiling the") for note in notes)
+    assert set(gpu.events) == {"beside", "capture", "replay"}
+    one, other = (read_condensed(RunDir(tmp_path / name).condensed)[0] for name in ("cpu", "gpu"))
+    # A CPU takes neighbours together and a GPU any classes, which tells in the last bits.
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-3 if "classes_per_step" in keys else 0)
+
+
+@pytest.mark.slow
+def test_a_gpu_without_room_for_source_and_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, work = recipe_of(CONVNET, MLP), hmdc.image_gradients
+
+    def full(objectives: Any, real: Tensor, *rest: Any, at_once: int | None) -> Any:
+        if len(real) * (at_once or 8) > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(objectives, real, *rest, at_once)  # type: ignore[call-arg]
+
+    monkeypatch.setattr(hmdc, "image_gradients", full)
+    notes: list[str] = []
+    with Gpu(monkeypatch) as gpu:
+        monkeypatch.setattr(data, "RESIDENT", 0)
+        (tmp_path / "gpu").mkdir()
+        callback = lambda event: notes.append(event.text) if isinstance(event, Note) else None  # noqa: E731
+        condense(recipe, tiny_source(), RunDir(tmp_path / "gpu"), device=GPU, callback=callback)
+    assert notes == [f"out of memory; going on with the graphs of {n} classes at a time" for n in (5, 3)]
+    assert gpu.events[0] == "beside" and "replay" in gpu.events
+    monkeypatch.setattr(hmdc, "image_gradients", work)
+    one, other = (read_condensed(d.condensed)[0] for d in (run(tmp_path / "cpu", recipe), RunDir(tmp_path / "gpu")))
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
 
 
 def test_inputs_in_one_buffer_keep_their_values_and_types() -> None:
@@ -214,12 +246,6 @@ def test_inputs_in_one_buffer_keep_their_values_and_types() -> None:
 
 
 # compiled
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records are run as they are: what a compiler makes of them is its own affair, and takes long."""
-    monkeypatch.setattr(torch, "compile", lambda record, **_: record)
 
 
 @pytest.mark.slow

@@ -121,6 +121,22 @@ def test_out_of_memory_takes_fewer_classes_then_images(monkeypatch: pytest.Monke
         next(found.run())
 
 
+def test_memory_that_runs_out_late_in_a_step_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, found, work = hmdc_of(recipe_of(CONVNET, MLP)), hmdc_of(recipe_of(CONVNET, MLP)), hmdc.normalise
+    next(wanted.run())
+
+    def full(gradient: torch.Tensor) -> torch.Tensor:
+        if len(gradient) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(gradient)
+
+    monkeypatch.setattr(hmdc, "normalise", full)
+    next(found.run())
+    assert found.at_once.classes == 5
+    for one, other in ((found.accumulated, wanted.accumulated), (found.images.pixels, wanted.images.pixels)):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", [[CONVNET, MLP], [CONVNET, RESNET]], ids=["any", "batch norm"])
 def test_out_of_memory_in_training_takes_more_parts(pool: list[Any]) -> None:
