@@ -263,7 +263,7 @@ def test_ten_problems_are_listed_and_the_rest_counted(write: WriteRecipe) -> Non
     found = complaint(write((IPC, IPC + "".join(f"  k{i}: 1\n" for i in range(1_500)))))
     assert len(found.problems) == 1_500 and len(found.message) < 5_000
     lines = found.message.splitlines()
-    assert lines[0].endswith(": 1500 problems") and lines[-1] == "  and 1,490 more"
+    assert lines[0].endswith(": 1,500 problems") and lines[-1] == "  and 1,490 more"
     assert [line for line in lines if "is not a known key" in line] == lines[1:11]
     assert "more" not in complaint(write((IPC, "".join(f"  k{i}: 1\n" for i in range(9))))).message.splitlines()[-1]
 

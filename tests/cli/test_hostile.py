@@ -151,7 +151,7 @@ def test_a_disk_that_fails_is_not_the_hub(call: Call, published: LocalHub, folde
     done = call("pull", REPO)
     published.before = None
     said = done.err[done.err.index("error: ") :]  # before it the client complains in its log
-    assert done.status == 1 and f"Downloading {REPO}: No such file" in said and "not of the Hub" in said
+    assert done.status == 1 and f"downloading {REPO}: No such file" in said and "not of the Hub" in said
     assert "Traceback" not in said and "cannot be reached" not in said and not (folder / "tiny-hmdc").exists()
     assert call("pull", REPO).status == 0
 
@@ -159,7 +159,7 @@ def test_a_disk_that_fails_is_not_the_hub(call: Call, published: LocalHub, folde
 KILLED = """
 import os, signal, sys
 from hmdc_hub.cli.main import main
-import hmdc_hub.publish.card, hmdc_hub.store.hub, hmdc_hub.cli.pull, hmdc_hub.store
+import hmdc_hub.publish.card, hmdc_hub.store.hub, hmdc_hub.cli.pull
 left = int(sys.argv.pop(1))
 
 def hook(event, arguments):
