@@ -5,6 +5,7 @@ Tables are columns of text: rich needs 0.1 s of CPU for one, more than `hmdc-hub
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -99,4 +100,7 @@ def shown(error: BaseException) -> tuple[int, str] | None:
             return error.exit_code, f"error: {error.format_message()}"
         case click.Abort() | KeyboardInterrupt():
             return 130, "stopped at once"
+        case OSError(errno=errno.ENAMETOOLONG):  # ours are short
+            name = shortened(str(error.filename))
+            return 2, f"error: {name} is longer than the file system allows for a name\nGive a shorter one."
     return None

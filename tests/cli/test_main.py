@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import click
 import pytest
@@ -124,3 +125,9 @@ def test_a_bug_keeps_its_traceback(call: Call, monkeypatch: pytest.MonkeyPatch, 
     assert done.status == 1 and done.out == ""
     assert "Traceback" in done.err and type(error).__name__ in done.err
     assert "hmdc-hub env" in done.err.splitlines()[-1]
+
+
+def test_a_name_too_long_for_the_file_system_is_the_users(folder: Path, call: Call) -> None:
+    done = call("condense", "digits_ipc1", "--run-dir", "x" * 300)
+    assert done.status == 2 and done.err.startswith("error: xxx") and "(300 characters)" in done.err
+    assert "Traceback" not in done.err and "shorter" in done.err and not list(folder.iterdir())
