@@ -41,6 +41,7 @@ class Execution:
         self.device, self.callback = device, callback  # which is told where a function cannot run as was meant
         self._memory: Any = None
         self._stream: Any = None
+        self._beside: list[Any] = []
 
     def upload(self, inputs: Iterable[_Inputs], *, together: bool = True) -> Iterator[Packed[_Inputs]]:
         """Copy tuples of tensors to the device: from pinned memory, in copies that nobody waits for.
@@ -73,6 +74,22 @@ class Execution:
             self._memory = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         return _Captured(work, name, self._memory, self._stream, self.callback)
+
+    def beside(self, works: Sequence[Callable[[], None]]) -> None:
+        """Do works that have nothing to do with each other: on a GPU each on a stream of its own, also in a graph."""
+        if self.device.type != "cuda" or len(works) == 1:
+            for work in works:
+                work()
+            return
+        while len(self._beside) < len(works):
+            self._beside.append(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        here, streams = torch.cuda.current_stream(), self._beside[: len(works)]
+        for work, stream in zip(works, streams, strict=True):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                work()
+        for stream in streams:
+            here.wait_stream(stream)
 
     def forget(self) -> None:
         """Let go of the memory of functions that are no longer called."""

@@ -1,33 +1,35 @@
-"""One training: a fresh network, a small set, the steps of the protocol, one look at the test split at the end.
+"""Trainings: fresh networks, a small set, the steps of the protocol, one look at the test split at the end.
 
-Several seeds of one network can also train as one: parameters stacked, minibatches side by side. A small network leaves
-most of a GPU idle, and a step of five takes hardly longer than a step of one. On a CPU it is the other way round, and
-seeds train in processes of their own.
+The seeds of one network train side by side on a GPU: one graph has a step of each, on a stream of its own, since a
+small network leaves most of a GPU idle. On a CPU a seed trains alone, in a process of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 
 from hmdc_hub import __version__, augment, rng
-from hmdc_hub.events import StopFlag
+from hmdc_hub.events import Callback, StopFlag, silent
+from hmdc_hub.execution import Execution, settings
 from hmdc_hub.metrics import calibration_error
 from hmdc_hub.models import PoolModel
 from hmdc_hub.schema import EvaluateSpec
 
-TEST_BATCH = 500
+TEST_BATCH = 500  # on a CPU
+TEST_PIXELS = 2**21  # of a channel in a batch on a GPU: 2,048 images of 32 pixels
 
 # The program, as far as a training's bits go: the number is raised whenever they change between two versions.
-FORM = f"{__version__}+3"
+FORM = f"{__version__}+4"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +38,12 @@ class Images:
 
     pixels: Tensor  # M x ch x H x W, uint8 or float32 in [0, 1]
     labels: Tensor  # int64 M
+    targets: Tensor | None = None  # float32 M x classes in [0, 1], which are learnt in place of the labels
 
     def to(self, device: torch.device) -> Images:
         """Return them on a device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
+        targets = None if self.targets is None else self.targets.to(device)
+        return Images(self.pixels.to(device), self.labels.to(device), targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,7 @@ class Setting:
     mean: Tensor  # of the source's channels, float32 ch x 1 x 1 for pixels in [0, 1], on the device; `std` likewise
     std: Tensor
     stop: StopFlag = field(default_factory=StopFlag)  # looked at after every epoch
+    callback: Callback = silent  # told where a step cannot run as was meant
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn pixels, uint8 or float32 in [0, 1], ... x ch x H x W, into source-normalised float32."""
@@ -82,102 +87,122 @@ def steps_of(protocol: EvaluateSpec, images: int, *, full: bool = False) -> int:
     return protocol.steps or protocol.epochs * per_epoch
 
 
-Forward = Callable[[Sequence[Tensor]], Tensor]
+class _Minibatch(NamedTuple):
+    rows: Tensor  # int64 B, of the training images
+    draw: augment.Draw
+    mix: augment.CutmixDraw | None  # where the protocol and the model want CutMix
+
+
+class _Step(NamedTuple):
+    share: Tensor  # float64, of the learning rate
+    minibatches: tuple[_Minibatch, ...]  # of each seed
 
 
 def train_and_score(
-    model: PoolModel, train: Images, seeds: Sequence[int], setting: Setting, *, full: bool = False
+    models: Sequence[PoolModel], train: Images, seeds: Sequence[int], setting: Setting, *, full: bool = False
 ) -> list[TrainingResult]:
     """Train a model from fresh weights and score it on all test images after the last step, once for each seed.
 
-    Several seeds train as one, with the results of one after another up to rounding. A training that diverges is scored
-    like any other: logits of NaN name the first class, which is as good as chance. Interrupted, and given up, where
-    `setting.stop` is set.
+    No seed feels another. A training that diverges is scored like any other: logits of NaN name the first class, which
+    is as good as chance. Interrupted, and given up, where `setting.stop` is set.
 
     Args:
-        model: On the device; reset here.
+        models: On the device, the same one for every seed; reset here.
         train: What is learnt from, on the device; nothing else is.
         seeds: Which of the protocol's seeds, from 0. The training set is not in the keys of any generator, so that
             trainings on different sets start alike.
         setting: Everything else.
         full: Whether `train` is the full set.
     """
-    protocol, test, rate = setting.protocol, setting.test, model.spec.lr.evaluate
-    parameters, forward = (_alone if len(seeds) == 1 else _stacked)(model, train, seeds, setting)
-
-    @torch.no_grad()
-    def scored() -> list[TrainingResult]:
-        model.eval()
-        with setting.precision():
-            parts = [forward([setting.normalise(part)]).float() for part in torch.split(test.pixels, TEST_BATCH)]
-        return [_result(logits, test.labels) for logits in torch.cat(parts, dim=1)]
-
-    optimizer = _make_optimizer(parameters, rate, protocol)
-    gens = [rng.generator(protocol.seed, "evaluate-batches", model.spec.name, seed) for seed in seeds]
-    one_hot = F.one_hot(train.labels, model.num_classes).float()
+    protocol, device = setting.protocol, train.pixels.device
+    if train.targets is None:
+        train = replace(train, targets=F.one_hot(train.labels, models[0].num_classes).float())
     total, done, epoch = steps_of(protocol, len(train.labels), full=full), 0, 0
     looks: list[list[float]] = [[] for _ in seeds]
-    model.train()
-    while done < total:
-        orders = [torch.randperm(len(train.labels), generator=gen).to(train.labels.device) for gen in gens]
-        for rows in zip(*(torch.split(order, protocol.batch)[: total - done] for order in orders), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _share_of_rate(protocol, done / total)
-            minibatches = [
-                _augmented(setting.normalise(train.pixels[part]), one_hot[part], protocol, model, gen)
-                for part, gen in zip(rows, gens, strict=True)
-            ]
-            images, targets = zip(*minibatches, strict=True)
-            optimizer.zero_grad()
-            with setting.precision():
-                logits = forward(images)
-            # The mean over a seed's own images, summed over seeds: no seed feels another.
-            loss = F.cross_entropy(logits.float().flatten(0, 1), torch.cat(targets)) * len(seeds)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            done += 1
-        epoch += 1
-        setting.stop.raise_if_set("stopped within a training")
-        if protocol.best_every and epoch % protocol.best_every == 0 and done < total:
-            for seen, result in zip(looks, scored(), strict=True):
-                seen.append(result.accuracy)
-            model.train()
-    results = scored()
+    with settings(device):
+        trainings = [_Training(*each, train, setting) for each in zip(models, seeds, strict=True)]
+        execution = Execution(device, setting.callback)
+
+        def step_of_all(inputs: _Step) -> None:
+            steps = zip(trainings, inputs.minibatches, strict=True)
+            execution.beside([partial(training.step, inputs.share, minibatch) for training, minibatch in steps])
+
+        def steps_of_epoch() -> Iterator[_Step]:
+            every = zip(*(training.epoch() for training in trainings), strict=True)
+            for at, minibatches in zip(range(done, total), every, strict=False):
+                share = share_of_rate(protocol, at / total)
+                yield _Step(torch.tensor(share, dtype=torch.float64), minibatches)
+
+        step = execution.function(step_of_all, f"training {models[0].spec.name}")
+        while done < total:
+            for inputs in execution.upload(steps_of_epoch()):
+                step(inputs)
+                done += 1
+            epoch += 1
+            setting.stop.raise_if_set("stopped within a training")
+            if protocol.best_every and epoch % protocol.best_every == 0 and done < total:
+                for seen, training in zip(looks, trainings, strict=True):
+                    seen.append(training.score().accuracy)
+        results = [training.score() for training in trainings]
+        execution.forget()
     if not protocol.best_every:
         return results
     return [replace(result, best=max([*seen, result.accuracy])) for seen, result in zip(looks, results, strict=True)]
 
 
-def _alone(model: PoolModel, train: Images, seeds: Sequence[int], setting: Setting) -> tuple[list[Tensor], Forward]:
-    """Give what is trained of one seed, and the model as a function from [B x ...] images to 1 x B x classes logits."""
-    _reset(model, train, seeds[0], setting)
-    return [*model.trained().values()], lambda images: model.logits(model.prepare(images[0]))[None]
+class _Training:
+    """A seed: a fresh network on the way to its score."""
 
-
-def _stacked(model: PoolModel, train: Images, seeds: Sequence[int], setting: Setting) -> tuple[list[Tensor], Forward]:
-    """Do the same for S seeds: what is trained and everything else stacked, S x its shape, from each fresh network.
-
-    The function maps S minibatches B x ..., or one that all seeds see, to S x B x classes logits.
-    """
-    whole, states = _Logits(model), []
-    for seed in seeds:
+    def __init__(self, model: PoolModel, seed: int, train: Images, setting: Setting) -> None:
         _reset(model, train, seed, setting)
-        values = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
-        states.append({name: value.detach().clone() for name, value in values.items()})
-    fixed = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    names = sorted(name for name, value in whole.named_parameters() if value.requires_grad)
-    trained = {name: fixed.pop(name).requires_grad_() for name in names}
+        self.model, self.train, self.setting = model, train, setting
+        self.gen = rng.generator(setting.protocol.seed, "evaluate-batches", model.spec.name, seed)
+        self.optimizer = make_optimizer(model, setting.protocol)
+        model.train()
 
-    def one(values: dict[str, Tensor], others: dict[str, Tensor], images: Tensor) -> Tensor:
-        logits: Tensor = functional_call(whole, {**values, **others}, (images,))
-        return logits
+    def epoch(self) -> Iterator[_Minibatch]:
+        """Draw the minibatches of a pass over the images, on the CPU."""
+        protocol, side = self.setting.protocol, self.train.pixels.shape[-1]
+        for rows in torch.split(torch.randperm(len(self.train.labels), generator=self.gen), protocol.batch):
+            drawn, mix = augment.draw(protocol.augment, self.gen, side, len(rows)), None
+            if protocol.cutmix.evaluate and self.model.spec.cutmix:
+                mix = augment.draw_cutmix(self.gen, len(rows), side, protocol.cutmix.probability)
+            yield _Minibatch(rows, drawn, mix)
 
-    def forward(images: Sequence[Tensor]) -> Tensor:
-        every, dim = (images[0], None) if len(images) == 1 else (torch.stack([*images]), 0)
-        logits: Tensor = vmap(one, in_dims=(0, 0, dim), randomness="different")(trained, fixed, every)
-        return logits
+    def step(self, share: Tensor, minibatch: _Minibatch) -> None:
+        """Take a step of the optimiser."""
+        rows, drawn, mix = minibatch
+        assert self.train.targets is not None
+        images, targets = self.setting.normalise(self.train.pixels[rows]), self.train.targets[rows]
+        images = augment.apply(drawn, images)
+        if mix is not None:
+            images, targets = augment.apply_cutmix(mix, images), augment.mix_targets(mix, targets)
+        with self.setting.precision():
+            logits = self.model.logits(self.model.prepare(images))
+        parameters = [*self.model.trained().values()]
+        loss = F.cross_entropy(logits.float(), targets)
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+        ):
+            # In the order of the parameter's memory, as `backward` leaves it, since fused optimisers need that.
+            other = gradient is not None and gradient.stride() != parameter.stride()
+            parameter.grad = torch.empty_like(parameter).copy_(gradient) if other else gradient
+        set_rate(self.optimizer, share, self.model.spec.lr.evaluate)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
-    return [*trained.values()], forward
+    @torch.no_grad()
+    def score(self) -> TrainingResult:
+        """Look at all test images."""
+        test, setting, batch = self.setting.test, self.setting, TEST_BATCH
+        if test.pixels.is_cuda:
+            batch = max(TEST_BATCH // 2, TEST_PIXELS // (self.model.spec.input_size or test.pixels.shape[-1]) ** 2)
+        self.model.eval()
+        with setting.precision():
+            parts = (setting.normalise(part) for part in torch.split(test.pixels, batch))
+            logits = torch.cat([self.model.logits(self.model.prepare(part)).float() for part in parts])
+        self.model.train()
+        return _result(logits, test.labels)
 
 
 def _reset(model: PoolModel, train: Images, seed: int, setting: Setting) -> None:
@@ -189,33 +214,6 @@ def _reset(model: PoolModel, train: Images, seed: int, setting: Setting) -> None
         model.calibrate(model.prepare(setting.normalise(part)) for part in parts)
 
 
-def _augmented(
-    images: Tensor, targets: Tensor, protocol: EvaluateSpec, model: PoolModel, gen: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Augment a minibatch, and mix it where the protocol and the model want CutMix; all draws from `gen`."""
-    side, device = images.shape[-1], images.device
-    images = augment.apply(augment.draw(protocol.augment, gen, side, len(images)).to(device), images)
-    if protocol.cutmix.evaluate and model.spec.cutmix:
-        mix = augment.draw_cutmix(gen, len(images), side, protocol.cutmix.probability).to(device)
-        images, targets = augment.apply_cutmix(mix, images), augment.mix_targets(mix, targets)
-    return images, targets
-
-
-def _make_optimizer(parameters: list[Tensor], rate: float, protocol: EvaluateSpec) -> torch.optim.Optimizer:
-    if protocol.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=protocol.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=rate, momentum=protocol.momentum, weight_decay=protocol.weight_decay, fused=True
-    )
-
-
-def _share_of_rate(protocol: EvaluateSpec, progress: float) -> float:
-    """Give the share of the learning rate after a share of the steps, both in [0, 1]."""
-    if protocol.schedule == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    return 0.1 if protocol.schedule == "step" and progress >= 0.5 else 1.0
-
-
 def _result(logits: Tensor, labels: Tensor) -> TrainingResult:
     """Score logits, float32 N x C, of the N test images."""
     predicted = logits.argmax(1)
@@ -224,14 +222,3 @@ def _result(logits: Tensor, labels: Tensor) -> TrainingResult:
     confidence = logits.softmax(1).amax(1).nan_to_num(1 / logits.shape[1])
     ece = calibration_error(confidence.cpu().numpy(), right.cpu().numpy())
     return TrainingResult(predicted.cpu().numpy().astype(np.uint16), int(right.sum()) / len(labels), ece)
-
-
-class _Logits(nn.Module):
-    """A model as one function from source-normalised images to logits, which `functional_call` can call."""
-
-    def __init__(self, model: PoolModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.logits(self.model.prepare(images))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from torch import Tensor
 from hmdc_hub.errors import OutOfMemoryError, RunError
 from hmdc_hub.evaluator.baselines import TrainingSet
 from hmdc_hub.evaluator.train import Images, Setting, TrainingResult, train_and_score
-from hmdc_hub.events import StopFlag
+from hmdc_hub.events import Callback, StopFlag, silent
 from hmdc_hub.metrics import FULL
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.processes import (
@@ -40,8 +40,6 @@ from hmdc_hub.sources import Source
 from hmdc_hub.temporary import TemporaryFolder
 from hmdc_hub.text import first_line
 
-PROBE_STEPS = 5
-
 BETWEEN = "stopped between two trainings"
 
 
@@ -57,7 +55,7 @@ class TrainingJob:
 class Trainer:
     """Everything a training needs but its job: data on the device, and each model built once.
 
-    `tensors` are those of `training_tensors`, `clock` gives seconds.
+    `tensors` are those of `training_tensors`.
     """
 
     def __init__(
@@ -66,65 +64,49 @@ class Trainer:
         tensors: dict[str, Tensor],
         device: torch.device,
         stop: StopFlag | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        callback: Callback = silent,
     ) -> None:
-        self.device, self.tensors, self.clock = device, tensors, clock
+        self.device, self.tensors = device, tensors
         test = Images(tensors["test.images"], tensors["test.labels"]).to(device)
         mean, std = (tensors[name].view(-1, 1, 1).to(device) for name in ("mean", "std"))
-        self.setting = Setting(protocol, test, mean, std, stop or StopFlag())
-        self.models: dict[int, PoolModel] = {}
-        # Whether the seeds of a model, on a training set, train faster as one; as far as it was measured.
-        self.stacked: dict[tuple[int, int], bool] = {}
+        self.setting = Setting(protocol, test, mean, std, stop or StopFlag(), callback)
+        self.models: dict[int, list[PoolModel]] = {}  # as many of each as have trained at once
+        self.at_once: dict[int, int] = {}  # how many of a model memory has room for, where that was found out
 
     def run(self, job: TrainingJob) -> TrainingResult:
         """Train a fresh network."""
         return self._train([job])[0]
 
     def run_seeds(self, jobs: Sequence[TrainingJob]) -> Iterator[TrainingResult]:
-        """Train jobs that differ in their seeds alone, as one where that is measured to be faster here.
+        """Train jobs that differ in their seeds alone, as many at once as memory has room for; results in order."""
+        model, left = jobs[0].model, [*jobs]
+        while left:
+            few, results = left[: self.at_once.get(model)], list[TrainingResult]()
+            try:
+                results = self._train(few)
+            except torch.OutOfMemoryError:
+                if len(few) == 1:
+                    raise
+            if not results:  # out here nothing holds the memory of the failed attempt
+                self.at_once[model] = len(few) // 2
+                self.models.clear()
+                torch.cuda.empty_cache()
+            yield from results
+            left = left[len(results) :]
 
-        Their results come in order, each as soon as it is there.
-        """
-        key, together = (jobs[0].model, jobs[0].training_set), list[TrainingResult]()
-        try:
-            if len(jobs) > 1 and self._faster_stacked(jobs):
-                together = self._train(jobs)
-        except torch.OutOfMemoryError:
-            self.stacked[key] = False
-        yield from together or map(self.run, jobs)
-
-    def _faster_stacked(self, jobs: Sequence[TrainingJob]) -> bool:
-        """Measure a few steps of both ways; found out once."""
-        key = jobs[0].model, jobs[0].training_set
-
-        def seconds_of_steps(some: Sequence[TrainingJob]) -> float:
-            # What is no step, such as a reset, is the same at both lengths; the first, of one step, is warm-up.
-            lengths = (1, PROBE_STEPS, 3 * PROBE_STEPS)
-            _, short, long = (len(some) * self._train(some, steps)[0].seconds for steps in lengths)
-            return long - short
-
-        if key not in self.stacked:
-            one = seconds_of_steps(jobs[:1])
-            self.stacked[key] = seconds_of_steps(jobs) < len(jobs) * one
-        return self.stacked[key]
-
-    def _train(self, jobs: Sequence[TrainingJob], steps: int | None = None) -> list[TrainingResult]:
-        """Train one job, or several as one; with `steps` so many, scored on one image, to be timed."""
-        first, setting = jobs[0], self.setting
-        full = int(self.tensors["full"]) == first.training_set
-        if steps is not None:
-            protocol, full = setting.protocol.model_copy(update={"steps": steps}), False
-            setting = replace(setting, protocol=protocol, test=Images(setting.test.pixels[:1], setting.test.labels[:1]))
-        began = self.clock()
+    def _train(self, jobs: Sequence[TrainingJob]) -> list[TrainingResult]:
+        first, began = jobs[0], time.monotonic()
         names = (f"{first.training_set}.images", f"{first.training_set}.labels")
         train = Images(*(self.tensors[name] for name in names)).to(self.device)
+        models, full = self._models(first.model, len(jobs)), int(self.tensors["full"]) == first.training_set
         with one_thread(self.device):
-            results = train_and_score(self._model(first.model), train, [job.seed for job in jobs], setting, full=full)
-        seconds = (self.clock() - began) / len(jobs)
+            results = train_and_score(models, train, [job.seed for job in jobs], self.setting, full=full)
+        seconds = (time.monotonic() - began) / len(jobs)
         return [replace(result, seconds=seconds) for result in results]
 
-    def _model(self, index: int) -> PoolModel:
-        if index not in self.models:
+    def _models(self, index: int, number: int) -> list[PoolModel]:
+        made = self.models.setdefault(index, [])
+        while len(made) < number:
             channels, side = self.setting.test.pixels.shape[1:3]
             model = build_model(
                 self.setting.protocol.models[index],
@@ -137,8 +119,8 @@ class Trainer:
             if any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
                 # A ResNet's step takes two thirds of the time; a ConvNet with instance norm is slower that way.
                 model = model.to(memory_format=torch.channels_last)
-            self.models[index] = model
-        return self.models[index]
+            made.append(model)
+        return made[:number]
 
 
 def training_tensors(source: Source, sets: Sequence[TrainingSet]) -> dict[str, Tensor]:
@@ -197,9 +179,10 @@ def run_jobs(
 def _run_here(
     protocol: EvaluateSpec, tensors: dict[str, Tensor], jobs: Sequence[TrainingJob], work: Work
 ) -> Iterator[tuple[TrainingJob, TrainingResult]]:
-    trainer, groups = Trainer(protocol, tensors, work.device, work.stop), dict[tuple[int, ...], list[TrainingJob]]()
+    trainer = Trainer(protocol, tensors, work.device, work.stop, work.callback)
+    groups = dict[tuple[int, ...], list[TrainingJob]]()
     for job in jobs:
-        # The seeds of a model on a training set go together, but on a CPU, where that is never faster.
+        # The seeds of a model on a training set go together, but on a CPU.
         seed = (job.seed,) if work.device.type == "cpu" else ()
         groups.setdefault((job.model, job.training_set, *seed), []).append(job)
     try:
