@@ -320,7 +320,10 @@ def protocol_overrides(name_or_path: str) -> list[str]:
             raise
         path = shipped(RECIPES)[name_or_path]
     section = (_scored if path.suffix == ".json" else _written)(path, name_or_path)
-    return [f"evaluate.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flat(section)]
+    keys = dict(flat(section))
+    if isinstance(rates := section.get("lr"), dict):  # one value, which the recipe's is replaced by
+        keys = {key: value for key, value in keys.items() if not key.startswith("lr.")} | {"lr": rates}
+    return [f"evaluate.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
 
 
 def protocol_name(name_or_path: str) -> str:

@@ -6,7 +6,6 @@ small network leaves most of a GPU idle. On a CPU a seed trains alone, in a proc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmdc_hub import __version__, augment, rng
+from hmdc_hub.evaluator.optim import make_optimizer, set_rate, share_of_rate
 from hmdc_hub.events import Callback, StopFlag, silent
 from hmdc_hub.execution import Execution, settings
 from hmdc_hub.metrics import calibration_error
@@ -187,7 +187,7 @@ class _Training:
             # In the order of the parameter's memory, as `backward` leaves it, since fused optimisers need that.
             other = gradient is not None and gradient.stride() != parameter.stride()
             parameter.grad = torch.empty_like(parameter).copy_(gradient) if other else gradient
-        set_rate(self.optimizer, share, self.model.spec.lr.evaluate)
+        set_rate(self.optimizer, self.model.spec.lr.evaluate, share)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

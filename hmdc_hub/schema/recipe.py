@@ -85,15 +85,32 @@ class EvaluateSpec(Strict):
     )
     full_epochs: Positive = Field(100, description="Passes over the full set.")
     batch: Positive = Field(128, description="Training images per step; the last partial batch is kept.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="AdamW ignores momentum.")
-    lr: Rate | None = Field(
-        None, description="Learning rate of every model; null: each one's lr.evaluate.", examples=[0.01]
+    optimizer: Literal["sgd", "adamw", "muon"] = Field(
+        "sgd",
+        description="AdamW ignores momentum. Muon (Jordan et al., 2024) trains hidden weights, AdamW the rest at the "
+        "same rate.",
+    )
+    lr: Rate | dict[str, Rate] | None = Field(
+        None,
+        description="Learning rate of every model; or of each, by its name, its id (such as resnet18), or default for "
+        "all others; null: each one's lr.evaluate, which is also that of models that a mapping does not name.",
+        examples=[0.01, "{vit: 0.001, default: 0.01}"],
     )
     schedule: Literal["constant", "cosine", "step"] = Field(
         "constant",
-        description="Of the learning rate over a training: constant, cosine to zero, or a tenth from half way on.",
+        description="Of the learning rate over a training: constant, cosine to zero, or step: multiplied by gamma at "
+        "each milestone.",
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum.")
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.5],
+        min_length=1,
+        description="For schedule: step, after which shares of a training the rate falls.",
+        examples=["[0.666, 0.833]"],
+    )
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="For schedule: step, what the rate is multiplied by at each milestone.", examples=[0.2]
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD and Muon.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.")
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
     cutmix: EvaluateCutmix = Field(default_factory=EvaluateCutmix, description="CutMix.")
@@ -151,14 +168,19 @@ class EvaluateSpec(Strict):
                 changes["input_size"] = self.resolution
             if self.batch_norm is not None:
                 changes["batch_norm"] = self.batch_norm
-            if self.lr is not None:
-                changes["lr"] = model.lr.model_copy(update={"evaluate": self.lr})
+            if (rate := self._rate(model)) is not None:
+                changes["lr"] = model.lr.model_copy(update={"evaluate": rate})
             if not self.pretrained and model.weights != "none":
                 # A revision may stay if it is about a configuration on the Hub; otherwise it was about the weights.
                 hub = "/" in model.id and not is_local_path(model.id) and model.weights == model.id
                 changes |= {"weights": "none", "revision": model.revision if hub else None}
             models.append(model.model_copy(update=changes))
         return self.model_copy(update={"models": models})
+
+    def _rate(self, model: ModelSpec) -> float | None:
+        if not isinstance(self.lr, dict):
+            return self.lr
+        return next((self.lr[key] for key in (model.name, model.id, "default") if key in self.lr), None)
 
     def without_paths(self) -> EvaluateSpec:
         """Return the protocol with base names in place of the paths of local weights."""
@@ -182,6 +204,9 @@ class EvaluateSpec(Strict):
         plain = self.settled().model_dump(mode="json")
         for key in ("lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
             del plain[key]
+        for key in ("milestones", "gamma"):  # younger than the first scores, whose hashes stay as they are
+            if plain[key] == EvaluateSpec.model_fields[key].default or self.schedule != "step":
+                del plain[key]
         # The hashes of the first scores have the former names.
         former = {new: old for old, new in FORMER_BASELINES.items()}
         plain["against"] = [former.get(name, name) for name in plain.pop("baselines")]
