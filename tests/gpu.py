@@ -43,7 +43,9 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = [*zip(func._schema.arguments, args, strict=False)]
         given += [(one, kwargs[one.name]) for one in func._schema.arguments if one.name in kwargs]
         for argument, value in given:
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            # Batch norm changes its statistics without a word in its schema.
+            statistics = "batch_norm" in func._schema.name and argument.name.startswith("running_")
+            if statistics or (argument.alias_info is not None and argument.alias_info.is_write):
                 for tensor in _tensors(value):
                     storage = tensor.untyped_storage()
                     if storage.data_ptr() not in self.made | self.before.keys():

@@ -23,17 +23,17 @@ from hmdc_hub.schema import EvaluateSpec
 COEFFICIENTS, ROUNDS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
 
-def make_optimizer(model: PoolModel, protocol: EvaluateSpec) -> torch.optim.Optimizer:
+def make_optimizer(model: PoolModel, protocol: EvaluateSpec, device: torch.device) -> torch.optim.Optimizer:
     """Make the optimiser of a training of what is trained of a model.
 
     On a GPU the rate of every group is a tensor there, so that a step can be captured as a CUDA graph once it was
     taken; change it with `set_rate`. Elsewhere it is a number.
     """
-    trained = model.trained()
-    parameters, on_gpu = [*trained.values()], next(iter(trained.values())).device.type == "cuda"
+    trained, on_gpu = model.trained(), device.type == "cuda"
+    parameters = [*trained.values()]
     rate: float | Tensor = model.spec.lr.evaluate
     if on_gpu:
-        rate = torch.tensor(rate, device=parameters[0].device)
+        rate = torch.tensor(rate, device=device)
     decay = protocol.weight_decay
     if protocol.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=protocol.momentum, weight_decay=decay, fused=True)

@@ -55,6 +55,7 @@ class Setting:
     mean: Tensor  # of the source's channels, float32 ch x 1 x 1 for pixels in [0, 1], on the device; `std` likewise
     std: Tensor
     stop: StopFlag = field(default_factory=StopFlag)  # looked at after every epoch
+    device: torch.device = torch.device("cpu")  # where everything is
     callback: Callback = silent  # told where a step cannot run as was meant
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -64,8 +65,7 @@ class Setting:
 
     def precision(self) -> torch.autocast:
         """Give the context in which logits are computed."""
-        kind = self.test.pixels.device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.protocol.precision == "bfloat16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ def train_and_score(
         setting: Everything else.
         full: Whether `train` is the full set.
     """
-    protocol, device = setting.protocol, train.pixels.device
+    protocol, device = setting.protocol, setting.device
     if train.targets is None:
         train = replace(train, targets=F.one_hot(train.labels, models[0].num_classes).float())
     total, done, epoch = steps_of(protocol, len(train.labels), full=full), 0, 0
@@ -157,7 +157,7 @@ class _Training:
         _reset(model, train, seed, setting)
         self.model, self.train, self.setting = model, train, setting
         self.gen = rng.generator(setting.protocol.seed, "evaluate-batches", model.spec.name, seed)
-        self.optimizer = make_optimizer(model, setting.protocol)
+        self.optimizer = make_optimizer(model, setting.protocol, setting.device)
         model.train()
 
     def epoch(self) -> Iterator[_Minibatch]:
@@ -181,9 +181,8 @@ class _Training:
             logits = self.model.logits(self.model.prepare(images))
         parameters = [*self.model.trained().values()]
         loss = F.cross_entropy(logits.float(), targets)
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-        ):
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             # In the order of the parameter's memory, as `backward` leaves it, since fused optimisers need that.
             other = gradient is not None and gradient.stride() != parameter.stride()
             parameter.grad = torch.empty_like(parameter).copy_(gradient) if other else gradient
@@ -195,7 +194,7 @@ class _Training:
     def score(self) -> TrainingResult:
         """Look at all test images."""
         test, setting, batch = self.setting.test, self.setting, TEST_BATCH
-        if test.pixels.is_cuda:
+        if setting.device.type == "cuda":
             batch = max(TEST_BATCH // 2, TEST_PIXELS // (self.model.spec.input_size or test.pixels.shape[-1]) ** 2)
         self.model.eval()
         with setting.precision():

@@ -69,7 +69,7 @@ class Trainer:
         self.device, self.tensors = device, tensors
         test = Images(tensors["test.images"], tensors["test.labels"]).to(device)
         mean, std = (tensors[name].view(-1, 1, 1).to(device) for name in ("mean", "std"))
-        self.setting = Setting(protocol, test, mean, std, stop or StopFlag(), callback)
+        self.setting = Setting(protocol, test, mean, std, stop or StopFlag(), device, callback)
         self.models: dict[int, list[PoolModel]] = {}  # as many of each as have trained at once
         self.at_once: dict[int, int] = {}  # how many of a model memory has room for, where that was found out
 

@@ -34,7 +34,7 @@ def build(plain: dict[str, Any], **keys: Any) -> PoolModel:
 
 
 def train(model: PoolModel, images: Images, spec: EvaluateSpec, stop: StopFlag | None = None) -> float:
-    return train_and_score(model, images, [1], setting(spec, stop))[0].accuracy
+    return train_and_score([model], images, [1], setting(spec, stop))[0].accuracy
 
 
 def plain_training(model: PoolModel, images: Images, spec: EvaluateSpec) -> float:
@@ -106,7 +106,7 @@ def test_same_key_same_bits_and_another_seed_others() -> None:
     train(first, images, spec)
     train(second, TEST, spec)  # what a model was trained on before is forgotten
     train(second, images, spec)
-    train_and_score(third, images, [2], setting(spec))
+    train_and_score([third], images, [2], setting(spec))
     bits = [torch.cat([w.flatten() for w in m.parameters()]) for m in (first, second, third)]
     assert torch.equal(bits[0], bits[1])
     assert not torch.equal(bits[0], bits[2])
@@ -182,7 +182,7 @@ def test_a_stop_ends_a_training_after_its_epoch() -> None:
 def outcome(spec: EvaluateSpec, images: Images | None = None, **keys: Any) -> TrainingResult:
     images = images or Images(*toys((4, 4, 2), 2))
     # What a protocol says of every model is written into its models.
-    return train_and_score(build(spec.settled().models[0].model_dump()), images, [0], setting(spec), **keys)[0]
+    return train_and_score([build(spec.settled().models[0].model_dump())], images, [0], setting(spec), **keys)[0]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_the_rate_follows_its_schedule(monkeypatch: pytest.MonkeyPatch, schedule
 def test_adamw_equals_a_step_written_out() -> None:
     spec = protocol(epochs=1, optimizer="adamw", lr=0.01, weight_decay=0.1)
     images, model, other = Images(*toys((4, 4, 2), 2)), build(MLP, lr={"evaluate": 0.01}), build(MLP)
-    train_and_score(model, images, [0], setting(spec))
+    train_and_score([model], images, [0], setting(spec))
     other.reset(rng.generator(0, "evaluate-weights", "mlp", 0))
     loss = F.cross_entropy(other.logits(other.prepare(setting(spec).normalise(images.pixels))), images.labels)
     weights = dict(other.named_parameters())
