@@ -311,24 +311,35 @@ def shipped(session: Session, name: str) -> None:
     )
 
 
-def evaluation(session: Session, name: str) -> None:
-    """Time the evaluator and the plain loop on the same trainings."""
+def evaluation(session: Session, name: str, precision: str) -> None:
+    """Time the evaluator and the plain loop on the same trainings: five seeds of a model on 400 images, or fewer.
+
+    The plain loop trains seeds one after another, so that one of them is timed, with the better of two DataLoaders.
+    """
     from evaluate import Both
 
-    recipe = session.recipe(name)
-    epochs = 2 if session.tiny else 20
-    update = {"models": recipe.pool[:1], "epochs": epochs, "steps": None, "schedule": "constant"}
+    epochs, seeds = (2, 2) if session.tiny else (40, 5)
+    recipe = session.recipe("digits")
+    update: dict[str, Any] = {"epochs": epochs, "steps": None, "schedule": "constant", "batch": 64}
+    update["precision"] = precision
+    if not session.tiny:
+        recipe = session.recipe(NATIVE)
+        update |= {"models": [load_model(name)]}
+    else:
+        update |= {"models": recipe.pool[:1]}
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=update)})
-    both = Both(recipe, session.source(recipe), [], session.device, 0, 1)
-    mine, theirs = [], []
-    for _ in range(1 if session.tiny else 2):  # the first warms up
-        theirs.append(both.plain(both.names[0], 2, torch.get_num_threads())[0])
-        mine.append(both.ours(both.names, 2)[0])
-    session.say(
-        "evaluation",
-        f"{name}, {both.names[0]}, {epochs} epochs, two seeds",
-        f"plain loop {theirs[-1]:.2f} s, ours {mine[-1]:.2f} s, plain / ours {theirs[-1] / mine[-1]:.2f}",
-    )
+    plain = []
+    for workers in (0,) if session.tiny or precision != "float32" else (0, 8):
+        both = Both(recipe, session.source(recipe), [], session.device, workers, 1)
+        if precision == "float32":
+            plain.append(seeds * both.plain(both.names[0], 1, torch.get_num_threads())[0])
+    mine = [both.ours(both.names, seeds)[0] for _ in range(1 if session.tiny else 2)]  # the first warms up
+    case = f"{both.names[0]}, {len(both.images[0].labels)} images, {epochs} epochs, {seeds} seeds, {precision}"
+    said = [f"ours {mine[-1]:.2f} s ({mine[0]:.2f} the first time)"]
+    if plain:
+        said += ["plain loop " + ", ".join(f"{took:.1f}" for took in plain) + " s (0, 8 loader processes)"]
+        said += [f"plain / ours {min(plain) / mine[-1]:.1f}"]
+    session.say("evaluation", case, ", ".join(said) + session.memory())
 
 
 def apart(session: Session, pool: str, method: str) -> None:
@@ -377,7 +388,9 @@ def items() -> list[tuple[str, Callable[[Session], None]]]:
             for pool in pools
         ]
     found += [(f"recipe {name}", partial(shipped, name=name)) for name in RECIPES]
-    found += [(f"evaluation, {pool}", partial(evaluation, name=pool)) for pool in ("digits", NATIVE)]
+    for name in ("convnet3", "vit_mini", "resnet18_native"):
+        for precision in ("float32", "bfloat16"):
+            found.append((f"evaluation, {name}, {precision}", partial(evaluation, name=name, precision=precision)))
     found += [
         (f"parts, {pool}, eager", partial(parts, pool=pool, precision="float32", method="eager")) for pool in large
     ]
@@ -401,8 +414,9 @@ def stop_at_end(*_: Any) -> None:
 @click.option("--tiny", is_flag=True, help="The same items on sizes that take a moment.")
 @click.option("--seconds", default=480.0, show_default=True, help="Budget, from the start of the imports.")
 @click.option("--old", type=click.Path(exists=True, path_type=Path), help="Folder with the files of commit 2922b06.")
+@click.option("--only", default="", help="Items whose names begin so.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file with the rows.")
-def main(source: str, device: str, tiny: bool, seconds: float, old: Path | None, out: Path | None) -> None:
+def main(source: str, device: str, tiny: bool, seconds: float, old: Path | None, only: str, out: Path | None) -> None:
     """Measure and print."""
     if tiny:
         torch.set_num_threads(1)
@@ -410,6 +424,8 @@ def main(source: str, device: str, tiny: bool, seconds: float, old: Path | None,
     session.say("machine", device_name(session.device), f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     signal.signal(signal.SIGALRM, stop_at_end)
     for name, work in items():
+        if not name.startswith(only):
+            continue
         if session.left() <= 0:
             session.say(name, "", "not done: the budget is used up")
             continue

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be known on one GPU, in at most eight minutes; one Markdown table at the end. Needs no network.
 #
-#   benchmarks/gpu.sh FOLDER [--seconds 480] [--old FOLDER] [--out table.json]
+#   benchmarks/gpu.sh FOLDER [--seconds 480] [--only evaluation] [--old FOLDER] [--out table.json]
 #   benchmarks/gpu.sh "" --device cpu --tiny        # the same items on a CPU, in seconds
 #
 # FOLDER   CIFAR-10 as parquet files (train and test split)

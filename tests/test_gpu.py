@@ -44,8 +44,8 @@ def movement(folder: Path) -> torch.Tensor:
 
 def test_an_image_step_is_close_to_the_cpus(tmp_path: Path) -> None:
     told = {device: condensed(tmp_path / device.type, device, [CONVNET, MLP], **ONE_STEP) for device in (CPU, GPU)}
-    start = [sha256_file(RunDir(tmp_path / device.type).initialisation) for device in told]
-    assert start[0] == start[1]
+    start = [read_condensed(RunDir(tmp_path / device.type).initialisation)[0] for device in told]
+    assert torch.allclose(start[0], start[1], atol=1e-6), "but for the rounding of averages"
     cpu, gpu = (movement(tmp_path / device.type) for device in told)
     assert float(cpu.abs().max()) > 0
     # TF32 on one side; the directions stay, and lengths are normalised.
@@ -89,21 +89,31 @@ def test_a_replayed_graph_gives_what_the_first_call_gives() -> None:
     assert not notes
 
 
+MODELS = [toys.MLP, toys.CONVNET, toys.RESNET, VIT | {"cutmix": False}]
+
+
 def scored(folder: Path, device: torch.device, **protocol: Any) -> Scores:
-    recipe = toys.recipe(epochs=30, baselines=["random"], random_draws=1, **protocol)
+    recipe = toys.recipe(epochs=30, baselines=["random"], random_draws=1, models=MODELS, **protocol)
     run = toys.run(folder, recipe)
-    scores = evaluate(of_run(recipe, run), recipe.evaluate, toys.source(), run, Work(device, workers=0, reuse=False))
+    told: list[Event] = []
+    work = Work(device, workers=0, reuse=False, callback=told.append)
+    scores = evaluate(of_run(recipe, run), recipe.evaluate, toys.source(), run, work)
     assert scores is not None
+    assert not [event.text for event in told if isinstance(event, Note)], "everything is captured and deterministic"
     return scores
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_trainings_score_as_on_the_cpu_and_the_same_twice(tmp_path: Path, precision: str) -> None:
-    reference = scored(tmp_path / "cpu", CPU)
-    first, again = (scored(tmp_path / name, GPU, precision=precision) for name in ("first", "again"))
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_trainings_score_as_on_the_cpu_and_the_same_twice(tmp_path: Path, optimizer: str, precision: str) -> None:
+    keys: dict[str, Any] = {"optimizer": optimizer} | ({} if optimizer == "sgd" else {"lr": 0.01})
+    reference = scored(tmp_path / "cpu", CPU, **keys)
+    first, again = (scored(tmp_path / name, GPU, precision=precision, **keys) for name in ("first", "again"))
     accuracies = [[cell.accuracy for cell in scores.cells] for scores in (reference, first, again)]
     assert accuracies[1] == accuracies[2]
-    assert len(accuracies[0]) == len(accuracies[1]) == 8
+    assert len(accuracies[0]) == len(accuracies[1]) == 16
     # Noise teaches 30 answers that rounding may turn; real images teach all of them, here and there.
-    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.25)
-    assert min(cell.accuracy for cell in first.cells if cell.training_set == "random") > 0.9
+    differences = torch.tensor(accuracies[1]) - torch.tensor(accuracies[0])
+    assert float(differences.abs().mean()) < 0.15
+    means = [sum(cell.accuracy for cell in s.cells if cell.training_set == "random") / 8 for s in (reference, first)]
+    assert means[1] == pytest.approx(means[0], abs=0.05)
