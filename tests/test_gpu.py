@@ -116,4 +116,4 @@ def test_trainings_score_as_on_the_cpu_and_the_same_twice(tmp_path: Path, optimi
     differences = torch.tensor(accuracies[1]) - torch.tensor(accuracies[0])
     assert float(differences.abs().mean()) < 0.15
     means = [sum(cell.accuracy for cell in s.cells if cell.training_set == "random") / 8 for s in (reference, first)]
-    assert means[1] == pytest.approx(means[0], abs=0.05)
+    assert means[1] == pytest.approx(means[0], abs=0.05 if precision == "float32" else 0.1)
