@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from tests.tiny import RECIPE
+from tests.tiny import RECIPE, tiny_source
 
 REPOSITORY = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -91,3 +93,26 @@ def test_methods_of_an_image_step_agree_and_are_timed(tmp_path: Path) -> None:
     assert [row[0] for row in rows][-2:] == ["a step", "a step, with update"] and len(rows) == 7
     (error,) = re.findall(r"new (\S+) \(cosine 1.0000\)", said)
     assert float(error) < 1e-4
+
+
+@pytest.mark.slow
+def test_protocols_are_compared_on_a_set_of_another_program(tmp_path: Path) -> None:
+    source = tiny_source()
+    kept = {"images": source.train.images[list(source.train.offsets[:-1])], "labels": torch.arange(10)}
+    save_file({name: value.contiguous() for name, value in kept.items()}, tmp_path / "first.safetensors")
+    (tmp_path / "tiny.yaml").write_text(json.dumps(RECIPE))
+    out = tmp_path / "rows.json"
+    call = [
+        sys.executable, "benchmarks/protocols.py", f"{tmp_path}/first.safetensors", "--recipe", f"{tmp_path}/tiny.yaml",
+        "--work", f"{tmp_path}/work", "--workers", "1", "-o", "evaluate.holdout=0.2", "-o", "evaluate.steps=2",
+        "-o", "evaluate.baselines=[random, initialisation]", "--out", str(out),
+    ]  # fmt: skip
+    words, (head, *rows) = run(*call, "--table", "candidates", "--only", "rate 0.003", "0.1")
+    assert head == ["protocol", "condensed", "random", "mlp_tiny", "seconds"]  # a set of others has no initialisation
+    assert [row[0] for row in rows] == ["SGD, rate 0.1", "AdamW, rate 0.003", "Muon, rate 0.003"]
+    found = {(row["protocol"], row["training_set"]): row for row in json.loads(out.read_text())["levels"]}
+    for label, *cells, _ in rows:
+        shown = [sum(found[label, name]["percent"]) / 2 for name in ("condensed", "random")]
+        assert [float(cell.split()[0]) for cell in cells[:2]] == pytest.approx(shown, abs=0.051)
+    words, (_, one, other, *ranks) = run(*call, "--long", "paper", "--try", "quick")
+    assert (one[0], other[0], len(ranks)) == ("paper", "quick", 4)  # two tables below one another

@@ -320,9 +320,9 @@ def protocol_overrides(name_or_path: str) -> list[str]:
             raise
         path = shipped(RECIPES)[name_or_path]
     section = (_scored if path.suffix == ".json" else _written)(path, name_or_path)
-    keys = dict(flat(section))
-    if isinstance(rates := section.get("lr"), dict):  # one value, which the recipe's is replaced by
-        keys = {key: value for key, value in keys.items() if not key.startswith("lr.")} | {"lr": rates}
+    keys = {key: value for key, value in flat(section) if not key.startswith("model_lr.")}
+    if "model_lr" in section:  # whole, so that no rate of the recipe's stays
+        keys["model_lr"] = section["model_lr"]
     return [f"evaluate.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
 
 

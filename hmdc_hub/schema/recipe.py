@@ -90,11 +90,13 @@ class EvaluateSpec(Strict):
         description="AdamW ignores momentum. Muon (Jordan et al., 2024) trains hidden weights, AdamW the rest at the "
         "same rate.",
     )
-    lr: Rate | dict[str, Rate] | None = Field(
-        None,
-        description="Learning rate of every model; or of each, by its name, its id (such as resnet18), or default for "
-        "all others; null: each one's lr.evaluate, which is also that of models that a mapping does not name.",
-        examples=[0.01, "{vit: 0.001, default: 0.01}"],
+    lr: Rate | None = Field(
+        None, description="Learning rate of every model; null: each one's lr.evaluate.", examples=[0.01]
+    )
+    model_lr: dict[str, Rate] = Field(
+        {},
+        description="Learning rates of single models, by their name or their id (all of that kind); they go before lr.",
+        examples=["{vit: 0.001, resnet18: 0.01}"],
     )
     schedule: Literal["constant", "cosine", "step"] = Field(
         "constant",
@@ -178,9 +180,7 @@ class EvaluateSpec(Strict):
         return self.model_copy(update={"models": models})
 
     def _rate(self, model: ModelSpec) -> float | None:
-        if not isinstance(self.lr, dict):
-            return self.lr
-        return next((self.lr[key] for key in (model.name, model.id, "default") if key in self.lr), None)
+        return next((self.model_lr[key] for key in (model.name, model.id) if key in self.model_lr), self.lr)
 
     def without_paths(self) -> EvaluateSpec:
         """Return the protocol with base names in place of the paths of local weights."""
@@ -202,7 +202,7 @@ class EvaluateSpec(Strict):
     def protocol_hash(self) -> str:
         """SHA-256 (hex) of everything that decides scores of given images, however it was written."""
         plain = self.settled().model_dump(mode="json")
-        for key in ("lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
+        for key in ("lr", "model_lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
             del plain[key]
         for key in ("milestones", "gamma"):  # younger than the first scores, whose hashes stay as they are
             if plain[key] == EvaluateSpec.model_fields[key].default or self.schedule != "step":
