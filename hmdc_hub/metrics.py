@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmdc_hub.errors import FormatError
-from hmdc_hub.schema import CONDENSED, FULL, RANDOM, TRAINING_SETS, Cell, Estimate, Ranking, Scores
+from hmdc_hub.schema import CONDENSED, FULL, RANDOM, TRAINING_SETS, Cell, Estimate, Ranking, Scores, SoftRanking
 
 if TYPE_CHECKING:
     import pandas
@@ -29,6 +29,8 @@ Bools = NDArray[np.bool_]
 
 # Training sets of real images alone: the same for every condensed set of one source, protocol and budget.
 REAL = tuple(name for name, kind in TRAINING_SETS.items() if kind.real)
+# Training sets that are trained on with soft labels, too: the condensed one and what it must beat for the same storage.
+SOFT_SETS = (CONDENSED, RANDOM, "random-encoded")
 MEAN = "mean"
 CONFIDENCE = 0.95
 ROUNDING = 1e-12  # spreads of accuracies below this are none: what is left of sums in another order
@@ -164,12 +166,54 @@ def _ranking(accuracy: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
         recovery = score = None
         if FULL in accuracy:
             lost = _minus(accuracy[FULL][column], condensed)
-            halves = [half / 2 for half in _minus(improvement, lost)]
-            least = math.exp(-1)
-            score = estimate([(math.exp(half) - least) / (math.e - least) for half in halves])
+            score = estimate([ranking_score(ior, -hlr) for ior, hlr in zip(improvement, lost, strict=True)])
             recovery = estimate(lost)
         found[column] = Ranking(improvement=estimate(improvement), recovery=recovery, score=score)
     return found
+
+
+def ranking_score(one: float, other: float) -> float:
+    """Weigh two differences of accuracies, each in [-1, 1], alike: (exp(a) - exp(-1)) / (e - exp(-1)), a their mean.
+
+    Of IOR and -HLR this is the label-robust score, of IOR with and without augmentation the augmentation-robust score.
+
+    Source: Li et al., DD-Ranking: Rethinking the Evaluation of Dataset Distillation, arXiv 2505.13300, section 3.
+
+    Returns:
+        A number in [0, 1], larger for larger differences; 0.269 if both are zero.
+    """
+    least = math.exp(-1)
+    return (math.exp((one + other) / 2) - least) / (math.e - least)
+
+
+def summarise_soft_labels(
+    hard: Sequence[Cell], cells: Sequence[Cell], unaugmented: Sequence[Cell], models: Sequence[str]
+) -> dict[str, Any]:
+    """Compute everything in `SoftLabelScores` that follows from single trainings, by the names of its fields.
+
+    `hard` are the trainings on hard labels, of which those on the condensed and the full set say what is recovered.
+    """
+    sets, columns = list(dict.fromkeys(cell.training_set for cell in cells)), columns_of(models)
+    augmented, plain = (
+        {name: {column: by_seed(of, name, names) for column, names in columns.items()} for name in sets}
+        for of in (cells, unaugmented)
+    )
+    ranking = {}
+    for column, names in columns.items() if RANDOM in sets else ():
+        ior = _minus(augmented[CONDENSED][column], augmented[RANDOM][column])
+        without = _minus(plain[CONDENSED][column], plain[RANDOM][column])
+        # Nothing, where nothing was trained on the full set.
+        hlr = [b - a for a, b in zip(by_seed(hard, CONDENSED, names), by_seed(hard, FULL, names), strict=False)]
+        ranking[column] = SoftRanking(
+            improvement=estimate(ior),
+            label_robust=estimate([ranking_score(a, -b) for a, b in zip(ior, hlr, strict=True)]) if hlr else None,
+            augmentation_robust=estimate([ranking_score(a, b) for a, b in zip(ior, without, strict=True)]),
+        )
+    tables = (
+        {name: {column: estimate(found) for column, found in row.items()} for name, row in table.items()}
+        for table in (augmented, plain)
+    )
+    return dict(zip(("table", "unaugmented_table"), tables, strict=True)) | {"ranking": ranking}
 
 
 def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:

@@ -22,6 +22,7 @@ from hmdc_hub.schema import (
     Recipe,
     Scores,
     SetHeader,
+    SoftLabelScores,
     SourceInfo,
     sealed,
 )
@@ -199,6 +200,15 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         for draw in range(recipe.evaluate.draws(name))
         for number in range(recipe.evaluate.seeds)
     ]
+    soft_labels = None
+    if recipe.evaluate.soft_labels.teacher != "none":
+        soft = [cell for cell in cells if cell.training_set in metrics.SOFT_SETS]
+        soft_labels = SoftLabelScores(
+            teachers=dict.fromkeys(models, 0.75),
+            cells=soft,
+            unaugmented=soft,
+            **metrics.summarise_soft_labels(cells, soft, soft, models),
+        )
     condensed_by, classes = [model.name for model in recipe.pool], len(info.source.class_names)
     summary = metrics.summarise(cells, sets, models, condensed_by)
     pixels = info.source.channels * info.source.size**2
@@ -220,6 +230,7 @@ def make_scores(recipe: Recipe, info: ArtifactInfo, *, seed: int = 0) -> Scores:
         budgets={name: _budget(name, info, pixels) for name in sets},
         cells=cells,
         per_class={name: {model: [summary["table"][name][model].mean] * classes for model in models} for name in sets},
+        soft_labels=soft_labels,
         **summary,
     )
 

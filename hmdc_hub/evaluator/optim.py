@@ -2,8 +2,8 @@
 
 Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/) is for the hidden weights of a network: matrices,
 and convolutions as matrices with one row per output channel. As its authors say, the first layer, classifiers,
-embeddings, gains and biases are trained by AdamW. Both have one rate: the step of Muon is scaled to the size of one of
-AdamW (Liu et al., 2025, arXiv 2502.16982, section 2.2). `torch.optim.Muon` does the same (`match_rms_adamw`), and a
+embeddings, gains and biases are trained by AdamW. Both have one rate: a step of Muon is scaled to the size of AdamW's
+(Liu et al., 2025, arXiv 2502.16982, section 2.2). `torch.optim.Muon` does the same (`match_rms_adamw`), and a
 test holds ours to it; but it takes no convolutions, and reads a learning rate that is a tensor back from the device,
 which no captured step may do.
 """

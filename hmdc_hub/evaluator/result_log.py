@@ -146,6 +146,7 @@ class BaselineCache:
         self.models = {spec.name: model for spec, model in models if spec.source != "python"}
         for key in ("seeds", "random_draws", "baselines", "epochs", "steps", "full_epochs"):
             del plain[key]  # they say which trainings there are, and the number of steps is in each one's key
+        plain.pop("soft_labels", None)  # those on real images have their own labels
         self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": FORM}
         self.digests: dict[tuple[str, int], str] = {}
 
@@ -171,6 +172,10 @@ class BaselineCache:
             write_text_atomic(path, json.dumps(sealed(training.plain())) + "\n")
         except (OSError, RunError):
             pass
+
+    def weights(self, made: TrainingSet, model: str, seed: int) -> Path | None:
+        """Name the file for what a training has learnt; None for a model that is not kept."""
+        return self._path(made, model, seed).with_suffix(".safetensors") if model in self.models else None
 
     def _path(self, made: TrainingSet, model: str, seed: int) -> Path:
         spec, key = self.models[model], (made.name, made.draw)

@@ -16,6 +16,7 @@ from hmdc_hub import __version__, metrics
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.evaluator.baselines import EvaluatedSet, hold_out, training_sets
 from hmdc_hub.evaluator.result_log import BaselineCache, CellName, FinishedTraining, ResultLog, differing
+from hmdc_hub.evaluator.soft_labels import SoftLabelEvaluation
 from hmdc_hub.evaluator.train import FORM, TrainingResult, steps_of
 from hmdc_hub.evaluator.trainer import TrainingJob, one_thread, run_jobs, training_tensors, worker_count
 from hmdc_hub.events import Callback, Note, StopFlag, Training
@@ -71,6 +72,8 @@ def evaluate(
     if share is not None:
         evaluation.wait()
     confusions, scores = evaluation.scores()
+    if protocol.soft_labels.teacher != "none":
+        scores = scores.model_copy(update={"soft_labels": evaluation.soft_labels().scores(scores.cells)})
     write_confusion(directory.confusion, confusions)
     write_json_atomic(directory.scores, scores)
     return scores
@@ -193,6 +196,12 @@ class _Evaluation:
                 hint="The same call goes on with the others.",
             ) from error
 
+    def soft_labels(self) -> SoftLabelEvaluation:
+        """Give the trainings on soft labels, which the process that puts scores together does alone."""
+        return SoftLabelEvaluation(
+            self.protocol, self.source, self.sets, self.seconds, self.log, self.cache, self.work, WORTH_PROCESSES
+        )
+
     def _guess_seconds(self) -> dict[TrainingJob, float]:
         """List every training with a rough guess of its time on one core."""
         flops = [forward_flops(build_for(spec, self.source)) for spec in self.protocol.models]
@@ -290,10 +299,12 @@ def planned(
     protocol, train = recipe.evaluate.settled(), source.train
     synthetic = train.num_classes * recipe.condense.ipc
     sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
+    soft = protocol.soft_labels.teacher != "none"
     images = []  # that each training sees
     for name, _ in protocol.training_sets():
         size = sizes[TRAINING_SETS[name].size]
-        images.append(steps_of(protocol, size, full=name == metrics.FULL) * min(protocol.batch, size))
+        seen = steps_of(protocol, size, full=name == metrics.FULL) * min(protocol.batch, size)
+        images += [seen] * (3 if soft and name in metrics.SOFT_SETS else 1)  # on hard labels, and twice on soft ones
     found = EvaluationCost(len(protocol.models) * len(images) * protocol.seeds, None, {})
     yield found
     total, parallel = 0.0, 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
@@ -302,6 +313,8 @@ def planned(
         per_image = _step_seconds(build_for(spec, source).to(device), pixels) / len(pixels)
         tested = len(source.test_labels) * per_image / 3
         total += protocol.seeds * sum(count * per_image + tested for count in images)
+        if protocol.soft_labels.teacher in ("same", spec.name):
+            total += steps_of(protocol, len(train.images), full=True) * protocol.batch * per_image
         per_model = found.per_model | {spec.name: images[0] * per_image + tested}
         seconds = total / parallel if len(per_model) == len(protocol.models) else None
         found = replace(found, per_model=per_model, seconds=seconds)

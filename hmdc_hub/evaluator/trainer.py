@@ -96,8 +96,8 @@ class Trainer:
 
     def _train(self, jobs: Sequence[TrainingJob]) -> list[TrainingResult]:
         first, began = jobs[0], time.monotonic()
-        names = (f"{first.training_set}.images", f"{first.training_set}.labels")
-        train = Images(*(self.tensors[name] for name in names)).to(self.device)
+        of_set = (self.tensors.get(f"{first.training_set}.{name}") for name in ("images", "labels", "targets"))
+        train = Images(*of_set).to(self.device)  # type: ignore[arg-type]
         models, full = self._models(first.model, len(jobs)), int(self.tensors["full"]) == first.training_set
         with one_thread(self.device):
             results = train_and_score(models, train, [job.seed for job in jobs], self.setting, full=full)

@@ -20,6 +20,7 @@ from hmdc_hub.errors import NotFoundError, UsageError
 from hmdc_hub.events import Callback, StopFlag
 from hmdc_hub.pipeline.recipe import Recipe, load_recipe
 from hmdc_hub.processes import Work, launched, parse_share, stop_on_signals
+from hmdc_hub.report import soft_labels
 from hmdc_hub.report.tables import table_text
 from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Scores
 from hmdc_hub.store.files import read_info, read_scores
@@ -176,6 +177,7 @@ class Run:
                 f"condensed  {info.source.id}, {info.ipc} per class: {info.synthetic_images} synthetic images that "
                 f"hold {info.training_images}",
                 *(["", table_text(scores)] if scores is not None else []),
+                *([soft_labels.text(scores)] if scores is not None and scores.soft_labels else []),
                 f"time       {', '.join(f'{name} {duration(seconds)}' for name, seconds in spent.items())}",
             ]
         )
@@ -242,6 +244,7 @@ class Evaluation:
                 f"report     {self.report}",
                 "",
                 table_text(scores),
+                *([soft_labels.text(scores)] if scores.soft_labels else []),
             ]
         )
 

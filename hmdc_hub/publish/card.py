@@ -22,6 +22,7 @@ import yaml
 
 from hmdc_hub.catalog import dump_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, NotFoundError
+from hmdc_hub.report import soft_labels
 from hmdc_hub.report.document import escape_markdown
 from hmdc_hub.report.tables import table_markdown
 from hmdc_hub.schema import (
@@ -191,6 +192,7 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
         "stored_size": _bytes(config, "condensed.safetensors"),
         "parquet_size": _bytes(config, PARQUET),
         "table": table_markdown(config.scores).rstrip() if config.scores else "",
+        "soft_labels": soft_labels.markdown(config.scores).rstrip() if config.scores else "",
         "recipe_text": recipe,
         # A longer fence than any in the text, so that a description with one stays inside.
         "fence": "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", recipe)), default=0)),

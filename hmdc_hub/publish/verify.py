@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -378,10 +378,8 @@ def _other_scores(at: _Set) -> str:
 def _check_means(scores: Scores) -> str:
     """Every training of the protocol is there once, its numbers can be, and the means follow from them."""
     metrics.check_trainings(scores)
+    _check_shares(scores, [cell.accuracy for cell in scores.cells])
     for cell in scores.cells:
-        right = cell.accuracy * scores.test_count
-        if abs(right - round(right)) > 1e-6 * scores.test_count:
-            raise FormatError(f"an accuracy of {cell.accuracy} is no share of {scores.test_count} images")
         if (cell.best is not None) != (scores.protocol.best_every is not None) or (cell.best or 1) < cell.accuracy:
             raise FormatError(f"a best look of {cell.best} beside an accuracy of {cell.accuracy}")
     classes, models = len(scores.class_names), [model.name for model in scores.protocol.models]
@@ -397,7 +395,35 @@ def _check_means(scores: Scores) -> str:
     _equal({"the training sets": (sorted({cell.training_set for cell in scores.cells}), sorted(sets))})
     for what, summary in metrics.summarise(scores.cells, sets, models, scores.condensed_by).items():
         _follows(what, getattr(scores, what), summary)
-    return f"{len(scores.cells)} trainings, every mean and interval computed again"
+    return f"{len(scores.cells)} trainings{_check_soft_labels(scores)}, every mean and interval computed again"
+
+
+def _check_soft_labels(scores: Scores) -> str:
+    """The same for trainings on soft labels, which are there if the protocol asks for them."""
+    protocol, soft, models = scores.protocol, scores.soft_labels, [model.name for model in scores.protocol.models]
+    _equal({"whether there are soft labels": (soft is not None, protocol.soft_labels.teacher != "none")})
+    if soft is None:
+        return ""
+    sets = [(name, draw) for name, draw in protocol.training_sets() if name in metrics.SOFT_SETS]
+    due = [(name, draw, model, seed) for name, draw in sets for model in models for seed in range(protocol.seeds)]
+    for cells in (soft.cells, soft.unaugmented):
+        there = [(cell.training_set, cell.draw, cell.model, cell.seed) for cell in cells]
+        _equal({"the trainings on soft labels": (sorted(there), sorted(due))})
+        _check_shares(scores, [cell.accuracy for cell in cells])
+    _equal({"the students of teachers": (sorted(soft.teachers), sorted(models))})
+    _check_shares(scores, list(soft.teachers.values()))
+    again = metrics.summarise_soft_labels(scores.cells, soft.cells, soft.unaugmented, models)
+    for what, summary in again.items():
+        _follows(what, getattr(soft, what), summary)
+    return f" and {2 * len(due)} on soft labels"
+
+
+def _check_shares(scores: Scores, accuracies: Sequence[float]) -> None:
+    """Accuracies are whole counts of the images that were scored on."""
+    for accuracy in accuracies:
+        right = accuracy * scores.test_count
+        if abs(right - round(right)) > 1e-6 * scores.test_count:
+            raise FormatError(f"an accuracy of {accuracy} is no share of {scores.test_count} images")
 
 
 def _budgets(scores: Scores, info: ArtifactInfo) -> dict[str, Budget]:

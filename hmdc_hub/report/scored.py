@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmdc_hub.metrics import scores_rows
-from hmdc_hub.report import plots, tables
+from hmdc_hub.report import plots, soft_labels, tables
 from hmdc_hub.report.document import Section, Table, render_page
 from hmdc_hub.report.plots import rendered
 from hmdc_hub.report.tables import MEAN, NONE, difference, mark
@@ -30,7 +30,7 @@ def write_report(folder: Path, scores: Scores, confusion: Confusion, preview: by
 
     `preview` is a picture of the condensed set, PNG.
     """
-    write_text_atomic(folder / "scores.md", tables.table_markdown(scores))
+    write_text_atomic(folder / "scores.md", tables.table_markdown(scores) + soft_labels.markdown(scores))
     write_text_atomic(folder / "scores.csv", tables.to_csv(tables.means_rows(scores)))
     write_text_atomic(folder / "cells.csv", tables.to_csv(scores_rows(scores)))
     write_bytes_atomic(folder / "scores.png", rendered(plots.scores_figure, scores))
@@ -70,6 +70,7 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
         gaps={name: {"gap": gap} for name, gap in scores.gap.items()},
         strangers=any(model.name not in scores.condensed_by for model in models),
         classes_picture=rendered(plots.classes_figure, scores, kind="svg"),
+        soft_labels=soft_labels.sections(scores),
         shares={tables.set_label(name): plots.class_means(scores, name) for name in sets if name in scores.per_class},
         trainings=f"{seeds} and {trained}, one condensing run",
         confusion_picture=drawn(total) if own else None,

@@ -43,6 +43,8 @@ from hmdc_hub.schema.files import (
     Ranking,
     Scores,
     SetHeader,
+    SoftLabelScores,
+    SoftRanking,
     SourceInfo,
 )
 from hmdc_hub.schema.recipe import AugmentSpec, CondenseSpec, EvaluateSpec, ImagesSpec, PublishSpec, Recipe, SourceSpec

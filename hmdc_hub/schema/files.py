@@ -166,6 +166,25 @@ class Ranking(Strict):
     score: Estimate | None  # (exp(a) - exp(-1)) / (e - exp(-1)) with a = (IOR - HLR) / 2; in [0, 1]
 
 
+class SoftRanking(Strict):
+    """What DD-Ranking (Li et al., 2025) asks of a condensed set with soft labels; weights of one half."""
+
+    improvement: Estimate  # IOR, accuracy with soft labels over that of random images with soft labels
+    label_robust: Estimate | None  # LRS, of IOR and of HLR with hard labels; null without trainings on the full set
+    augmentation_robust: Estimate  # ARS, of IOR with and without augmentation; both scores in [0, 1]
+
+
+class SoftLabelScores(Strict):
+    """Trainings on a teacher's soft labels: never to be compared with those on hard labels."""
+
+    teachers: dict[Name, Share]  # by student: accuracy of its teacher on the images that are scored on
+    cells: Items[Cell]  # every training by the protocol, in a fixed order
+    unaugmented: Items[Cell]  # the same without augmentation and CutMix
+    table: dict[TrainingSet, dict[Name, Estimate]]  # accuracy as in `Scores.table`
+    unaugmented_table: dict[TrainingSet, dict[Name, Estimate]]
+    ranking: dict[Name, SoftRanking]  # by model; empty without random images
+
+
 class Scores(Record):
     """scores.json: every training, the protocol it followed, and the means."""
 
@@ -192,6 +211,8 @@ class Scores(Record):
     ece: dict[TrainingSet, dict[Name, Estimate]]  # as `table`, of the calibration error
     ranking: dict[Name, Ranking]  # by model; empty without random images
     per_class: dict[TrainingSet, dict[Name, Items[float]]]  # accuracy over all trainings, by label
+    # Where the protocol asks for them; otherwise the file has no such key, as those of older programs.
+    soft_labels: SoftLabelScores | None = Field(None, exclude_if=lambda found: found is None)
 
 
 class PackagedFile(Strict):

@@ -51,6 +51,26 @@ class EvaluateCutmix(Strict):
     probability: Share = Field(0.5, description="Chance that a batch is mixed.")
 
 
+class SoftLabelsSpec(Strict):
+    """Soft labels: what a teacher trained on the full set says of each training image, learnt in place of its label."""
+
+    teacher: str = Field(
+        "none",
+        pattern=NAME,
+        max_length=64,
+        description="none: off; same: every model learns from one of its own architecture; or the name of one of "
+        "evaluate.models, the teacher of all. It is trained on the full set for full_epochs.",
+        examples=["same"],
+    )
+    temperature: Rate = Field(1.0, description="The teacher's logits are divided by it before the softmax.")
+
+    @model_validator(mode="after")
+    def _of_a_teacher(self) -> SoftLabelsSpec:
+        if self.teacher == "none" and self.temperature != 1:
+            raise ValueError("evaluate.soft_labels.temperature is a teacher's; name one: evaluate.soft_labels.teacher")
+        return self
+
+
 class EvaluateSpec(Strict):
     """The evaluation protocol: all of it, as data."""
 
@@ -144,6 +164,12 @@ class EvaluateSpec(Strict):
         "labelled.",
         examples=[10],
     )
+    soft_labels: SoftLabelsSpec = Field(
+        default_factory=SoftLabelsSpec,
+        description="Train on soft labels as well; in a table of its own, since such scores stand beside no others.",
+        # Younger than the first protocols, whose hashes and files stay as they are.
+        exclude_if=lambda spec: spec.teacher == "none",
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> EvaluateSpec:
@@ -152,6 +178,12 @@ class EvaluateSpec(Strict):
             raise ValueError("evaluate.models: mean is what scores call the mean over models; choose another name")
         if len(set(self.baselines)) < len(self.baselines):
             raise ValueError("evaluate.baselines names a training set twice")
+        teacher, names = self.soft_labels.teacher, [model.name for model in self.models]
+        if teacher not in ("none", "same", *names):
+            raise ValueError(
+                f"evaluate.soft_labels.teacher is {teacher!r}; it is none, same or one of evaluate.models: "
+                f"{', '.join(names)}"
+            )
         return self
 
     def settled(self) -> EvaluateSpec:
