@@ -59,7 +59,7 @@ class Tracker:
         except ImportError as error:
             raise UsageError(
                 f"report_to: {name} is not installed ({error})",
-                hint=f"`pip install 'hmdc-hub[{name}]'`, or leave {name} out of report_to.",
+                hint=f"`pip install {name}`, or leave {name} out of report_to.",
             ) from error
 
     def __call__(self, event: Event) -> None:

@@ -35,7 +35,7 @@ PROBE = 16  # images of each kind that are run on where something is measured; c
 PARTS = ("matching", "clustering", "networks", "projections")  # of the work, in the order that they are measured in
 
 # On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
-# cores from within one class, and class by class is up to a third faster (measured, see docs/scaling.md).
+# cores from within one class, and class by class is up to a third faster (measured, see docs/internals/engine.md).
 PIXELS = 2**18
 
 

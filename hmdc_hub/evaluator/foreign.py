@@ -119,7 +119,7 @@ def refuse_arrays(path: Path, lines: str = _AS_TENSORS) -> None:
     if any(_ARRAYS.search(file.name) for file in files) and not any(file.suffix.lower() in usual for file in files):
         raise UsageError(
             f"{path} is not read: files of arrays can hold a pickle, and to open one can run any program.",
-            hint="If you trust it, convert it (docs/your-data.md, Arrays, has more lines):\n"
+            hint="If you trust it, convert it (docs/your-data-and-model.md, Arrays, has more lines):\n"
             + "\n".join(f"  {line}" for line in lines.splitlines()),
         )
 

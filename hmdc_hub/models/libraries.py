@@ -120,7 +120,7 @@ class _Torchvision(Library):
 
 
 class _Timm(Library):
-    """By the names of its architectures; it comes with `pip install hmdc-hub[timm]`."""
+    """By the names of its architectures; it comes with `pip install timm`."""
 
     name, hub_ids = "timm", True
 
@@ -129,7 +129,7 @@ class _Timm(Library):
         try:
             return importlib.import_module("timm")
         except ImportError as error:
-            hint = "pip install 'hmdc-hub[timm]'"
+            hint = "pip install timm"
             raise ModelError("models of timm need timm, which is not installed", hint=hint) from error
 
     def names(self) -> list[str]:

@@ -153,8 +153,8 @@ class ModelSpec(Strict):
         examples=["convnet3"],
     )
     source: Literal["builtin", "torchvision", "transformers", "timm", "python"] = Field(
-        description="Which library builds it; timm is the extra hmdc-hub[timm]. python: a module of the session that "
-        "made the set, which no file can name.",
+        description="Which library builds it; timm has to be installed (pip install timm). python: a module of the "
+        "session that made the set, which no file can name.",
         examples=["builtin"],
     )
     id: str = Field(

@@ -176,13 +176,13 @@ _RULES = {
         _IMAGES,
         ", not images",
         "A source needs a column of image files, or a folder that holds a folder of images per class; "
-        'docs/your-data.md, "Columns of other types", makes one of paths, base64 or arrays.',
+        'docs/your-data-and-model.md, "Columns of other types", makes one of paths, base64 or arrays.',
     ),
     "label_column": (
         _CLASSES,
         "; labels must be a ClassLabel, whole numbers or text, one class per image",
         "Where each image has one class, write it as a whole number or text and name the new file as the source: "
-        'docs/your-data.md, "Columns of other types".',
+        'docs/your-data-and-model.md, "Columns of other types".',
     ),
 }  # by key of a recipe: kinds that fit, the rule, what to do
 

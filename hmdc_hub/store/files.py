@@ -148,7 +148,7 @@ def refuse_newer(plain: Any, where: str) -> None:
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise NewerFormatError(
             f"{where} has format version {version}; this hmdc-hub reads versions up to {FORMAT_VERSION}.",
-            hint="Run `pip install -U hmdc-hub`, then try again.",
+            hint="In your clone of hmdc-hub run `git pull && pip install -U .`, then try again.",
         )
 
 

@@ -231,7 +231,7 @@ def test_11_labels_that_are_none_and_the_step_that_mends_them(call: Call, folder
         pd.DataFrame({"image": IMAGES, "label": [float(c) for c in CODES]}).to_parquet("d.parquet")
     done = condense(call, "d.parquet", "-o", "source.test_fraction=0.2")
     assert done.status == 2 and "label" in done.err and not Path("run").exists()
-    assert 'docs/your-data.md, "Columns of other types"' in done.err
+    assert 'docs/your-data-and-model.md, "Columns of other types"' in done.err
     exec(conversion(kind).replace("mine.parquet", "d.parquet"), {})
     assert condense(call, "converted.parquet", "-o", "source.test_fraction=0.2").status == 0
     shows({"0": RED, "1": GREEN, "2": BLUE}, [16] * 3, 12)

@@ -198,7 +198,7 @@ def test_validate_finds_classes_of_equal_files(call: Call, folder: Path) -> None
 
 
 ROWS, PLACES = np.random.RandomState(0).randint(0, 256, (6, 8, 8)).astype(np.uint8), np.arange(6) % 3
-DOCUMENTED = Path(__file__).parents[2] / "docs/your-data.md"
+DOCUMENTED = Path(__file__).parents[2] / "docs/your-data-and-model.md"
 
 
 def reading(folder: Path, kind: str) -> str:
@@ -241,7 +241,7 @@ def test_arrays_of_older_programs_are_refused_and_the_documented_lines_convert_t
     for target in (folder, next(path for path in sorted(folder.rglob("*")) if path.is_file())):
         done = call("init", target)
         assert done.status == 2 and "files of arrays can hold a pickle" in done.err and done.out == ""
-        assert "docs/your-data.md" in done.err
+        assert "docs/your-data-and-model.md" in done.err
     read, as_folder, as_tensors = arrays_chapter()
     names: dict[str, object] = {}
     exec(read.replace('array("images.npy"), array("labels.npy")', load), names)

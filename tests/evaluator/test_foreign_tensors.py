@@ -199,7 +199,7 @@ def test_files_of_arrays_are_never_read(suffix: str, tmp_path: Path) -> None:
     for target in (path, tmp_path):
         with pytest.raises(UsageError, match="is not read: files of arrays can hold a pickle") as caught:
             evaluated_set(str(target), toys.source())
-        assert "docs/your-data.md" in caught.value.hint
+        assert "docs/your-data-and-model.md" in caught.value.hint
 
 
 def test_arrays_are_seen_beside_other_files_but_not_beside_images() -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on this machine, for tests with the unpatched clients; docs/testing.md says what it covers."""
+"""A Hugging Face Hub on this machine, for tests with the unpatched clients: docs/internals/testing.md."""
 
 from tests.hub.faults import Fault, Request
 from tests.hub.server import LocalHub

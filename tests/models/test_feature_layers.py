@@ -297,7 +297,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModelError, match="not installed") as caught:
         make("timm", "vit_tiny_patch16_224")
-    assert "hmdc-hub[timm]" in (caught.value.hint or "")
+    assert "pip install timm" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("family", ["swin", "convnext", "timm-swin"])

@@ -179,10 +179,10 @@ def test_condensing_with_a_network_built_in_and_one_of_one_s_own(kind: type[Net]
 
 
 def test_the_page_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "your-model.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "your-data-and-model.md").read_text(encoding="utf-8")
     (text,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "register_module" in block]
     found: dict[str, Any] = {}
-    exec(compile(text, "your-model.md", "exec"), found)
+    exec(compile(text, "your-data-and-model.md", "exec"), found)
     assert capsys.readouterr().out.strip() == text.strip().splitlines()[-1].removeprefix("# ")
     assert re.fullmatch("TinyNet@[0-9a-f]{8}", found["entry"].id) and "`TinyNet@`" in page
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-PAGE = Path(__file__).parents[2] / "docs/your-data.md"
+PAGE = Path(__file__).parents[2] / "docs/your-data-and-model.md"
 CLASSES = ("ant", "bee", "cat")
 RED, GREEN, BLUE, YELLOW = (200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30)
 COLOURS = (RED, GREEN, BLUE, YELLOW)
@@ -73,7 +73,7 @@ def parquet_folder(
 
 
 def conversion(kind: str) -> str:
-    """Give the lines of docs/your-data.md that convert a column of mine.parquet to converted.parquet."""
+    """Give the lines of docs/your-data-and-model.md that convert a column of mine.parquet to converted.parquet."""
     section = PAGE.read_text(encoding="utf-8").partition("## Columns of other types")[2]
     first, *blocks = section.partition("```python\n")[2].partition("```")[0].split("\n# ")
     fitting = [

@@ -1,4 +1,4 @@
-"""The table of layouts in docs/your-data.md, written by `python -m tests.sources.layouts`.
+"""The table of layouts in docs/your-data-and-model.md, written by `python -m tests.sources.layouts`.
 
 Every row is made as real files and read by the real readers; a test holds the page equal to what comes out.
 """

@@ -84,11 +84,16 @@ def test_label_column_is_found(features: dict[str, Any], found: str) -> None:
             "image_column: a",
         ),
         ({"x": Value("string")}, None, r"no image column; its columns: x \(string\)", "a folder of images per class"),
-        ({"Image": Value("string")}, None, r"no image column", "docs/your-data.md"),
-        ({"img": List(Value("int64"))}, None, r"no image column; its columns: img \(List\)", "docs/your-data.md"),
+        ({"Image": Value("string")}, None, r"no image column", "docs/your-data-and-model.md"),
+        (
+            {"img": List(Value("int64"))},
+            None,
+            r"no image column; its columns: img \(List\)",
+            "docs/your-data-and-model.md",
+        ),
         ({"image": Image()}, "img", r"no column 'img'; its columns: image \(images\)", "leave image_column out"),
         ({"image": Image(), "x": LABEL}, "x", "column 'x' of it holds ClassLabel, not images", "image_column: image"),
-        ({"p": Array3D((3, 4, 4), "uint8")}, "p", "holds Array3D, not images", "docs/your-data.md"),
+        ({"p": Array3D((3, 4, 4), "uint8")}, "p", "holds Array3D, not images", "docs/your-data-and-model.md"),
     ],
 )
 def test_refused_image_columns(features: dict[str, Any], wanted: str | None, words: str, next_step: str) -> None:
@@ -106,8 +111,8 @@ def test_refused_image_columns(features: dict[str, Any], wanted: str | None, wor
         ({"img": Image(), "n": Value("int8")}, None, "no label column; its columns: img", "label_column: n"),
         ({"img": Image()}, None, "no label column", "a folder of images per class"),
         ({"label": Value("float64"), "n": Value("int8")}, None, "'label' of it holds float64", "label_column: n"),
-        ({"label": List(LABEL)}, None, "'label' of it holds List", "docs/your-data.md"),
-        ({"label": Value("float64")}, None, "'label' of it holds float64", "docs/your-data.md"),
+        ({"label": List(LABEL)}, None, "'label' of it holds List", "docs/your-data-and-model.md"),
+        ({"label": Value("float64")}, None, "'label' of it holds float64", "docs/your-data-and-model.md"),
         ({"label": LABEL}, "lable", "no column 'lable'", "leave label_column out"),
         ({"img": Image(), "y": LABEL}, "img", "'img' of it holds images", "label_column: y"),
     ],
@@ -139,6 +144,6 @@ def test_the_lines_of_the_page_that_hints_name_make_a_source(
     Dataset.from_dict({"image": images, "label": labels}).to_parquet("mine.parquet")
     with pytest.raises(SourceError) as caught:
         index_source(SourceSpec(id="mine.parquet", size=8), require_test=False)
-    assert "docs/your-data.md" in caught.value.hint and "Columns of other types" in caught.value.hint
+    assert "docs/your-data-and-model.md" in caught.value.hint and "Columns of other types" in caught.value.hint
     exec(conversion(kind).replace("(28, 28)", "(8, 8)"), {})
     assert load_source(SourceSpec(id="converted.parquet", size=8, test_fraction=0.5)).train.counts == (2, 2)
