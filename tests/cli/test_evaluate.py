@@ -65,6 +65,25 @@ def test_another_protocol_has_a_directory_of_its_own(call: Call, tiny_run: RunDi
 
 
 @pytest.mark.slow
+def test_soft_labels_are_a_table_of_their_own(call: Call, tiny_run: RunDir) -> None:
+    asked = ("-o", "evaluate.soft_labels.teacher=same", "--baselines", "random,full", "-o", "evaluate.full_epochs=1")
+    done = call("evaluate", "tiny", *asked, "--workers", "2")
+    assert done.status == 0, done.err
+    where = only(tiny_run)
+    scores = read_scores(where.scores)
+    soft = scores.soft_labels
+    assert soft is not None and set(soft.teachers) == {model.name for model in scores.protocol.models}
+    assert set(soft.table) == {"condensed", "random"} and {cell.training_set for cell in soft.cells} < set(scores.table)
+    assert "hard labels" in done.out and "LRS" in done.out and "ARS" in done.out
+    assert "Soft labels (teacher" in (where.report / "scores.md").read_text("utf-8")
+    # Beside them the headline is what it is without: the same trainings on hard labels.
+    assert call("evaluate", "tiny", *asked[2:], "--workers", "1").status == 0
+    (other,) = set(tiny_run.evaluations.iterdir()) - {where.path}
+    assert read_scores(RunDir(other).scores).table == scores.table
+    refused(call("evaluate", "tiny", "-o", "evaluate.soft_labels.teacher=vit"), "none, same or one of evaluate.models")
+
+
+@pytest.mark.slow
 def test_a_full_disk_by_another_protocol(call: Call, tiny_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
