@@ -17,7 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmdc_hub.errors import FormatError
-from hmdc_hub.schema import CONDENSED, FULL, RANDOM, TRAINING_SETS, Cell, Estimate, Ranking, Scores, SoftRanking
+from hmdc_hub.schema import (
+    CONDENSED,
+    FULL,
+    MIN_SEEDS,
+    RANDOM,
+    TRAINING_SETS,
+    Cell,
+    Estimate,
+    EvaluateSpec,
+    Ranking,
+    Scores,
+    SoftRanking,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -36,21 +48,28 @@ CONFIDENCE = 0.95
 ROUNDING = 1e-12  # spreads of accuracies below this are none: what is left of sums in another order
 
 
+def adds_full(protocol: EvaluateSpec) -> bool:
+    """Tell whether the full set joins the protocol's training sets, with one seed, where it is affordable."""
+    return protocol.full == "auto" and FULL not in protocol.baselines
+
+
 def check_trainings(scores: Scores) -> None:
     """Check that scores have a budget for each set, and every training of their protocol once: means come from them."""
-    protocol = scores.protocol
+    protocol, models = scores.protocol, [model.name for model in scores.protocol.models]
     sets = sum(protocol.draws(name) for name in (CONDENSED, *protocol.baselines))
     wanted = sets * len(protocol.models) * protocol.seeds
     there = {(cell.training_set, cell.draw, cell.model, cell.seed) for cell in scores.cells}
+    names = [name for name, _ in protocol.training_sets()]
+    if adds_full(protocol) and FULL in scores.table:
+        wanted += len(models)
+        names.append(FULL)
     # Counted first: a protocol may claim any number of draws and seeds, its file holds only so many trainings.
     if wanted != len(scores.cells) or there != {
-        (*of, model.name, seed)
-        for of in protocol.training_sets()
-        for model in protocol.models
-        for seed in range(protocol.seeds)
+        *((*of, model, n) for of in protocol.training_sets() for model in models for n in range(protocol.seeds)),
+        *((FULL, 0, model, 0) for model in models if names[-1] == FULL and adds_full(protocol)),
     }:
         raise FormatError(f"its {len(scores.cells)} trainings are not the {wanted} of its protocol")
-    for name, _ in protocol.training_sets():
+    for name in names:
         if name not in scores.budgets:
             raise FormatError(f"its budgets do not say how many images {name} has")
 
@@ -83,8 +102,7 @@ def scores_frame(scores: Scores) -> pandas.DataFrame:
 def estimate(values: Sequence[float]) -> Estimate:
     """Summarise numbers by mean, sample standard deviation and 95 % interval of Student's t.
 
-    Two equal numbers have no interval: accuracies are whole counts of test images, so two trainings agree by chance
-    every so often, and that is no knowledge of how far they vary.
+    Below `MIN_SEEDS` numbers there is no interval: that of two is 18 standard deviations wide.
 
     Args:
         values: At least one.
@@ -96,7 +114,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     from scipy.special import stdtrit
 
     sd = statistics.stdev(values)
-    if n == 2 and sd < ROUNDING:
+    if n < MIN_SEEDS:
         return Estimate(mean=mean, sd=sd, n=n, low=None, high=None)
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / math.sqrt(n)
     return Estimate(mean=mean, sd=sd, n=n, low=mean - half, high=mean + half)
@@ -206,7 +224,7 @@ def summarise_soft_labels(
         hlr = [b - a for a, b in zip(by_seed(hard, CONDENSED, names), by_seed(hard, FULL, names), strict=False)]
         ranking[column] = SoftRanking(
             improvement=estimate(ior),
-            label_robust=estimate([ranking_score(a, -b) for a, b in zip(ior, hlr, strict=True)]) if hlr else None,
+            label_robust=estimate([ranking_score(a, -b) for a, b in zip(ior, hlr, strict=False)]) if hlr else None,
             augmentation_robust=estimate([ranking_score(a, b) for a, b in zip(ior, without, strict=True)]),
         )
     tables = (
@@ -217,7 +235,8 @@ def summarise_soft_labels(
 
 
 def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [a - b for a, b in zip(one, other, strict=True)]
+    # By seed, from the first on; the full set may have fewer.
+    return [a - b for a, b in zip(one, other, strict=False)]
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> Labels:

@@ -129,6 +129,11 @@ def training_sets(
     return [maker.make(name, draw) for name, draw in protocol.training_sets()]
 
 
+def full_set(source: Source) -> TrainingSet:
+    """Give every image of the train split as a training set."""
+    return TrainingSet(FULL, 0, source.train.images, source.train.labels, len(source.train.images))
+
+
 class _Maker(NamedTuple):
     """Makes the training sets of one evaluation."""
 
@@ -147,7 +152,7 @@ class _Maker(NamedTuple):
                 hint="Leave it out: --baselines random,k-means",
             )
         if name == FULL:
-            return TrainingSet(name, 0, real.images, real.labels, len(real.images))
+            return full_set(self.source)
         if evaluated.exact is not None and name == "exact":
             return TrainingSet(name, 0, evaluated.exact, evaluated.labels.clone(), stored)
         if evaluated.initialisation is not None and name == "initialisation":

@@ -144,7 +144,7 @@ class BaselineCache:
         plain = protocol.model_dump(mode="json")
         models = zip(protocol.models, plain_models(plain.pop("models")), strict=True)
         self.models = {spec.name: model for spec, model in models if spec.source != "python"}
-        for key in ("seeds", "random_draws", "baselines", "epochs", "steps", "full_epochs"):
+        for key in ("seeds", "random_draws", "baselines", "epochs", "steps", "full", "full_epochs"):
             del plain[key]  # they say which trainings there are, and the number of steps is in each one's key
         plain.pop("soft_labels", None)  # those on real images have their own labels
         self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": FORM}

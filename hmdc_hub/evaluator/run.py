@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmdc_hub import __version__, metrics
 from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, NotFoundError, UsageError
-from hmdc_hub.evaluator.baselines import EvaluatedSet, hold_out, training_sets
+from hmdc_hub.evaluator.baselines import EvaluatedSet, TrainingSet, full_set, hold_out, training_sets
 from hmdc_hub.evaluator.result_log import BaselineCache, CellName, FinishedTraining, ResultLog, differing
 from hmdc_hub.evaluator.soft_labels import SoftLabelEvaluation
 from hmdc_hub.evaluator.train import FORM, TrainingResult, steps_of
@@ -149,11 +149,11 @@ class _Evaluation:
         self.log = ResultLog(log, self.hashes, self.environment, images)
         with one_thread(work.device):
             self.sets = training_sets(protocol, self.source, subject, work.device)
+        folder = cache_folder("trainings") if work.cache is None else work.cache
+        self.cache = BaselineCache(folder, protocol, source.info.fingerprint, images, device)
         self.seconds = self._guess_seconds()
         # The longest first, so that no worker is left with a long one at the end; every process has this order.
         self.jobs = sorted(self.seconds, key=lambda job: -self.seconds[job])
-        folder = cache_folder("trainings") if work.cache is None else work.cache
-        self.cache = BaselineCache(folder, protocol, source.info.fingerprint, images, device)
 
     def train(self) -> None:
         """Do those of this process's trainings that nobody has done yet."""
@@ -203,18 +203,33 @@ class _Evaluation:
         )
 
     def _guess_seconds(self) -> dict[TrainingJob, float]:
-        """List every training with a rough guess of its time on one core."""
+        """List every training with a rough guess of its time on one core; the full set joins where it is affordable.
+
+        The guess and not the clock decides that, so that the same recipe has the same table on every machine.
+        """
         flops = [forward_flops(build_for(spec, self.source)) for spec in self.protocol.models]
-        guess = {}
-        for index, training_set in enumerate(self.sets):
-            images = len(training_set.labels)
-            steps = steps_of(self.protocol, images, full=training_set.name == metrics.FULL)
-            for model, forward in enumerate(flops):
-                # Backward costs twice as much as forward.
-                step = STEP_SECONDS + 3 * min(self.protocol.batch, images) * forward / FLOPS_PER_SECOND
-                for seed in range(self.protocol.seeds):
-                    guess[TrainingJob(model, index, seed)] = steps * step
+        guess = {
+            TrainingJob(model, index, seed): seconds
+            for index, made in enumerate(self.sets)
+            for model, seconds in enumerate(_guessed(self.protocol, flops, len(made.labels), made.name))
+            for seed in range(self.protocol.seeds)
+        }
+        if metrics.adds_full(self.protocol):
+            made, rest = full_set(self.source), sum(guess.values())
+            more = _guessed(self.protocol, flops, len(made.labels), made.name)
+            if sum(more) <= rest or self._knows(made):
+                guess |= {TrainingJob(model, len(self.sets), 0): seconds for model, seconds in enumerate(more)}
+                self.sets.append(made)
+            else:
+                times = f"{sum(more) / rest:.1f} times as long as the rest of the evaluation"
+                self.work.callback(Note(f"not trained on the full set, which would take {times} (docs/evaluating.md)"))
         return guess
+
+    def _knows(self, made: TrainingSet) -> bool:
+        """Tell whether an earlier evaluation trained every model on a set; processes that share work look nowhere."""
+        if self.work.share is not None or not self.work.reuse:
+            return False
+        return all(self.cache.find(made, spec.name, 0) is not None for spec in self.protocol.models)
 
     def wait(self) -> None:
         """Wait until other processes have finished theirs; whoever started them all ends this one if one dies."""
@@ -300,25 +315,42 @@ def planned(
     synthetic = train.num_classes * recipe.condense.ipc
     sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
     soft = protocol.soft_labels.teacher != "none"
-    images = []  # that each training sees
-    for name, _ in protocol.training_sets():
+    names = [name for name, _ in protocol.training_sets()]
+    seeds = dict.fromkeys(names, protocol.seeds)
+    if metrics.adds_full(protocol):
+        flops = [forward_flops(build_for(spec, source)) for spec in protocol.models]
+        guess = {of: sum(_guessed(protocol, flops, sizes[TRAINING_SETS[of].size], of)) for of in (*names, metrics.FULL)}
+        if guess[metrics.FULL] <= protocol.seeds * sum(guess[name] for name in names):
+            names.append(metrics.FULL)
+            seeds[metrics.FULL] = 1
+    images = []  # that a training sees, and how many such trainings a model has
+    for name in names:
         size = sizes[TRAINING_SETS[name].size]
         seen = steps_of(protocol, size, full=name == metrics.FULL) * min(protocol.batch, size)
-        images += [seen] * (3 if soft and name in metrics.SOFT_SETS else 1)  # on hard labels, and twice on soft ones
-    found = EvaluationCost(len(protocol.models) * len(images) * protocol.seeds, None, {})
+        times = seeds[name] * (3 if soft and name in metrics.SOFT_SETS else 1)  # on hard labels, and twice on soft ones
+        images.append((seen, times))
+    found = EvaluationCost(len(protocol.models) * sum(times for _, times in images), None, {})
     yield found
     total, parallel = 0.0, 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
     pixels = source.normalise(train.images[: min(PROBE, len(train.images))]).to(device)
     for spec in protocol.models:
         per_image = _step_seconds(build_for(spec, source).to(device), pixels) / len(pixels)
         tested = len(source.test_labels) * per_image / 3
-        total += protocol.seeds * sum(count * per_image + tested for count in images)
+        total += sum(times * (seen * per_image + tested) for seen, times in images)
         if protocol.soft_labels.teacher in ("same", spec.name):
             total += steps_of(protocol, len(train.images), full=True) * protocol.batch * per_image
-        per_model = found.per_model | {spec.name: images[0] * per_image + tested}
+        per_model = found.per_model | {spec.name: images[0][0] * per_image + tested}
         seconds = total / parallel if len(per_model) == len(protocol.models) else None
         found = replace(found, per_model=per_model, seconds=seconds)
         yield found
+
+
+def _guessed(protocol: EvaluateSpec, flops: Sequence[float], images: int, name: str) -> list[float]:
+    """Guess seconds of a training of every model, by its operations in a forward pass, on so many images of a set."""
+    steps = steps_of(protocol, images, full=name == metrics.FULL)
+    # Backward costs twice as much as forward.
+    of_batch = 3 * min(protocol.batch, images) / FLOPS_PER_SECOND
+    return [steps * (STEP_SECONDS + of_batch * forward) for forward in flops]
 
 
 def _step_seconds(model: PoolModel, images: Tensor) -> float:

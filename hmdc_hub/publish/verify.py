@@ -435,6 +435,8 @@ def _budgets(scores: Scores, info: ArtifactInfo) -> dict[str, Budget]:
     whole = Budget(stored=sum(counts), images=sum(counts), bytes=sum(counts) * pixels)
     sizes = {"decoded": decoded, "chosen": real, "all": whole}
     due = {name: sizes[TRAINING_SETS[name].size] for name in (metrics.CONDENSED, *scores.protocol.baselines)}
+    if metrics.adds_full(scores.protocol) and metrics.FULL in scores.table:
+        due[metrics.FULL] = sizes["all"]
     if "exact" in due:
         due["exact"] = decoded.model_copy(update={"bytes": 4 * decoded.bytes})
     return due

@@ -11,6 +11,7 @@ from hmdc_hub.report.comparison import Comparison, Contrast
 from hmdc_hub.report.document import Block, Items, Picture, Section, Table, Text, render_page, to_markdown, to_text
 from hmdc_hub.report.scored import protocol_section
 from hmdc_hub.report.tables import NONE, interval, mark, percent, points, scored_on, set_label
+from hmdc_hub.schema import MIN_SEEDS
 from hmdc_hub.text import count
 
 PICTURES = {  # every picture of a comparison, and what it shows
@@ -125,10 +126,9 @@ def _answers(comparison: Comparison) -> list[str]:
     answers = []
     for contrast in comparison.against_first:
         found, first, other = contrast.differences[comparison.main], contrast.first, contrast.other
-        mean, n = points(found.mean), found.n
+        mean = points(found.mean)
         if found.p is None or found.holm is None:
-            few = "one training of each says" if n == 1 else f"{n} trainings without any spread say"
-            answers.append(f"{contrast.name} is {mean} points {over}; {few} nothing of chance.")
+            answers.append(f"{contrast.name} is {mean} points {over}; {tables.TOO_FEW} to say whether it is chance.")
             continue
         chance = f"p < {LEAST}" if found.holm < LEAST else f"p = {found.holm:.3f}"
         numbers = f"95 % interval {interval(found)}, {chance}{corrected}"
@@ -173,7 +173,9 @@ def _accuracy(comparison: Comparison) -> Table:
     for row in comparison.baselines:
         label = set_label(row.name) if row.alone else f"{set_label(row.name)} ({', '.join(row.sets)})"
         cells = [percent(row.table[name]) for name in columns]
-        rows.append([label, str(row.budget.stored), str(row.budget.images), str(seeds), *cells])
+        n = str(row.table[comparison.main].n)
+        rows.append([label, str(row.budget.stored), str(row.budget.images), n, *cells])
+    rows.append(["chance", "", "", "", *[f"{100 / len(comparison.scores.class_names):.1f}"] * len(columns)])
     spread = "over evaluation seeds"
     if any(group.several for group in comparison.groups):
         spread = "over condensing seeds where there are several, else over evaluation seeds"
@@ -182,8 +184,10 @@ def _accuracy(comparison: Comparison) -> Table:
         f"Accuracy in percent at the last of {comparison.protocol.length}, mean ± standard deviation {spread}; "
         "n: condensing seeds x evaluation seeds, of real images evaluation seeds"
     ) + (f"; {tables.TOOK_PART} took part in condensing." if marked else ".")
+    first = comparison.groups[0]
+    beats = all(tables.stands_out(member.scores) for member in first.members)
     header = ["trained on", "stored", "images", "n", *columns]
-    return Table(header, rows, note=note, strong=comparison.groups[0].label, words=[0])
+    return Table(header, rows, note=note, strong=first.label if beats else None, words=[0])
 
 
 def _differences(comparison: Comparison) -> tuple[list[Table], str]:
@@ -209,12 +213,14 @@ def _test(contrast: Contrast) -> str:
     n = max(found.n for found in contrast.differences.values())
     if contrast.test == "welch":
         one, other = contrast.condensing_seeds
+        if min(one, other) < MIN_SEEDS:
+            return f"{one} and {other} condensing seeds: too few to test, of {MIN_SEEDS} each there would be a test."
         return (
             f"Welch's t-test between condensing runs (n = {one} and {other} condensing seeds, each averaged over "
             "evaluation seeds): condensing seeds of two recipes do not pair."
         )
-    if n == 1:
-        return "One evaluation seed: nothing to test."
+    if n < MIN_SEEDS:
+        return f"{count(n, 'evaluation seed')}: too few to test."
     if max(contrast.condensing_seeds) > 1:
         return (
             f"t-test paired by evaluation seed (n = {n}), condensing seeds averaged first; how far condensing seeds "

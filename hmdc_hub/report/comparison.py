@@ -22,7 +22,7 @@ from pydantic import Field
 from hmdc_hub import metrics
 from hmdc_hub.errors import FormatError, UsageError
 from hmdc_hub.metrics import CONDENSED, MEAN, RANDOM, ROUNDING, estimate
-from hmdc_hub.schema import Budget, Estimate, EvaluateSpec, Scores, Strict, plain_models
+from hmdc_hub.schema import MIN_SEEDS, Budget, Estimate, EvaluateSpec, Scores, Strict, plain_models
 from hmdc_hub.text import cut, flat, one_line
 
 MAX_KEYS, MAX_VALUE = 8, 40  # differences of two protocols that a message lists, and characters of a value in it
@@ -199,15 +199,16 @@ def welch(one: Sequence[float], other: Sequence[float]) -> Difference:
     """Test whether numbers that do not pair differ in the mean: Welch's t-test, which takes no spread for another's.
 
     Source: Welch, The generalization of "Student's" problem when several different population variances are involved,
-    Biometrika 1947; degrees of freedom by Satterthwaite, 1946. Takes two numbers or more of each.
+    Biometrika 1947; degrees of freedom by Satterthwaite, 1946. As in `estimate`, below `MIN_SEEDS` numbers of either
+    there is nothing to say.
     """
     from scipy import stats
 
     mean, n = statistics.fmean(one) - statistics.fmean(other), len(one) + len(other)
+    if min(len(one), len(other)) < MIN_SEEDS:
+        return Difference(mean=mean, sd=None, n=n, low=None, high=None, p=None)
     if max(statistics.stdev(one), statistics.stdev(other)) < ROUNDING:
-        known = None if n == 4 else mean  # as in `estimate`: two numbers agree by chance
-        p = None if n == 4 else float(abs(mean) < ROUNDING)
-        return Difference(mean=mean, sd=None, n=n, low=known, high=known, p=p)
+        return Difference(mean=mean, sd=None, n=n, low=mean, high=mean, p=float(abs(mean) < ROUNDING))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # equal numbers on one side: their spread is 0, as computed
         test = stats.ttest_ind(one, other, equal_var=False)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from hmdc_hub.metrics import scores_rows
 from hmdc_hub.report import plots, soft_labels, tables
 from hmdc_hub.report.document import Section, Table, render_page
+from hmdc_hub.report.headline import headline
 from hmdc_hub.report.plots import rendered
-from hmdc_hub.report.tables import MEAN, NONE, difference, mark
+from hmdc_hub.report.tables import NONE, mark
 from hmdc_hub.schema import CONDENSED, TRAINING_SETS, EvaluateSpec, Scores, Strict
 from hmdc_hub.store.files import write_bytes_atomic, write_text_atomic
 from hmdc_hub.text import amount, count, one_line
@@ -51,7 +52,7 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
         return rendered(plots.confusion_figure, matrix, scores.class_names, kind="svg")
 
     models, own, sets = scores.protocol.models, _own(scores, confusion), tables.training_sets(scores)
-    total = np.sum(list(own.values()), axis=0)
+    total, said = np.sum(list(own.values()), axis=0), headline(scores)
     seeds, trained = count(scores.protocol.seeds, "evaluation seed"), count(len(models), "model")
     return render_page(
         "scored.html.jinja",
@@ -63,7 +64,7 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
         sets=sets,
         classes=[one_line(name) or f"class {label}" for label, name in enumerate(scores.class_names)],
         preview=preview,
-        answer=answer(scores),
+        answer=" ".join([said.sentence, said.verdict, f"Models: {said.seen_line}."]),
         draws=max(scores.protocol.draws(name) for name in scores.table),
         accuracy_picture=rendered(plots.scores_figure, scores, kind="svg"),
         best=_best(scores, sets),
@@ -80,33 +81,6 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
         target="TARGET --recipe RECIPE" if scores.condense_hash is None else shlex.quote(one_line(scores.name)),
         local=[model.name for model in models if model.local_names()],
     )
-
-
-def answer(scores: Scores) -> str:
-    """Say whether the condensed set beats random images and its initialisation; no more than intervals allow."""
-    models = scores.protocol.models
-    column, who = (MEAN, f"{len(models)} models") if len(models) > 1 else (models[0].name, models[0].name)
-    mean = scores.table[CONDENSED][column]
-    interval = ""
-    if mean.low is not None and mean.high is not None:
-        interval = f"95 % interval {100 * mean.low:.1f} to {100 * mean.high:.1f}, "
-    words = [
-        f"Trained on the condensed set, {who} classified {100 * mean.mean:.1f} % of the {tables.scored_on(scores)} "
-        f"images correctly{' on average' if len(models) > 1 else ''} ({interval}n = {mean.n})."
-    ]
-    number = f"{scores.budgets['random'].images} " if "random" in scores.budgets else ""
-    others = {"random": f"{number}random real images", "initialisation": "the images that condensing started from"}
-    for what, gain in ((what, scores.gain[name][column]) for name, what in others.items() if name in scores.gain):
-        if gain.low is None or gain.high is None:
-            few = "one training" if gain.n == 1 else f"{gain.n} trainings"
-            words.append(f"The difference to {what} is {difference(gain)}; whether it is chance, {few} cannot tell.")
-        elif gain.low <= 0 <= gain.high:
-            words.append(f"It is not distinguishable from {what} at n = {gain.n}: {difference(gain)}.")
-        else:
-            words.append(f"It is {'better' if gain.mean > 0 else 'worse'} than {what}: {difference(gain)}.")
-    if "random" not in scores.gain:
-        words.append("Nothing was trained on random real images, so whether condensing is worth it stays open.")
-    return " ".join(words)
 
 
 def _best(scores: Scores, sets: Sequence[str]) -> dict[str, list[str]]:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from hmdc_hub.metrics import MEAN
 from hmdc_hub.report.document import Items, Section, Table, Text, to_markdown, to_text
-from hmdc_hub.schema import CONDENSED, TRAINING_SETS, Estimate, ModelSpec, Scores
+from hmdc_hub.schema import CONDENSED, RANDOM, TRAINING_SETS, Estimate, ModelSpec, Scores
 from hmdc_hub.text import count
 
+RANDOM_ENCODED, INITIALISATION = "random-encoded", "initialisation"
 TOOK_PART = "†"
 OVER_MODELS = "mean over models"
+TOO_FEW = "too few seeds"  # for an interval
+# What a condensed set must beat to be worth its making; in words, as in "better than ...".
+TO_BEAT = {
+    RANDOM: "random real images",
+    RANDOM_ENCODED: "random real images of the same storage",
+    INITIALISATION: "the images that condensing started from",
+}
+# As the 95 % interval of a difference says it; unknown: too few seeds for one.
+Outcome = Literal["better", "worse", "not shown", "unknown"]
 FROM_PYTHON = "from a Python session; not reproducible by id"  # of a model that no id leads to
 NONE = "–"  # where there is no number
 
@@ -45,9 +55,23 @@ def short(found: Estimate | None) -> str:
 def difference(found: Estimate) -> str:
     """Write a difference of accuracies in full: `+6.5 points (95 % interval +3.8 to +9.2, n = 5)`."""
     if found.low is None:
-        few = "one training" if found.n == 1 else f"{found.n} equal differences"
-        return f"{points(found.mean)} points ({few}: no interval)"
+        return f"{points(found.mean)} points (n = {found.n}: {TOO_FEW})"
     return f"{points(found.mean)} points (95 % interval {interval(found)}, n = {found.n})"
+
+
+def outcome(difference: Estimate) -> Outcome:
+    """Say whether a difference shows the condensed set to be better, or worse."""
+    if difference.low is None or difference.high is None:
+        return "unknown"
+    return "not shown" if difference.low <= 0 <= difference.high else "better" if difference.mean > 0 else "worse"
+
+
+def stands_out(scores: Scores) -> bool:
+    """Tell whether the condensed set beats all of `TO_BEAT` that there are, over all models: else it is not bold."""
+    models = scores.protocol.models
+    column = MEAN if len(models) > 1 else models[0].name
+    found = [outcome(scores.gain[name][column]) for name in TO_BEAT if name in scores.gain]
+    return bool(found) and set(found) == {"better"}
 
 
 def set_label(training_set: str) -> str:
@@ -104,7 +128,8 @@ def accuracy_table(scores: Scores) -> Table:
         budget = scores.budgets.get(name)
         cells = [percent(scores.table[name].get(model)) for model in columns(scores)]
         rows.append([set_label(name), *((str(budget.stored), str(budget.images)) if budget else ("", "")), *cells])
-    return Table(header, rows, strong=set_label(CONDENSED))
+    rows.append(["chance", "", "", *[f"{100 / len(scores.class_names):.1f}"] * len(columns(scores))])
+    return Table(header, rows, strong=set_label(CONDENSED) if stands_out(scores) else None)
 
 
 def caption(scores: Scores) -> str:

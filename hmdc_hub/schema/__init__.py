@@ -31,6 +31,7 @@ from hmdc_hub.schema.base import (
     unsealed,
 )
 from hmdc_hub.schema.files import (
+    MIN_SEEDS,
     NEEDED,
     PARQUET,
     ArtifactInfo,

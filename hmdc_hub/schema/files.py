@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PureWindowsPath
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import FailFast, Field, field_serializer, model_validator
 
@@ -148,14 +148,24 @@ class Budget(Strict):
     bytes: NotNegative  # pixels of the images as they are kept, uncompressed: 8 bits each, of `exact` 32
 
 
+MIN_SEEDS = 3  # below, an interval is so wide that it says nothing, and none is given
+
+
 class Estimate(Strict):
-    """Mean, standard deviation and 95 % t interval of n numbers; sd and bounds null for n = 1."""
+    """Mean, standard deviation and 95 % t interval of n numbers; sd null for n = 1, bounds below `MIN_SEEDS`."""
 
     mean: float
     sd: float | None
     n: int
     low: float | None
     high: float | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_interval_of_two(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(n := data.get("n"), int) and n < MIN_SEEDS:  # older programs had one
+            return data | {key: None for key in ("low", "high") if key in data}
+        return data
 
 
 class Ranking(Strict):

@@ -103,6 +103,11 @@ class EvaluateSpec(Strict):
         description="Optimiser steps of every training, in place of epochs; the full set keeps full_epochs.",
         examples=[2000],
     )
+    full: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: one training per architecture on the full set stands beside the others where all of these "
+        "take no longer than the rest of the evaluation; full among baselines: always, with every seed.",
+    )
     full_epochs: Positive = Field(100, description="Passes over the full set.")
     batch: Positive = Field(128, description="Training images per step; the last partial batch is kept.")
     optimizer: Literal["sgd", "adamw", "muon"] = Field(
@@ -239,6 +244,8 @@ class EvaluateSpec(Strict):
         for key in ("milestones", "gamma"):  # younger than the first scores, whose hashes stay as they are
             if plain[key] == EvaluateSpec.model_fields[key].default or self.schedule != "step":
                 del plain[key]
+        if self.full == "auto":  # which no hash of before has
+            del plain["full"]
         # The hashes of the first scores have the former names.
         former = {new: old for old, new in FORMER_BASELINES.items()}
         plain["against"] = [former.get(name, name) for name in plain.pop("baselines")]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmdc_hub.metrics import by_seed, calibration_error, class_accuracy, confusion, estimate, scores_frame, summarise
-from hmdc_hub.schema import TRAINING_SETS, Cell
+from hmdc_hub.schema import TRAINING_SETS, Cell, Estimate
 from hmdc_hub.store.files import read_scores
 from tests.builders import make_recipe, make_run
 from tests.evaluator.toys import MLP, recipe
@@ -54,9 +54,15 @@ def test_interval_is_that_of_students_t() -> None:
     assert found.low == pytest.approx(3 - 2.776445 * (2.5 / 5) ** 0.5, abs=1e-6)
 
 
-def test_two_numbers_have_a_wide_interval() -> None:
+def test_two_numbers_have_no_interval_and_three_have_one() -> None:
     found = estimate([0.4, 0.6])
-    assert found.high == pytest.approx(0.5 + 12.7062 * 0.1, abs=1e-4)
+    assert (found.sd, found.low, found.high) == (pytest.approx(0.2**0.5 / 10**0.5), None, None)
+    assert estimate([0.4, 0.5, 0.6]).high == pytest.approx(0.5 + 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+
+
+def test_an_interval_of_two_numbers_in_an_older_file_is_not_read() -> None:
+    found = Estimate.model_validate({"mean": 0.5, "sd": 0.1, "n": 2, "low": -0.4, "high": 1.4})
+    assert (found.mean, found.sd, found.low, found.high) == (0.5, 0.1, None, None)
 
 
 def test_one_number_has_no_spread() -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from hmdc_hub.errors import Interrupted, NewerFormatError, OutOfMemoryError, RunError
+from hmdc_hub.errors import FormatError, Interrupted, NewerFormatError, OutOfMemoryError, RunError
 from hmdc_hub.evaluator import EvaluatedSet, evaluate, of_run
 from hmdc_hub.evaluator import run as run_module
 from hmdc_hub.evaluator.baselines import training_sets
 from hmdc_hub.evaluator.trainer import Trainer, TrainingJob, training_tensors
 from hmdc_hub.events import Event, Note, StopFlag, Training
+from hmdc_hub.metrics import check_trainings
 from hmdc_hub.models import register_module
 from hmdc_hub.processes import Work
 from hmdc_hub.schema import Recipe, Scores
@@ -109,6 +110,27 @@ def test_what_is_scored_is_not_trained_again(reference: RunDir, monkeypatch: pyt
     before = reference.scores.read_bytes()
     assert scored(recipe(), reference) == read_scores(reference.scores)
     assert reference.scores.read_bytes() == before
+
+
+def test_the_full_set_stands_beside_the_others_where_it_is_affordable(tmp_path: Path) -> None:
+    said = list[Event]()
+    of = recipe(seeds=3, full_epochs=1, models=[MLP, CONVNET | {"name": "other"}], baselines=["random"])
+    where = run(tmp_path / "run", of)
+    scores = scored(of, where, workers=0, callback=said.append)
+    check_trainings(scores)
+    full = [(cell.model, cell.seed) for cell in scores.cells if cell.training_set == "full"]
+    assert full == [("mlp", 0), ("other", 0)] and scores.budgets["full"].images == 45
+    assert scores.table["full"]["mean"].n == 1 and scores.gain["full"]["mean"].n == 1
+    assert scores.protocol == of.evaluate and not any("full set" in str(event) for event in said)
+    with pytest.raises(FormatError, match="are not the 20 of its protocol"):
+        check_trainings(scores.model_copy(update={"cells": scores.cells[:-1]}))
+    dear = recipe(seeds=3, full_epochs=1000, models=[MLP], baselines=["random"])
+    scores = scored(dear, run(tmp_path / "dear", dear), workers=0, callback=said.append)
+    assert "full" not in scores.table
+    assert any("not trained on the full set" in event.text for event in said if isinstance(event, Note))
+    never = recipe(seeds=3, full="never", models=[MLP], baselines=["random"])
+    assert dear.evaluate.model_copy(update={"full_epochs": 100}).protocol_hash() != never.protocol_hash()
+    assert "full" not in scored(never, run(tmp_path / "never", never), workers=0).table
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from markupsafe import escape
 
 from hmdc_hub import metrics
 from hmdc_hub.report import plots, scored
-from hmdc_hub.report.scored import Confusion, answer, report_html, write_report
+from hmdc_hub.report.headline import headline
+from hmdc_hub.report.scored import Confusion, report_html, write_report
 from hmdc_hub.report.tables import means_rows, set_label, table_markdown, table_text, to_csv
 from hmdc_hub.schema import BASELINES, TRAINING_SETS, Cell, ModelSpec, Scores
 from hmdc_hub.store.files import read_scores
@@ -202,27 +203,59 @@ def test_training_sets_have_one_label_and_one_explanation() -> None:
     assert set_label("mine") == "mine" and all(name.what for name in TRAINING_SETS.values())
 
 
-@pytest.mark.parametrize(
-    ("shift", "words"), [(0.0, "not distinguishable from"), (0.2, "better than"), (-0.2, "worse than")]
-)
-def test_the_answer_is_no_bolder_than_the_interval(make: Make, shift: float, words: str) -> None:
+@pytest.mark.parametrize(("shift", "words"), [(0.0, "is not shown to beat"), (0.2, "beats"), (-0.2, "is worse than")])
+def test_the_headline_is_no_bolder_than_the_interval(make: Make, shift: float, words: str) -> None:
     scores = make(baselines=["random", "initialisation"])
     noise = {0: 0.01, 1: -0.01, 2: 0.0}
     cells = flat(
         scores.cells, lambda c: 0.5 + (shift + noise[c.seed] if c.training_set == "condensed" else -noise[c.seed])
     )
-    text = answer(summed_up(scores, cells))
-    assert f"It is {words} 6 random real images" in text
-    assert f"It is {words} the images that condensing started from" in text
-    assert f"{100 * (0.5 + shift):.1f} %" in text and text.count("n = 3") >= 3
+    scores = summed_up(scores, cells)
+    found = headline(scores)
+    assert found.verdict.startswith(f"The condensed set {words} random real images")
+    assert "the images that condensing started from" in found.verdict
+    assert f"{100 * (0.5 + shift):.1f} % accuracy on the test images" in found.sentence and "n = 3" in found.sentence
+    assert found.beats_all == (shift > 0) == ("**condensed**" in table_markdown(scores))
+    assert found.chance == 1 / len(scores.class_names) and "| chance |" in table_markdown(scores)
+    assert max(map(len, found.lines)) <= 80 and "  gain" not in found.lines
+
+
+def test_of_two_seeds_no_interval_is_printed_anywhere(make: Make) -> None:
+    scores = make(seeds=2, baselines=["random", "initialisation"])
+    found = headline(scores)
+    assert not found.beats_all and "2 seeds are too few to say: 3 are needed" in found.verdict
+    said = [found.sentence, *found.lines, table_markdown(scores), seen(report_html(scores, {}))]
+    assert not any(re.search(r"\d to [+-]?\d", text) for text in said) and "too few seeds" in said[-2]
+    assert "**condensed**" not in table_markdown(scores)
+
+
+def test_models_that_condensed_and_the_others_stand_apart(make: Make) -> None:
+    scores = make(baselines=["random"])
+    found = headline(scores)
+    assert found.seen is not None and found.unseen is not None and found.strongest == "random"
+    for part in (found.seen, found.unseen):
+        means = [scores.table["condensed"][name].mean for name in part.models]
+        gains = [scores.gain["random"][name].mean for name in part.models]
+        assert part.accuracy.mean == pytest.approx(sum(means) / len(means))
+        assert part.gain is not None and part.gain.mean == pytest.approx(sum(gains) / len(gains))
+    everywhere = scores.model_copy(update={"condensed_by": [model.name for model in scores.protocol.models]})
+    assert headline(everywhere).unseen is None and "unseen: none scored" in headline(everywhere).seen_line
+
+
+def test_the_share_of_the_full_set_is_that_of_the_means(make: Make) -> None:
+    scores = make(baselines=["random", "full"])
+    found, column = headline(scores), headline(scores).column
+    means = [scores.table[name][column].mean for name in ("condensed", "full")]
+    assert found.recovered == pytest.approx(means[0] / means[1])
+    assert f"recovers {100 * found.recovered:.0f} % of the full set" in "\n".join(found.lines)
 
 
 @pytest.mark.usefixtures("no_drawing")
 def test_one_training_says_nothing_about_chance(make: Make) -> None:
     scores = make(models=[CONVNET], seeds=1, random_draws=1, baselines=["random"])
     text = seen(report_html(scores, {}))
-    assert "one training cannot tell" in text and "how far trainings vary is not known" in text
-    assert "better than" not in answer(scores) and "None" not in text and "nan" not in text
+    assert "one seed is too few to say" in text and "how far trainings vary is not known" in text
+    assert "condensed set beats" not in text and "None" not in text and "nan" not in text
     assert "All models here took part in condensing" in text and "Confusions" not in text
 
 
@@ -230,7 +263,7 @@ def test_one_training_says_nothing_about_chance(make: Make) -> None:
 def test_without_random_images_the_answer_is_open(make: Make) -> None:
     scores = make(models=[RESNET], baselines=["k-means"])
     text = seen(report_html(scores, confusion(scores)))
-    assert "whether condensing is worth it stays open" in text and "DD-Ranking" not in text
+    assert "Whether condensing was worth it is not known" in text and "DD-Ranking" not in text
     assert "None of the models here took part" in text
     alone = scores.model_copy(update={"condensed_by": []})
     assert "Which models condensed the set is not known" in seen(report_html(alone, {}))
@@ -241,7 +274,7 @@ def test_other_splits_and_other_programs_are_named(make: Make) -> None:
     scores = make(models=[CONVNET], baselines=["random"], holdout=0.25)
     scores = scores.model_copy(update={"condense_hash": None, "condense_seed": None, "condensed_by": []})
     text = seen(report_html(scores, {}))
-    assert "% of the held-out train images correctly" in text and "% of the test images" not in text
+    assert "% accuracy on the held-out train images" in text and "on the test images" not in text
     assert "evaluate TARGET --recipe RECIPE --protocol scores.json" in text and "a set of another program" in text
 
 

@@ -1,0 +1,217 @@
+"""The result of an evaluation in a few numbers and sentences: what terminal, card, report and push say first."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import dataclass
+
+from hmdc_hub.catalog import protocol_overrides
+from hmdc_hub.catalog.entries import PROTOCOLS, shipped
+from hmdc_hub.metrics import MEAN, by_seed, estimate
+from hmdc_hub.report.tables import (
+    NONE,
+    RANDOM_ENCODED,
+    TO_BEAT,
+    TOO_FEW,
+    Outcome,
+    interval,
+    outcome,
+    points,
+    scored_on,
+    set_label,
+    training_sets,
+)
+from hmdc_hub.schema import CONDENSED, FULL, MIN_SEEDS, Estimate, EvaluateSpec, Scores
+from hmdc_hub.text import count, flat, one_line
+
+INDENT = 12  # of the lines for a terminal, as in those of a plan
+
+
+@dataclass(frozen=True)
+class Part:
+    """The condensed set on some of the models: its accuracy, and that minus the strongest baseline's."""
+
+    models: tuple[str, ...]
+    accuracy: Estimate
+    gain: Estimate | None  # None without a baseline
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One evaluation in numbers, shares in [0, 1], all over the same models; and the sentences that people read."""
+
+    column: str  # of the tables: `mean` over models, or the only model
+    models: int
+    protocol: str  # in words: `protocol quick, 200 epochs`
+    condensed: Estimate
+    baselines: dict[str, float]  # means of the other training sets, `full` not among them, in the order of tables
+    gains: dict[str, Estimate]  # over those of `TO_BEAT` that there are, paired by seed
+    outcomes: dict[str, Outcome]  # of the same
+    chance: float  # one in as many as there are classes
+    full: Estimate | None
+    recovered: float | None  # condensed / full: the share of the full set's accuracy, means over the same models
+    strongest: str | None  # baseline of the same storage with the best mean
+    seen: Part | None  # on the models that took part in condensing; None if none of them was scored
+    unseen: Part | None  # on the others
+    sentence: str  # the result; plain text, like all here
+    verdict: str  # which baselines it beats, and which not
+    seen_line: str  # seen against unseen models
+    lines: tuple[str, ...]  # all of it for a terminal of 80 columns
+
+    @property
+    def beats_all(self) -> bool:
+        """Whether the set is better than every baseline of `TO_BEAT` that there is: only then is it set in bold."""
+        return bool(self.outcomes) and set(self.outcomes.values()) == {"better"}
+
+
+def headline(scores: Scores) -> Headline:
+    """Say in a few numbers and sentences what scores say, no more than intervals allow."""
+    models = [model.name for model in scores.protocol.models]
+    column = MEAN if len(models) > 1 else models[0]
+    table = {name: scores.table[name][column] for name in training_sets(scores)}
+    condensed, full = table[CONDENSED], table.get(FULL)
+    gains = {name: scores.gain[name][column] for name in TO_BEAT if name in scores.gain}
+    # Of the same storage as the condensed set; `exact` is that set itself.
+    rivals = {name: found.mean for name, found in table.items() if name not in (CONDENSED, "exact", FULL)}
+    strongest = max(rivals, key=lambda name: rivals[name], default=None)
+    inside = [name for name in models if name in scores.condensed_by]
+    seen, unseen = (_part(scores, of, strongest) for of in (inside, [name for name in models if name not in inside]))
+    outcomes = {name: outcome(gain) for name, gain in gains.items()}
+    recovered = condensed.mean / full.mean if full is not None and full.mean else None
+    protocol, chance = protocol_in_words(scores.protocol), 1 / len(scores.class_names)
+    verdict, seen_line = _verdict(gains, outcomes, condensed.n), _seen_line(seen, unseen, strongest)
+    return Headline(
+        column=column,
+        models=len(models),
+        protocol=protocol,
+        condensed=condensed,
+        baselines={name: found.mean for name, found in table.items() if name not in (CONDENSED, FULL)},
+        gains=gains,
+        outcomes=outcomes,
+        chance=chance,
+        full=full,
+        recovered=recovered,
+        strongest=strongest,
+        seen=seen,
+        unseen=unseen,
+        sentence=_sentence(scores, condensed, gains, recovered),
+        verdict=verdict,
+        seen_line=seen_line,
+        lines=_lines(
+            accuracy=f"condensed {_percent(condensed)}"
+            + "".join(f", {set_label(name)} {100 * mean:.1f}" for name, mean in rivals.items())
+            + ("" if full is None else f", full {100 * full.mean:.1f}")
+            + f", chance {100 * chance:.1f}",
+            gain="over " * bool(gains) + ", ".join(f"{set_label(name)} {_gain(gain)}" for name, gain in gains.items()),
+            full="" if recovered is None else f"recovers {100 * recovered:.0f} % of the full set's accuracy",
+            models=seen_line,
+            verdict=verdict,
+            protocol=f"{protocol}; mean over {count(len(models), 'model')}, n = {condensed.n}",
+        ),
+    )
+
+
+def protocol_in_words(protocol: EvaluateSpec) -> str:
+    """Name a protocol with its length: `protocol quick, 200 epochs`; one of a recipe's own has its length alone."""
+    plain = dict(flat(protocol.model_dump(mode="json")))
+    for name in shipped(PROTOCOLS):
+        keys = (text.removeprefix("evaluate.").split("=", 1) for text in protocol_overrides(name))
+        if all(key in plain and plain[key] == json.loads(value) for key, value in keys):
+            return f"protocol {name}, {protocol.length}"
+    return f"the recipe's protocol, {protocol.length}"
+
+
+def _part(scores: Scores, models: list[str], strongest: str | None) -> Part | None:
+    own, gain = by_seed(scores.cells, CONDENSED, models) if models else [], None
+    if not own:
+        return None
+    if strongest is not None:
+        other = by_seed(scores.cells, strongest, models)
+        gain = estimate([a - b for a, b in zip(own, other, strict=True)])
+    return Part(tuple(models), estimate(own), gain)
+
+
+def _percent(found: Estimate) -> str:
+    """Write an accuracy with its interval: `84.6 (83.9 to 85.3)`."""
+    if found.low is None or found.high is None:
+        return f"{100 * found.mean:.1f} ({TOO_FEW})"
+    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def _gain(found: Estimate) -> str:
+    return points(found.mean) + ("" if found.low is None else f" ({interval(found)})")
+
+
+def _sentence(scores: Scores, condensed: Estimate, gains: dict[str, Estimate], recovered: float | None) -> str:
+    models = [model.name for model in scores.protocol.models]
+    who = models[0] if len(models) == 1 else f"{len(models)} models"
+    if condensed.low is None or condensed.high is None:
+        few = "1 seed" if condensed.n == 1 else f"{condensed.n} seeds"
+        spread = f"{few}: too few for an interval"
+    else:
+        spread = f"95 % interval {100 * condensed.low:.1f} to {100 * condensed.high:.1f}, n = {condensed.n}"
+    beside = [f"{_apart(gain)} {TO_BEAT[name]}" for name, gain in gains.items() if name != RANDOM_ENCODED]
+    if recovered is not None:
+        beside.append(f"{100 * recovered:.0f} % of what the full set gives")
+    return (
+        f"Trained on {count(scores.budgets[CONDENSED].stored, 'condensed image')}, {one_line(who)} "
+        f"{'reaches' if len(models) == 1 else 'reach'} {100 * condensed.mean:.1f} % accuracy "
+        f"on the {scored_on(scores)} images"
+        f"{' on average' if len(models) > 1 else ''} ({spread})" + (f": {', '.join(beside)}." if beside else ".")
+    )
+
+
+def _apart(gain: Estimate) -> str:
+    amount = points(abs(gain.mean))[1:]
+    return "as much as" if amount == "0.0" else f"{amount} points {'above' if gain.mean > 0 else 'below'}"
+
+
+def _verdict(gains: dict[str, Estimate], outcomes: dict[str, Outcome], n: int) -> str:
+    """Say plainly which of the baselines the set beats."""
+    if not outcomes:
+        return "Whether condensing was worth it is not known: no baseline was trained beside the condensed set."
+    found: dict[Outcome, list[str]] = {}
+    for name, shown in outcomes.items():
+        found.setdefault(shown, []).append(
+            TO_BEAT[name] + (f" ({points(gains[name].mean)})" if shown in ("worse", "not shown") else "")
+        )
+    said = []
+    if "worse" in found:
+        said.append(f"The condensed set is worse than {_or(found['worse'])}.")
+    if "not shown" in found:
+        said.append(f"The condensed set is not shown to beat {_or(found['not shown'])}.")
+    if "better" in found:
+        said.append(f"{'It' if said else 'The condensed set'} beats {_or(found['better'], 'and')}.")
+    if "unknown" in found:
+        few = f"{count(n, 'seed')} are too few" if n > 1 else "one seed is too few"
+        said.append(f"Whether it beats {_or(found['unknown'])}, {few} to say: {MIN_SEEDS} are needed.")
+    return " ".join(said)
+
+
+def _or(names: list[str], word: str = "or") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
+
+
+def _seen_line(seen: Part | None, unseen: Part | None, strongest: str | None) -> str:
+    """Say how the set does on the models that condensed and on the others, each beside the strongest baseline."""
+
+    def said(part: Part) -> str:
+        return f"{100 * part.accuracy.mean:.1f}" + (f" ({points(part.gain.mean)})" if part.gain is not None else "")
+
+    over = f"; in brackets: over {set_label(strongest)}, the strongest baseline" if strongest is not None else ""
+    if unseen is None:
+        return f"seen {said(seen) if seen else NONE}, unseen: none scored; every model took part in condensing{over}"
+    return f"seen {said(seen) if seen else 'none scored'}, unseen {said(unseen)}{over}"
+
+
+def _lines(**said: str) -> tuple[str, ...]:
+    """Wrap what is said, each under its name, to 80 columns; what is empty is left out."""
+    made: list[str] = []
+    for name, text in said.items():
+        if text:
+            made += textwrap.wrap(
+                text, 80, initial_indent=name.ljust(INDENT), subsequent_indent=" " * INDENT, break_long_words=False,
+                break_on_hyphens=False,
+            )  # fmt: skip
+    return tuple(made)
