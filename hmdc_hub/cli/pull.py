@@ -108,7 +108,7 @@ def _put(new: Path, place: Path, *, force: bool) -> str:
         raise RunExistsError(
             f"{place} holds another state of a published set.", hint="--force replaces it, --to makes another folder."
         )
-    ours = {"README.md", ".gitattributes"}
+    ours = {"README.md", "croissant.json", ".gitattributes"}
     for path in place.glob("*/manifest.json"):
         ours.add(path.relative_to(place).as_posix())
         with suppress(HmdcError):  # a manifest that cannot be read vouches for nothing

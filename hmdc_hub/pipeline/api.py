@@ -103,9 +103,9 @@ class Run:
         """Draw the condensed images, a row per class."""
         import PIL.Image
 
-        from hmdc_hub.pipeline.job import preview_png
+        from hmdc_hub.pipeline.job import pictures
 
-        return PIL.Image.open(io.BytesIO(preview_png(self.directory)))
+        return PIL.Image.open(io.BytesIO(pictures(self.directory).preview))
 
     def package(self, config: str | None = None) -> Path:
         """Build the folder that a Hub dataset will hold; doing it twice gives the same bytes.

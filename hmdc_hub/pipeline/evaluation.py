@@ -124,8 +124,7 @@ class EvaluateRequest:
         with nullcontext() if work.assists else run.lock():
             Job(recipe, run, work).complete(source)
         where = run if same else self._directory(run.path, wanted)
-        preview = run.preview.read_bytes() if run.preview.is_file() else None
-        return _score(of_run(recipe, run), wanted, source, where, work, preview)
+        return _score(of_run(recipe, run), wanted, source, where, work, run)
 
     def _score_set(self, value: Any, like: str | os.PathLike[str] | Recipe, work: Work) -> RunDir:
         """Score a set of another program on a recipe's source, by its protocol."""
@@ -166,12 +165,12 @@ class EvaluateRequest:
 
 
 def _score(
-    subject: EvaluatedSet, protocol: EvaluateSpec, source: Source, where: RunDir, work: Work, preview: bytes | None
+    subject: EvaluatedSet, protocol: EvaluateSpec, source: Source, where: RunDir, work: Work, shown: RunDir | None
 ) -> RunDir:
     for spec in protocol.settled().models:
         build_for(spec, source)  # one that cannot be built is found before anything is written
     with disk_errors(where.path), nullcontext() if work.assists else where.lock():
-        score(subject, protocol, source, where, work, preview)
+        score(subject, protocol, source, where, work, shown)
     return where
 
 

@@ -39,6 +39,7 @@ from hmdc_hub.text import flat
 if TYPE_CHECKING:
     from hmdc_hub.condenser import Ranks
     from hmdc_hub.evaluator import EvaluatedSet
+    from hmdc_hub.report.plots import SetPictures
 
 StageName = Literal["condense", "evaluate", "package"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -226,7 +227,7 @@ class Job:
         if not work.assists:
             self.complete(source)
         self._tell(())  # the first process has made what else the scores need
-        score(of_run(recipe, run), recipe.evaluate, source, run, work, None if work.assists else preview_png(run))
+        score(of_run(recipe, run), recipe.evaluate, source, run, work, shown=run)
 
     def _tell(self, stages: Sequence[StageName]) -> None:
         """Tell the other processes what is to be done; all of them meet here."""
@@ -343,9 +344,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def score(
-    subject: EvaluatedSet, protocol: EvaluateSpec, source: Source, where: RunDir, work: Work, preview: bytes | None
+    subject: EvaluatedSet, protocol: EvaluateSpec, source: Source, where: RunDir, work: Work, shown: RunDir | None
 ) -> None:
-    """Score a set by a settled protocol, or do a share of that; the report shows a picture of the set (PNG).
+    """Score a set by a settled protocol, or do a share of that; the report shows pictures of the run it came from.
 
     Whoever calls holds the directory's lock, unless this process only does a share.
     """
@@ -364,13 +365,11 @@ def score(
     work.callback(Stage("evaluate", f"{names}, {protocol.length} each, protocol {protocol.protocol_hash()[:8]}"))
     scores = evaluate(subject, protocol, source, where, work)
     assert scores is not None
-    write_report(where.report, scores, read_confusion(where.confusion), preview)
+    write_report(where.report, scores, read_confusion(where.confusion), pictures(shown) if shown else None)
 
 
-def preview_png(run: RunDir) -> bytes:
-    """Draw the condensed images of a complete run; its package shows the same picture."""
-    from hmdc_hub.report.plots import preview_of
-    from hmdc_hub.store.condensed import training_shape
+def pictures(run: RunDir) -> SetPictures:
+    """Draw the condensed images of a complete run; its package shows the same pictures."""
+    from hmdc_hub.report.plots import set_pictures
 
-    info = read_info(run.info)
-    return preview_of(run.parquet, training_shape(info, run.condensed), info.source.class_names)
+    return set_pictures(read_info(run.info), run.parquet, run.condensed, run.initialisation)

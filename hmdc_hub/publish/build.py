@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
 from hmdc_hub.errors import FormatError, NotFoundError, RunError, UsageError
 from hmdc_hub.metrics import scores_rows
-from hmdc_hub.publish.card import render
+from hmdc_hub.publish.card import read_facts, render
+from hmdc_hub.publish.croissant import CROISSANT, croissant
 from hmdc_hub.publish.verify import refuse_damaged
-from hmdc_hub.report.plots import preview_of, rendered, scores_figure
+from hmdc_hub.report.plots import rendered, scores_figure, set_pictures
 from hmdc_hub.schema import PARQUET, ArtifactInfo, Manifest, PackagedFile, PublishSpec, Recipe, Scores
 from hmdc_hub.store.files import (
     json_text,
@@ -85,7 +86,6 @@ def files_of(folder: Path) -> list[Path]:
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
     """Write every file of the package into an empty folder."""
-    from hmdc_hub.store.condensed import training_shape
     from hmdc_hub.store.parquet import rows_and_bytes
 
     config = recipe.publish.config
@@ -96,9 +96,10 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     shutil.copyfile(run.condensed, data / "condensed.safetensors")
     write_text_atomic(data / "recipe.yaml", stored_recipe_text(recipe))
     write_text_atomic(data / "info.json", json_text(info))
-    shape = training_shape(info, data / "condensed.safetensors")
     assets = folder / "assets" / config
-    write_bytes_atomic(assets / "preview.png", preview_of(parquet, shape, info.source.class_names))
+    drawn = set_pictures(info, parquet, data / "condensed.safetensors", run.initialisation)
+    write_bytes_atomic(assets / "preview.png", drawn.preview)
+    write_bytes_atomic(assets / "formation.png", drawn.formation)
     if scores is not None:
         write_bytes_atomic(data / "scores.json", run.public_scores())
         write_scores_parquet(folder / "scores" / f"{config}.parquet", scores, config)
@@ -116,6 +117,7 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
     )
     write_text_atomic(data / "manifest.json", json_text(manifest))
     write_text_atomic(folder / "README.md", render(folder))
+    write_text_atomic(folder / CROISSANT, croissant(read_facts(folder), config))
 
 
 def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:

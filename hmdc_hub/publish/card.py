@@ -23,9 +23,11 @@ import yaml
 from hmdc_hub.catalog import dump_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.report import soft_labels
-from hmdc_hub.report.document import escape_markdown
+from hmdc_hub.report.document import Section, escape_markdown, to_markdown
+from hmdc_hub.report.headline import headline
 from hmdc_hub.report.tables import table_markdown
 from hmdc_hub.schema import (
+    CONDENSED,
     FORMAT_VERSION,
     HUB_DATASET,
     LOCAL,
@@ -45,8 +47,21 @@ from hmdc_hub.text import one_line
 BEGIN = "<!-- Yours: what you write between this line and the next comment is kept by every push. -->"
 END = "<!-- End of yours. -->"
 
+HMDC_BIBTEX = """\
+@inproceedings{moon2024hmdc,
+  title     = {Towards Model-Agnostic Dataset Condensation by Heterogeneous Models},
+  author    = {Moon, Jun-Yeong and Kim, Jung Uk and Park, Gyeong-Moon},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  year      = {2024},
+  note      = {arXiv:2409.14538}
+}"""
+LONGEST = 300  # epochs of the card's loop at most: on few images without augmentation more change little
+
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
-_TAGS = ["dataset-condensation", "dataset-distillation", "hmdc", "hmdc-hub", "arxiv:2409.14538"]
+_TAGS = ["synthetic", "dataset-condensation", "dataset-distillation", "hmdc", "hmdc-hub", "arxiv:2409.14538"]
+IPC_TAG = re.compile(r"ipc-\d+")
+# Names of a set that a card of ours had: one that somebody gave it is another.
+_FORMER_NAME = re.compile(r".* condensed( with HMDC|, [\d, and]+ images? per class)?")
 _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|0o[0-7]+")  # to readers of YAML 1.2
 _JOINED = ("task_categories", "task_ids", "source_datasets", "tags")  # lists of ours that others may add to
 
@@ -110,11 +125,14 @@ def render(
     template = _environment().get_template("card.md.jinja")
     try:
         text = template.render(
-            title=source_names(configs, main.name),
+            title=card_title(configs, main.name),
             main=_view(main),
             configs=[_view(config) for config in configs],
             sources=_sources(configs),
-            repo_id=repo_id or f"your-name/{main.recipe.publish.name}",
+            repo_id=repo_id,
+            where=repo_id or ".",
+            folder=f'"{repo_id}"' if repo_id else "os.getcwd()",  # `datasets` asks a path for its last part
+            hmdc_bibtex=HMDC_BIBTEX,
             version=top["hmdc"]["hmdc_hub_version"],
             begin=BEGIN,
             yours=_hand_written(body, ours=isinstance(block.get("hmdc"), dict)),
@@ -180,6 +198,10 @@ def duration(seconds: float) -> str:
 
 def _view(config: ConfigFacts) -> dict[str, Any]:
     """Gather what the template says about one configuration."""
+    # Late: what draws is imported with it, and nothing else of the card needs that.
+    from hmdc_hub.report.scored import means_table
+
+    scores = config.scores
     info, recipe = config.info, dump_recipe(config.recipe).rstrip()
     versions = {"hmdc-hub": info.hmdc_hub_version, **info.versions}
     return vars(config) | {
@@ -191,18 +213,56 @@ def _view(config: ConfigFacts) -> dict[str, Any]:
         "std": [round(value, 4) for value in info.source.std],
         "stored_size": _bytes(config, "condensed.safetensors"),
         "parquet_size": _bytes(config, PARQUET),
-        "table": table_markdown(config.scores).rstrip() if config.scores else "",
-        "soft_labels": soft_labels.markdown(config.scores).rstrip() if config.scores else "",
+        "formation": config.file(f"assets/{config.name}/formation.png") is not None,  # of younger programs
+        "head": headline(scores) if scores else None,
+        "means": to_markdown("", [Section("", [means_table(scores)])]).rstrip() if scores else "",
+        "table": table_markdown(scores).rstrip() if scores else "",
+        "soft_labels": soft_labels.markdown(scores).rstrip() if scores else "",
+        "loop": _loop(config),
         "recipe_text": recipe,
         # A longer fence than any in the text, so that a description with one stays inside.
         "fence": "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", recipe)), default=0)),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "memory": f"{info.peak_memory_bytes / 2**30:.1f} GiB",
-        "blocks": 3 if info.source.size >= 8 else 2,
     }
 
 
-def _page(source: SourceInfo) -> str:
+def _loop(config: ConfigFacts) -> dict[str, Any]:
+    """Choose what the card's loop trains: a ConvNet of the protocol, if it has one, and what that came to."""
+    info, protocol, names = config.info, config.recipe.evaluate.settled(), ("depth", "width", "norm", "pooling")
+    usual: dict[str, Any] = {"depth": 3, "width": 128, "norm": "instance", "pooling": "avg"}
+    found = None
+    for model in protocol.models:
+        args = usual | {key: model.args[key] for key in names if key in model.args}
+        plain = (model.source, model.id, args["norm"], args["pooling"]) == ("builtin", "convnet", "instance", "avg")
+        if found is None and plain and model.input_size in (None, info.source.size):
+            found, usual = model, args
+    deepest = info.source.size.bit_length() - 1
+    depth, width = min(int(usual["depth"]), deepest), int(usual["width"])
+    expected = "not evaluated: no number to expect"
+    if config.scores is not None:
+        expected = "no network of the table below is like this one: no number to expect"
+        if found is not None:
+            mean = config.scores.table[CONDENSED][found.name]
+            expected = (
+                f"{found.name} came to {100 * mean.mean:.1f} below (n = {mean.n}), trained on augmented images for "
+            )
+            expected += protocol.length
+    keys = config.recipe.source.model_dump(exclude_defaults=True)
+    if info.source.kind == "local":
+        keys["id"] = f"path/to/{readable_source(info.source)}"
+    return {
+        "width": width,
+        "inputs": [info.source.channels, *[width] * (depth - 1)],
+        "lr": found.lr.evaluate if found is not None else 0.01,
+        "epochs": min(protocol.epochs, LONGEST),
+        "expected": expected,
+        # As Python writes it; no text of a stranger ends the string, the line or the block.
+        "source": ",\n    ".join(f"{key}={ascii(value)}" for key, value in keys.items()).replace("`", "\\x60"),
+    }
+
+
+def page_of(source: SourceInfo) -> str:
     """Give the address of a source that is on the Hub; empty if it is not, or cannot stand in an address."""
     has_one = source.kind == "hub" and re.fullmatch(HUB_DATASET, source.id, re.ASCII)
     return f"https://huggingface.co/datasets/{source.id}" if has_one else ""
@@ -210,10 +270,10 @@ def _page(source: SourceInfo) -> str:
 
 def _linked(source: SourceInfo) -> str:
     """Name a source with a link where it has a page."""
-    if page := _page(source):
+    if page := page_of(source):
         return f"[{escape_markdown(source.id)}]({page})"
     if source.kind == "local":
-        return f"data on its author's disk ({escape_markdown(source.id.removeprefix(LOCAL))})"
+        return f"data on its author's disk ({escape_markdown(readable_source(source))})"
     return escape_markdown(source.id)
 
 
@@ -274,9 +334,11 @@ def front_matter(configs: Sequence[ConfigFacts], default: str | None, previous: 
     if default is not None and default not in names:
         raise NotFoundError(f"The package has no configuration {default!r}; it has {', '.join(names)}.")
     entries, default = _data_files(configs, default, previous)
-    rows, name = sum(config.manifest.rows for config in configs), previous.get("pretty_name")
-    if not isinstance(name, str) or not name.strip():  # one that somebody gave it stays
-        name = f"{source_names(configs, default)} condensed with HMDC"
+    rows, name = sum(config.manifest.rows for config in configs), str(previous.get("pretty_name") or "")
+    chosen = next((config for config in configs if config.name == default), configs[0])
+    given = name.strip() and not _FORMER_NAME.fullmatch(name)
+    if chosen.recipe.publish.title or not given:  # one that somebody gave it on the Hub stays
+        name = card_title(configs, default)
     hub_ids = dict.fromkeys(config.info.source.id for config in configs if config.info.source.kind == "hub")
     versions = [config.info.hmdc_hub_version for config in configs]
     block = {
@@ -286,7 +348,7 @@ def front_matter(configs: Sequence[ConfigFacts], default: str | None, previous: 
         "task_ids": ["multi-class-image-classification"],
         "size_categories": [next((name for bound, name in _SIZES if rows < bound), "n>10M")],
         "source_datasets": [Quoted(one_line(id)) for id in hub_ids],
-        "tags": _TAGS,
+        "tags": [*_TAGS, *(f"ipc-{ipc}" for ipc in sorted({config.info.ipc for config in configs}))],
         "configs": entries,
         "dataset_info": [*map(_dataset_info, configs), *_foreign(previous, "dataset_info", configs)],
         "hmdc": {
@@ -298,7 +360,8 @@ def front_matter(configs: Sequence[ConfigFacts], default: str | None, previous: 
     for key in _JOINED:
         extra = previous.get(key)
         extra = extra if isinstance(extra, list) else [extra]
-        block[key] = [*block[key], *(one for one in extra if isinstance(one, str) and one not in block[key])]
+        others = (one for one in extra if isinstance(one, str) and not (key == "tags" and IPC_TAG.fullmatch(one)))
+        block[key] = [*block[key], *(one for one in others if one not in block[key])]
         if not block[key]:
             del block[key]
     ours = {*block, "license_name", "license_link"}
@@ -344,10 +407,22 @@ def known_source(source_id: str) -> dict[str, str]:
     return next((source for source in _known()["source"] if source_id in source["ids"]), {})
 
 
-def source_names(configs: Sequence[ConfigFacts], default: str) -> str:
-    """Name the sources, as their authors do or by their ids, for a title: the default configuration's first."""
-    ids = [config.info.source.id for config in sorted(configs, key=lambda config: config.name != default)]
-    return " and ".join(dict.fromkeys(known_source(one).get("name") or one_line(one) for one in ids))
+def readable_source(source: SourceInfo) -> str:
+    """Name a source as its authors do, or by what people read in its id."""
+    if source.id.startswith(LOCAL):
+        return one_line(source.id.removeprefix(LOCAL).rpartition("@")[0]) or "local data"
+    return known_source(source.id).get("name") or one_line(source.id).rpartition(":")[2]
+
+
+def card_title(configs: Sequence[ConfigFacts], default: str) -> str:
+    """Say what a set is called: as the default configuration's recipe says, else by source and images per class."""
+    first = sorted(configs, key=lambda config: config.name != default)
+    if first[0].recipe.publish.title:
+        return one_line(first[0].recipe.publish.title)
+    names = dict.fromkeys(readable_source(config.info.source) for config in first)
+    numbers = sorted({config.info.ipc for config in configs})
+    listed = " and ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))
+    return f"{' and '.join(names)} condensed, {listed} image{'s' if numbers[-1] > 1 else ''} per class"
 
 
 def license_of(config: ConfigFacts) -> str:
@@ -373,7 +448,7 @@ def _license(configs: Sequence[ConfigFacts], previous: Mapping[str, Any]) -> dic
     if strange:
         slug = re.sub(r"[^a-z0-9.+-]+", "-", " ".join(strange).lower()).strip("-")
         block["license_name"] = Quoted(slug or "see-source")
-        if page := _page(next(config.info.source for config in configs if license_of(config) in strange)):
+        if page := page_of(next(config.info.source for config in configs if license_of(config) in strange)):
             block["license_link"] = Quoted(page)
     elif "other" in ids:
         block |= {key: previous[key] for key in ("license_name", "license_link") if key in previous}

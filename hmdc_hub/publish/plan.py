@@ -18,6 +18,7 @@ from typing import Any
 from hmdc_hub.catalog import read_published_recipe
 from hmdc_hub.errors import FormatError, NewerFormatError, NotFoundError, UsageError
 from hmdc_hub.publish.card import ConfigFacts, read_config, read_facts, render
+from hmdc_hub.publish.croissant import CROISSANT, croissant
 from hmdc_hub.publish.hub import Hub, Remote
 from hmdc_hub.schema import PARQUET, PackagedFile, SourceInfo
 from hmdc_hub.store.configs import configs_of, read_card, read_card_text, split_card
@@ -53,7 +54,7 @@ class PushPlan:
     facts: ConfigFacts  # what that will be
     there: str | None  # SHA-256 of its manifest.json on the Hub; None: not there
     manifest: bytes  # manifest.json as it will be
-    card: bytes
+    top: Mapping[str, bytes]  # files that are about all configurations: the card, croissant.json
     uploads: Mapping[str, bytes | Path]  # content by path in the repository, of files that are new or differ
     deletes: tuple[str, ...]  # paths of this configuration that go
     configs: tuple[str, ...]  # all of ours there will be
@@ -73,8 +74,8 @@ class PushPlan:
 
     @property
     def files(self) -> dict[str, str]:
-        """SHA-256 (hex) by path of everything that this configuration will be, with its manifest and the card."""
-        own = {f"{self.config}/manifest.json": self.manifest, "README.md": self.card}
+        """SHA-256 (hex) by path of everything that this configuration will be, with its manifest, and of `top`."""
+        own = {f"{self.config}/manifest.json": self.manifest, **self.top}
         listed = {file.path: file.sha256 for file in self.facts.manifest.files}
         return listed | {path: hashlib.sha256(data).hexdigest() for path, data in own.items()}
 
@@ -93,7 +94,7 @@ class PushPlan:
     @property
     def title(self) -> str:
         """First line of the commit message."""
-        if set(self.uploads) == {"README.md"} and not self.deletes:
+        if set(self.uploads) <= set(self.top) and not self.deletes:
             return "Update the card"
         return f"{'Add' if self.there is None else 'Update'} {self.config}"
 
@@ -233,7 +234,10 @@ def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, options: PushO
     before = union / "README.md"
     previous = read_card_text(before) if before.is_file() else None
     card = render(union, repo_id=repo_id, default=local.name if options.default else None, previous=previous)
-    contents["README.md"] = card.encode()
+    contents["README.md"], every = card.encode(), read_facts(union)
+    # One in a repository that was not ours is its author's.
+    if remote is None or CROISSANT not in remote.files or isinstance(split_card(previous or "")[0].get("hmdc"), dict):
+        contents[CROISSANT] = croissant(every, read_card(card)[1] or "", repo_id).encode()
     facts = read_config(own)
     gone = [file.path for file in there.manifest.files if not facts.file(file.path)] if there is not None else []
     plan = PushPlan(
@@ -245,10 +249,10 @@ def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, options: PushO
         facts=facts,
         there=published,
         manifest=(own / "manifest.json").read_bytes(),
-        card=card.encode(),
+        top={name: bytes(data) for name in ("README.md", CROISSANT) if isinstance(data := contents.get(name), bytes)},
         uploads={path: data for path, data in contents.items() if remote is None or not remote.holds(path, data)},
         deletes=tuple(path for path in gone if remote is not None and path in remote.files),
-        configs=tuple(one.name for one in read_facts(union)),
+        configs=tuple(one.name for one in every),
         default=read_card(card)[1] or "",
         notes=tuple(note for note in (closed_note, *notes, why) if note),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from hmdc_hub import metrics
 from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
 from hmdc_hub.publish.card import front_matter, read_config, text_checksum
+from hmdc_hub.publish.croissant import CROISSANT
 from hmdc_hub.schema import (
     FORMAT_VERSION,
     FORMER_BASELINES,
@@ -37,7 +39,8 @@ from hmdc_hub.store.files import read_confusion, read_info, read_record, read_sc
 from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.text import cut
 
-PICTURES = ("preview.png", "scores.png")
+PICTURES = ("preview.png", "formation.png", "scores.png")
+_YOUNG_TAGS = re.compile(r"synthetic|ipc-\d+")
 ROW = 4096  # most bytes of a training in scores/*.parquet: three names and some numbers
 
 
@@ -99,7 +102,10 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
     findings = list[Finding]()
     for name in names:
         findings += _looked(name, _OF_PACKAGES, _Set(folder, name), folder)
-    findings += _looked("", {"card": partial(_card, names=names)}, folder, folder)
+    whole = {"card": partial(_card, names=names)}
+    if (folder / CROISSANT).is_file():  # packages of older programs have none
+        whole["croissant"] = partial(_croissant, names=names)
+    findings += _looked("", whole, folder, folder)
     # What messages advise is for the author, who has the run.
     return [replace(one, step="") for one in findings]
 
@@ -533,8 +539,25 @@ def _card(folder: Path, names: list[str]) -> str:
         # Of some configurations alone nobody can tell what the rest of the card is to say. The first two were compared
         # above, the third is whatever somebody calls the set.
         for key in sorted(set(wanted) - {"configs", "dataset_info", "pretty_name"}):
-            _equal({f"{key} in the card": (_in_any_order(block.get(key)), _in_any_order(wanted[key]))})
+            pair: list[Any] = [_in_any_order(one.get(key)) for one in (block, wanted)]
+            if key == "tags":  # that a card of an older program does not have
+                pair = [[tag for tag in tags or () if not _YOUNG_TAGS.fullmatch(tag)] for tags in pair]
+            _equal({f"{key} in the card": (pair[0], pair[1])})
     return f"{len(entries)} configurations, default {defaults[0]}"
+
+
+def _croissant(folder: Path, names: list[str]) -> str:
+    """croissant.json names the images of these configurations with their hashes."""
+    try:
+        plain = json.loads(read_card_text(folder / CROISSANT))
+        listed = {file["@id"]: file["sha256"] for file in plain["distribution"]}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise FormatError(f"{CROISSANT} cannot be read") from error
+    for name in names:
+        path = f"{name}/{PARQUET}"
+        due = next((file.sha256 for file in read_config(folder / name).manifest.files if file.path == path), None)
+        _equal({f"the SHA-256 of {path} in {CROISSANT}": (listed.get(path), due)})
+    return f"{len(listed)} files, by the hashes of the manifests"
 
 
 def _by_name(block: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -7,17 +7,19 @@ import statistics
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from hmdc_hub.contact_sheet import contact_sheet
+from hmdc_hub.errors import HmdcError
 from hmdc_hub.metrics import MEAN
 from hmdc_hub.report.tables import OVER_MODELS, columns, mark, scored_on, set_label, training_sets
-from hmdc_hub.schema import CONDENSED, Estimate, Scores
+from hmdc_hub.schema import CONDENSED, ArtifactInfo, Estimate, Scores
 from hmdc_hub.text import cut, one_line
 
 if TYPE_CHECKING:
@@ -44,7 +46,11 @@ SET_STYLES: dict[str, Style] = {
     "exact": ("#e69f00", "X"),
     "full": ("#000000", "*"),
 }
+# Of more series than the eye keeps apart, the rest: their marks in light grey behind the few that have a colour.
+MANY, PALE = 7, "#c3c9cf"
+FEW = {CONDENSED, "random", "random-encoded", "initialisation", "full"}
 STYLES = [SET_STYLES[name] for name in (CONDENSED, "initialisation", "k-means", "herding", "exact", "random-encoded")]
+FURTHER = "s*<>ph8d"  # marks of series beyond those
 LABEL, ROW_NAME = 18, 26  # characters of a class name before an ellipsis, and of a row's name before a line breaks
 # Classes up to which a confusion matrix has a number in every cell; class names along an axis of it.
 MAX_NUMBERS, MAX_TICKS = 12, 25
@@ -56,6 +62,8 @@ MAX_ROWS = 20
 GAP, MARGIN, LABEL_GAP = 4, 16, 12
 FONT_SIZE, LABEL_WIDTH = 15, 150
 INK, FAINT = (40, 40, 40), (120, 120, 120)
+FORMED, FORMED_TILES = 4, 4  # classes, and tiles of each, in the picture of how training images come about
+ARROW = 34  # pixels between its columns
 
 
 def pictures(comparison: Comparison, kind: Kind = "png") -> dict[str, bytes]:
@@ -144,6 +152,24 @@ def _bars(axes: Axes, at: Sequence[float], found: Sequence[Estimate], upright: b
     axes.errorbar(**where, markersize=7, elinewidth=1.6, capsize=2.5, linestyle="-" if upright else "", **look)
 
 
+def _thinned(styles: Sequence[Style], few: Sequence[bool]) -> list[Style]:
+    """Make styles pale, but for those of a few, where there are too many to tell apart; their marks stay."""
+    every = len(styles) < MANY
+    return [(colour if every or one else PALE, mark) for (colour, mark), one in zip(styles, few, strict=True)]
+
+
+def _styles(count: int) -> list[Style]:
+    """Give so many series, which have no styles of their own, one each: when colours repeat, marks do not."""
+    further = [(colour, FURTHER[n % len(FURTHER)]) for n, (colour, _) in enumerate(STYLES * (count // len(STYLES)))]
+    return [*STYLES, *further][:count]
+
+
+def _best(values: Sequence[float]) -> list[bool]:
+    """Say of each value whether it is one of the highest, as many as have a colour of their own."""
+    least = sorted(values, reverse=True)[: len(FEW)][-1]
+    return [value >= least for value in values]
+
+
 def _rows_of_bars(
     axes: Axes, rows: Sequence[str], series: Sequence[tuple[str, Sequence[Estimate | None], Style]]
 ) -> None:
@@ -175,11 +201,12 @@ def scores_figure(scores: Scores) -> Figure:
     """Show mean last-epoch accuracy per model and training set, with 95 % intervals."""
     models, sets = columns(scores), training_sets(scores)
     made, axes = _axes(1.3 + 0.62 * len(models))
+    styles = [SET_STYLES.get(name) or STYLES[place % len(STYLES)] for place, name in enumerate(sets)]
+    styles = _thinned(styles, [name in FEW for name in sets])
     series = [
-        (set_label(name), [scores.table[name].get(model) for model in models],
-         SET_STYLES.get(name) or STYLES[place % len(STYLES)])
-        for place, name in enumerate(sets)
-    ]  # fmt: skip
+        (set_label(name), [scores.table[name].get(model) for model in models], style)
+        for name, style in zip(sets, styles, strict=True)
+    ]
     _rows_of_bars(axes, [*models.values()], series)
     top = max(e.high or e.mean for row in scores.table.values() for e in row.values())
     axes.set_xlim(0, min(101, 106 * max(top, 0.05)))
@@ -275,9 +302,10 @@ def _transfer(comparison: Comparison) -> Figure:
 def _differences(comparison: Comparison) -> Figure:
     contrasts, names = comparison.against_first, comparison.columns
     made, axes = _axes(1.3 + 0.3 * len(contrasts) + len(names) * max(0.42, 0.2 + 0.17 * len(contrasts)))
+    styles = _thinned(_styles(len(contrasts)), _best([one.differences[comparison.main].mean for one in contrasts]))
     series = [
-        (drawable(one.name), [one.differences[name] for name in names], STYLES[place % len(STYLES)])
-        for place, one in enumerate(contrasts)
+        (drawable(one.name), [one.differences[name] for name in names], style)
+        for one, style in zip(contrasts, styles, strict=True)
     ]
     _rows_of_bars(axes, [OVER_MODELS if name == MEAN else drawable(name) for name in names], series)
     axes.axvline(0, color=DARK, linewidth=1.2, zorder=1)
@@ -292,7 +320,11 @@ def _differences(comparison: Comparison) -> Figure:
 
 
 def _budget(comparison: Comparison) -> Figure:
-    curves = [(name, points, STYLES[n % len(STYLES)]) for n, (name, points) in enumerate(comparison.curves)]
+    styles = _styles(len(comparison.curves))
+    if styles:
+        highest = [max(found.mean for found in points.values()) for _, points in comparison.curves]
+        styles = _thinned(styles, _best(highest))
+    curves = [(name, points, style) for (name, points), style in zip(comparison.curves, styles, strict=True)]
     for name, points in comparison.random.items():
         curves.append((f"{set_label(name)} (real images)", points, (GREY, SET_STYLES[name][1])))
     names = [_folded(name, 2 * ROW_NAME) for name, *_ in curves]
@@ -330,12 +362,7 @@ def preview(images: Tensor, class_names: Sequence[str]) -> bytes:
     across = min(images.shape[1], max(4, SHEET_WIDTH // pitch))
     shown = contact_sheet(images[:rows, :across].flatten(0, 1), across, scale, GAP)
     typeface = ImageFont.truetype(font()[0], FONT_SIZE)
-    labels = []
-    for number, name in enumerate(class_names[:rows]):
-        text = whole = class_label(name, number)
-        while text and typeface.getlength(text + "…" * (text != whole)) > LABEL_WIDTH:
-            text = text[:-1]
-        labels.append(text if text == whole else text.rstrip() + "…")
+    labels = [_fitting(class_label(name, number), typeface) for number, name in enumerate(class_names[:rows])]
     left = MARGIN + max(round(typeface.getlength(label)) for label in labels) + LABEL_GAP
     height = MARGIN + shown.height + (FONT_SIZE + 10 if rows < len(class_names) else 0) + MARGIN
     sheet = Image.new("RGB", (left + shown.width + MARGIN, height), "white")
@@ -347,8 +374,20 @@ def preview(images: Tensor, class_names: Sequence[str]) -> bytes:
     if rows < len(class_names):
         note = f"the first {rows} of {len(class_names)} classes"
         draw.text((left, height - MARGIN), note, fill=FAINT, font=typeface, anchor="ls")
+    return _png(sheet)
+
+
+def _fitting(label: str, typeface: ImageFont.FreeTypeFont) -> str:
+    """Cut a name that is wider than its place."""
+    text = label
+    while text and typeface.getlength(text + "…" * (text != label)) > LABEL_WIDTH:
+        text = text[:-1]
+    return text if text == label else text.rstrip() + "…"
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -362,3 +401,74 @@ def preview_of(parquet: Path, shape: tuple[int, int, int, int], class_names: Seq
     of_each = shape[0] // len(class_names)
     shown, _ = read_parquet(parquet, of_each * min(MAX_ROWS, len(class_names)), shape=shape)
     return preview(shown.reshape(-1, of_each, *shown.shape[1:]), class_names)
+
+
+def formation(condensed: Tensor, initialisation: Tensor | None, factor: int, class_names: Sequence[str]) -> bytes:
+    """Draw how training images come about, a row for each of a few classes.
+
+    From left to right: a synthetic image before the first image step, the same one condensed, and training images that
+    are cut out of it.
+
+    Args:
+        condensed: float32 n x ch x H x W in [0, 1] on the CPU: one stored image of each of the first n classes.
+        initialisation: The same before the first image step; None: not known, and left out.
+        factor: f, tiles per row and per column of a stored image.
+        class_names: One name per class, n or more.
+
+    Returns:
+        PNG bytes, the same for the same arguments (with the same Pillow and matplotlib).
+    """
+    from hmdc_hub.multi_formation import decode
+    from hmdc_hub.store.parquet import to_uint8
+
+    tiles, every = decode(condensed[:, None], factor)[:, :FORMED_TILES], factor**2
+    columns = [("condensed", condensed[:, None])]
+    if initialisation is not None:
+        columns.insert(0, ("initialisation", initialisation[:, None]))
+    if every > 1:
+        what = f"its {every}" if every <= FORMED_TILES else f"{FORMED_TILES} of its {every}"
+        columns.append((f"{what} training images", tiles))
+    scale, typeface = max(1, round(TILE / condensed.shape[-1])), ImageFont.truetype(font()[0], FONT_SIZE)
+    pitch, names = condensed.shape[-1] * scale + GAP, class_names[: len(condensed)]
+    labels = [_fitting(class_label(name, number), typeface) for number, name in enumerate(names)]
+    left, top = MARGIN + max(round(typeface.getlength(label)) for label in labels), MARGIN + FONT_SIZE + GAP
+    middles = [top + row * pitch + (pitch - GAP) // 2 for row in range(len(labels))]
+    sheets = [contact_sheet(to_uint8(of.flatten(0, 1)), of.shape[1], scale, GAP) for _, of in columns]
+    places, x = list[int](), left + LABEL_GAP
+    for (title, _), sheet in zip(columns, sheets, strict=True):
+        places.append(x)
+        x += max(sheet.width, round(typeface.getlength(title))) + ARROW
+    drawn = Image.new("RGB", (x - ARROW + MARGIN, top + sheets[0].height + MARGIN), "white")
+    draw = ImageDraw.Draw(drawn)
+    for label, middle in zip(labels, middles, strict=True):
+        draw.text((left, middle), label, fill=INK, font=typeface, anchor="rm")
+        for place in places[1:]:
+            draw.text((place - ARROW // 2, middle), "→", fill=FAINT, font=typeface, anchor="mm")
+    for place, sheet, (title, _) in zip(places, sheets, columns, strict=True):
+        drawn.paste(sheet, (place, top))
+        draw.text((place, MARGIN), title, fill=INK, font=typeface, anchor="lt")
+    return _png(drawn)
+
+
+class SetPictures(NamedTuple):
+    """A condensed set, as PNG."""
+
+    preview: bytes  # training images, a row per class
+    formation: bytes  # how they come about
+
+
+def set_pictures(info: ArtifactInfo, parquet: Path, condensed: Path, initialisation: Path) -> SetPictures:
+    """Draw both of a set's files; an initialisation that is not there, or cannot be read, is left out."""
+    import torch
+
+    from hmdc_hub.store.condensed import read_classes, training_shape
+
+    def first(path: Path) -> Tensor:
+        return torch.stack([images[0] for images in islice(read_classes(path), FORMED)])
+
+    names, shape = info.source.class_names, training_shape(info, condensed)
+    try:
+        before = first(initialisation) if initialisation.is_file() else None
+    except HmdcError:  # evaluating would make it again; a picture does not
+        before = None
+    return SetPictures(preview_of(parquet, shape, names), formation(first(condensed), before, info.factor, names))

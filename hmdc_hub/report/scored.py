@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hmdc_hub.report import plots, soft_labels, tables
 from hmdc_hub.report.document import Section, Table, render_page
 from hmdc_hub.report.headline import headline
 from hmdc_hub.report.plots import rendered
-from hmdc_hub.report.tables import NONE, mark
+from hmdc_hub.report.tables import MEAN, NONE, mark
 from hmdc_hub.schema import CONDENSED, TRAINING_SETS, EvaluateSpec, Scores, Strict
 from hmdc_hub.store.files import write_bytes_atomic, write_text_atomic
 from hmdc_hub.text import amount, count, one_line
@@ -26,11 +27,8 @@ Confusion = Mapping[tuple[str, str], NDArray[np.integer[Any]]]
 MAX_CONFUSIONS = 10
 
 
-def write_report(folder: Path, scores: Scores, confusion: Confusion, preview: bytes | None) -> None:
-    """Write report.html, scores.{png,svg,csv,md}, cells.csv, and confusion.png where the condensed set has one.
-
-    `preview` is a picture of the condensed set, PNG.
-    """
+def write_report(folder: Path, scores: Scores, confusion: Confusion, looks: plots.SetPictures | None) -> None:
+    """Write report.html, scores.{png,svg,csv,md}, cells.csv, and confusion.png where the condensed set has one."""
     write_text_atomic(folder / "scores.md", tables.table_markdown(scores) + soft_labels.markdown(scores))
     write_text_atomic(folder / "scores.csv", tables.to_csv(tables.means_rows(scores)))
     write_text_atomic(folder / "cells.csv", tables.to_csv(scores_rows(scores)))
@@ -39,10 +37,10 @@ def write_report(folder: Path, scores: Scores, confusion: Confusion, preview: by
     if own := _own(scores, confusion):
         total = np.sum(list(own.values()), axis=0)
         write_bytes_atomic(folder / "confusion.png", rendered(plots.confusion_figure, total, scores.class_names))
-    write_text_atomic(folder / "report.html", report_html(scores, confusion, preview))
+    write_text_atomic(folder / "report.html", report_html(scores, confusion, looks))
 
 
-def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = None) -> str:
+def report_html(scores: Scores, confusion: Confusion, looks: plots.SetPictures | None = None) -> str:
     """Write an evaluation's report as one page, the same for the same arguments (with the same matplotlib).
 
     Of models without a confusion, such as of scores of an older program, the page shows none.
@@ -51,8 +49,9 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
     def drawn(matrix: plots.Matrix) -> bytes:
         return rendered(plots.confusion_figure, matrix, scores.class_names, kind="svg")
 
+    columns, means = tables.columns(scores), means_table(scores)
     models, own, sets = scores.protocol.models, _own(scores, confusion), tables.training_sets(scores)
-    total, said = np.sum(list(own.values()), axis=0), headline(scores)
+    total, head = np.sum(list(own.values()), axis=0), headline(scores)
     seeds, trained = count(scores.protocol.seeds, "evaluation seed"), count(len(models), "model")
     return render_page(
         "scored.html.jinja",
@@ -63,8 +62,11 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
         amount=amount,
         sets=sets,
         classes=[one_line(name) or f"class {label}" for label, name in enumerate(scores.class_names)],
-        preview=preview,
-        answer=" ".join([said.sentence, said.verdict, f"Models: {said.seen_line}."]),
+        looks=looks,
+        head=head,
+        means=means,
+        accuracy=_mean_second(replace(tables.accuracy_table(scores), strong=means.strong), scores),
+        by_columns={name: columns[name] for name in sorted(columns, key=lambda name: name != MEAN)},
         draws=max(scores.protocol.draws(name) for name in scores.table),
         accuracy_picture=rendered(plots.scores_figure, scores, kind="svg"),
         best=_best(scores, sets),
@@ -81,6 +83,37 @@ def report_html(scores: Scores, confusion: Confusion, preview: bytes | None = No
         target="TARGET --recipe RECIPE" if scores.condense_hash is None else shlex.quote(one_line(scores.name)),
         local=[model.name for model in models if model.local_names()],
     )
+
+
+def means_table(scores: Scores) -> Table:
+    """Make the small table that pages begin with: a mean for each training set, and what condensing gains on it."""
+    head = headline(scores)
+    rows = []
+    for name in tables.training_sets(scores):
+        gain = scores.gain.get(name, {}).get(head.column)
+        shown = tables.short(gain) if gain is not None else ""
+        rows.append([tables.set_label(name), tables.percent(scores.table[name].get(head.column)), shown])
+    rows.append(["chance", f"{100 * head.chance:.1f}", ""])
+    over = tables.OVER_MODELS if head.column == MEAN else head.column
+    interval = "with the 95 % interval" if head.condensed.low is not None else "too few seeds for an interval"
+    protocol = head.protocol[0].upper() + head.protocol[1:]
+    return Table(
+        ["training set", f"accuracy, {over}", "condensed is ahead by"],
+        rows,
+        strong=tables.set_label(CONDENSED) if head.beats_all else None,
+        note=f"{tables.scored_on(scores).capitalize()} accuracy in percent at the last epoch, mean ± standard "
+        f"deviation, n = {head.condensed.n}; differences in points, {interval}. {protocol}.",
+    )
+
+
+def _mean_second(table: Table, scores: Scores) -> Table:
+    """Move the mean, if there is one, behind the name of the row: on a narrow screen it is seen without scrolling."""
+    mean = tables.columns(scores).get(MEAN)
+    if mean is None or mean not in table.header:
+        return table
+    place = list(table.header).index(mean)
+    header, *rows = ([row[0], row[place], *row[1:place], *row[place + 1 :]] for row in (table.header, *table.rows))
+    return replace(table, header=header, rows=rows)
 
 
 def _best(scores: Scores, sets: Sequence[str]) -> dict[str, list[str]]:

@@ -431,6 +431,11 @@ class PublishSpec(Strict):
     license: str | None = Field(
         None, description="Licence of the source as a Hub id; null: unknown, and said so.", examples=["cc-by-4.0"]
     )
+    title: Annotated[str, Field(min_length=1, max_length=120)] | None = Field(
+        None,
+        description="Title of the card; null: the source's name and the images per class.",
+        examples=["Pets in ten images per class"],
+    )
 
     @model_validator(mode="after")
     def _not_reserved(self) -> PublishSpec:

@@ -131,7 +131,7 @@ def refuse_links(package: Path, configs: Iterable[str]) -> None:
 
 def _parts(package: Path, configs: Iterable[str]) -> Iterator[Path]:
     """List what is read of a package, folders before what is in them; folders that are links are not entered."""
-    yield from (package / name for name in ("README.md", "assets", "scores"))
+    yield from (package / name for name in ("README.md", "croissant.json", "assets", "scores"))
     for config in configs:
         yield package / "scores" / f"{config}.parquet"
         for top in (package / config, package / "assets" / config):

@@ -15,11 +15,15 @@ from huggingface_hub import DatasetCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from pydantic import TypeAdapter
 
+from hmdc_hub import metrics
 from hmdc_hub.errors import FormatError, NotFoundError
 from hmdc_hub.publish.build import package
 from hmdc_hub.publish.card import BEGIN, END, ConfigFacts, front_matter, read_facts, render
-from hmdc_hub.schema import FORMAT_VERSION, Recipe, sealed
+from hmdc_hub.report.document import escape_markdown
+from hmdc_hub.report.headline import headline
+from hmdc_hub.schema import FORMAT_VERSION, Cell, Recipe, sealed
 from hmdc_hub.store.configs import split_card
 from tests.builders import CONVNET, edit_json, make_recipe, make_run, make_source_info
 
@@ -58,10 +62,11 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_fields_that_the_hub_reads(one: Path) -> None:
     top = block(render(one, repo_id="ann/tiny-hmdc"))
-    assert top["license"] == "cc-by-4.0" and top["pretty_name"] == "someone/tiny condensed with HMDC"
+    assert top["license"] == "cc-by-4.0" and top["pretty_name"] == "someone/tiny condensed, 2 images per class"
     assert top["size_categories"] == ["n<1K"] and top["source_datasets"] == ["someone/tiny"]
     assert top["task_categories"] == ["image-classification"]
     assert top["task_ids"] == ["multi-class-image-classification"]
+    assert {"synthetic", "dataset-condensation", "dataset-distillation", "ipc-2"} < set(top["tags"])
     assert "arxiv:2409.14538" in top["tags"]
     assert [entry["config_name"] for entry in top["configs"]] == ["ipc2", "scores"]
     assert [entry.get("default") for entry in top["configs"]] == [True, None]
@@ -159,7 +164,7 @@ def test_the_default_is_the_one_asked_for(several: Path) -> None:
         return [entry["config_name"] for entry in block(card)["configs"] if entry.get("default")]
 
     assert default(render(several)) == ["grey"]
-    chosen = render(several, default="ipc5")
+    chosen = render(several, default="ipc5", repo_id="your-name/tiny-hmdc")
     assert default(chosen) == ["ipc5"] and 'load_dataset("your-name/tiny-hmdc", "ipc5"' in chosen
     assert default(render(several, previous=chosen)) == ["ipc5"]
     assert default(render(several, previous=chosen, default="ipc2")) == ["ipc2"]
@@ -170,11 +175,53 @@ def test_the_default_is_the_one_asked_for(several: Path) -> None:
 # Text
 
 
-def test_the_first_lines_say_what_it_is(one: Path) -> None:
-    body = split_card(render(one))[1].strip().splitlines()
-    assert body[0].startswith("# ") and "HMDC" in body[0]
-    assert "2 synthetic = 8 training images per class" in body[2]
-    assert any(line.startswith("![") and "assets/ipc2/preview.png" in line for line in body[:8])
+def test_the_first_screen_is_the_result_a_picture_and_the_means(one: Path) -> None:
+    body = split_card(render(one))[1]
+    lines = body.strip().splitlines()
+    scores = read_facts(one)[0].scores
+    assert scores is not None and lines[0] == "# someone/tiny condensed, 2 images per class"
+    head, order = headline(scores), ["assets/ipc2/formation.png", "| **condensed** |", "| chance | 33.3 |"]
+    assert head.beats_all and lines[2].startswith(f"**{escape_markdown(head.sentence)}** ")
+    assert escape_markdown(head.verdict) in lines[2] and escape_markdown(head.seen_line[1:]) in body
+    places = [body.index(words) for words in order]
+    assert places == sorted(places) and "2 synthetic = 8 training images per class" in body
+    assert "@software{hmdc_hub" in body and "author  = {{The hmdc-hub authors}}" in body
+    assert "pip install hmdc-hub" not in body and "moon2024hmdc" in body
+
+
+@pytest.mark.slow
+def test_a_set_that_beats_nothing_is_not_bold_and_one_that_was_not_scored_says_so(tmp_path: Path) -> None:
+    folder = packed(tmp_path, make_recipe())
+
+    def lose(scores: Any) -> None:
+        for cell in scores["cells"]:
+            cell["accuracy"] = 0.5
+        models = [model["name"] for model in scores["protocol"]["models"]]
+        cells = [Cell.model_validate(cell) for cell in scores["cells"]]
+        found = metrics.summarise(cells, list(scores["table"]), models, scores["condensed_by"])
+        scores |= json.loads(TypeAdapter(dict[str, Any]).dump_json(found))
+
+    edit_json(folder / "ipc2" / "scores.json", lose)
+    first = split_card(render(folder))[1].partition("## Train on it")[0]
+    assert "The condensed set is not shown to beat random real images" in first and "**" not in first
+    unscored = split_card(render(packed(tmp_path / "bare", make_recipe(), scored=False)))[1]
+    assert "**This set was not evaluated**" in unscored and "not evaluated: no number to expect" in unscored
+
+
+def test_the_title_is_the_recipes_or_what_people_call_the_source(several: Path, tmp_path: Path) -> None:
+    assert "# CIFAR-10 and someone/tiny condensed, 1, 2 and 5 images per class\n" in render(several, default="grey")
+    publish = {"name": "tiny-hmdc", "config": "ipc2", "title": "Tiny *things*"}
+    card = render(packed(tmp_path / "own", make_recipe(publish=publish)), previous="---\npretty_name: Theirs\n---\n")
+    assert block(card)["pretty_name"] == "Tiny *things*" and "\n# Tiny \\*things\\*\n" in card
+    local = render(packed(tmp_path / "local", make_recipe(source_id="/data/cats"), kind="local"))
+    made = local.index("## How it was made")
+    assert block(local)["pretty_name"] == "cats condensed, 2 images per class"
+    assert "ab12ab12" not in split_card(local[:made])[1] and "ab12ab12" in local[made:]
+    again = render(several, previous="---\npretty_name: someone/tiny condensed with HMDC\n---\n")  # by an older program
+    assert block(again)["pretty_name"].startswith("CIFAR-10 and")
+    assert block(render(several, previous=again))["tags"].count("ipc-2") == 1
+    gone = render(packed(tmp_path / "less", make_recipe()), previous=again)
+    assert [tag for tag in block(gone)["tags"] if tag.startswith("ipc-")] == ["ipc-2"]
 
 
 def test_nothing_true_of_one_configuration_is_said_of_all(several: Path) -> None:
@@ -191,7 +238,23 @@ def test_nothing_true_of_one_configuration_is_said_of_all(several: Path) -> None
 def test_the_loop_is_short_and_python(several: Path) -> None:
     loop = next(code for code in re.findall(r"```python\n(.*?)```", render(several), re.DOTALL) if "optimizer" in code)
     ast.parse(loop)
-    assert len([line for line in loop.splitlines() if line.strip()]) == 15 and max(map(len, loop.splitlines())) <= 120
+    training, _, test = loop.partition("# The real test images")
+    assert (
+        len([line for line in training.splitlines() if line.strip()]) == 16 and max(map(len, loop.splitlines())) <= 120
+    )
+    assert "test accuracy" in test and "# convnet_tiny came to" in test.splitlines()[-1]
+
+
+def test_what_strangers_wrote_stays_a_string_of_the_loop(tmp_path: Path) -> None:
+    source = {"id": "someone/tiny", "size": 8, "image_column": "a```\n'\"); import os #"}
+    card = render(packed(tmp_path, make_recipe(source=source)))
+    loop = next(code for code in re.findall(r"```python\n(.*?)\n```\n", card, re.DOTALL) if "optimizer" in code)
+    calls = [
+        node
+        for node in ast.walk(ast.parse(loop))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "SourceSpec"
+    ]
+    assert {key.arg: ast.literal_eval(key.value) for key in calls[0].keywords}["image_column"] == source["image_column"]
 
 
 @pytest.mark.slow
@@ -211,7 +274,7 @@ def test_what_nobody_else_has_is_named(tmp_path: Path) -> None:
 
 def test_every_picture_is_in_the_package(several: Path) -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", render(several))
-    assert len(pictures) == 4 and all((several / picture).is_file() for picture in pictures)
+    assert len(pictures) == 5 and all((several / picture).is_file() for picture in pictures)
 
 
 def test_the_card_does_not_know_the_installed_version(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from hmdc_hub.errors import NewerFormatError
 from hmdc_hub.publish.build import package
-from hmdc_hub.publish.card import BEGIN, render
+from hmdc_hub.publish.card import BEGIN, read_facts, render
+from hmdc_hub.publish.croissant import CROISSANT, croissant
 from hmdc_hub.publish.verify import Finding, verify
 from hmdc_hub.schema import FORMAT_VERSION
 from hmdc_hub.store.condensed import read_condensed, write_condensed
@@ -63,13 +64,14 @@ def settle(folder: Path) -> None:
     edit_json(folder / "ipc2/manifest.json", listed)
     previous = (folder / "README.md").read_text()
     (folder / "README.md").write_text(render(folder, previous=previous))
+    (folder / CROISSANT).write_text(croissant(read_facts(folder), "ipc2"))
 
 
 def test_a_sound_package_passes_every_check(folder: Path) -> None:
     found = verify(folder)
     assert failed(found) == {}
     assert [f.check for f in found] == [
-        "files", "provenance", "recipe", "tensors", "images", "scores", "pictures", "card"
+        "files", "provenance", "recipe", "tensors", "images", "scores", "pictures", "card", "croissant"
     ]  # fmt: skip
 
 
@@ -127,6 +129,19 @@ def test_files_of_others_are_none_of_our_business(folder: Path) -> None:
     (folder / "notes").mkdir()
     (folder / "notes" / "x.txt").write_text("x")
     assert failed(verify(folder)) == {}
+
+
+def test_croissant_names_the_very_images_and_an_older_package_has_none(folder: Path) -> None:
+    path = folder / CROISSANT
+    plain = json.loads(path.read_text())
+    for damage in ("{", "[" * 10**5, "{}", '{"distribution": [1]}', '{"distribution": []}'):
+        path.write_text(damage)
+        assert set(failed(verify(folder))) == {"croissant"}
+    plain["distribution"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(plain))
+    assert "SHA-256" in failed(verify(folder))["croissant"]
+    path.unlink()
+    assert failed(verify(folder)) == {} and "croissant" not in {one.check for one in verify(folder)}
 
 
 def test_other_pixels_than_the_tensors_decode_to(folder: Path) -> None:

@@ -162,6 +162,36 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 RUDE = "<b>x</b> | *y* \x1b[31m\u202e"
 
 
+def test_the_formation_shows_the_synthetic_images_and_what_is_cut_out_of_them() -> None:
+    stored = torch.zeros(2, 3, 8, 8)
+    stored[0, 0, :4, :4], stored[0, 1, 4:, :4] = 1, 1  # red above, green below it; the rest black
+    before = torch.ones(2, 3, 8, 8)
+    shown = Image.open(io.BytesIO(plots.formation(stored, before, 2, ["a", "b"]))).convert("RGB")
+    alone = Image.open(io.BytesIO(plots.formation(stored, None, 2, ["a", "b"]))).convert("RGB")
+    whole = Image.open(io.BytesIO(plots.formation(stored, None, 1, ["a", "b"]))).convert("RGB")
+    assert shown.width > alone.width > whole.width and shown.height == alone.height
+
+    def count(picture: Image.Image, colour: tuple[int, int, int]) -> int:
+        return sum(n for n, found in picture.getcolors(2**20) or [] if found == colour)
+
+    side = 64  # each image on the sheet
+    for colour in ((255, 0, 0), (0, 255, 0)):  # a quarter of the synthetic image, and one tile
+        assert count(whole, colour) == side**2 // 4 and count(alone, colour) == side**2 // 4 + side**2
+    assert plots.formation(stored, before, 2, ["a", "b"]) == plots.formation(stored, before, 2, ["a", "b"])
+
+
+def test_of_many_training_sets_a_few_have_colours(scores: Scores) -> None:
+    styles = [plots.SET_STYLES[name] for name in plots.SET_STYLES]
+    pale = plots._thinned(styles, [name in plots.FEW for name in plots.SET_STYLES])
+    assert [mark for _, mark in pale] == [mark for _, mark in styles]
+    assert {colour for (colour, _), name in zip(pale, plots.SET_STYLES, strict=True) if name not in plots.FEW} == {
+        plots.PALE
+    }
+    assert plots._thinned(styles[: plots.MANY - 1], [False] * (plots.MANY - 1)) == styles[: plots.MANY - 1]
+    many = plots._styles(14)
+    assert len(set(many)) == 14 and many[:6] == plots.STYLES
+
+
 def test_every_link_of_a_page_leads_somewhere() -> None:
     document = to_html("a", [Section("b", [Text("c")]), Section("d & e", [Text("f")])])
     assert re.findall(r'href="#(\w+)"', document) == re.findall(r'id="(\w+)"', document) == ["s1", "s2"]

@@ -26,6 +26,7 @@ from tests.builders import CONVNET, MLP, RESNET, make_recipe, make_run, make_sou
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVERYTHING = list(BASELINES)
 PIXEL = b"\x89PNG\r\n\x1a\nrest"
+LOOKS = plots.SetPictures(PIXEL, PIXEL)
 Make = Callable[..., Scores]
 
 
@@ -100,12 +101,14 @@ def summed_up(scores: Scores, cells: list[Cell]) -> Scores:
 
 def test_a_page_stands_alone_and_is_the_same_twice(make: Make) -> None:
     scores = make(models=[CONVNET], baselines=["random"])
-    document = report_html(scores, confusion(scores), PIXEL)
-    assert document == report_html(scores, confusion(scores), PIXEL)
+    document = report_html(scores, confusion(scores), LOOKS)
+    assert document == report_html(scores, confusion(scores), LOOKS)
     reader = Reader(document)
     assert not re.search(r"https?://|<script|javascript:|url\(|@import|\son\w+=", document, re.IGNORECASE)
     assert all(address.startswith(("data:image/", "#")) for address in reader.addresses)
-    assert reader.tags.count("img") == len(reader.alternatives) == 4  # preview, accuracy, classes, confusions
+    assert (
+        reader.tags.count("img") == len(reader.alternatives) == 5
+    )  # formation, preview, accuracy, classes, confusions
     assert all(reader.alternatives)
     assert """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style""" in document
 
@@ -141,7 +144,6 @@ def test_sections_stand_in_order(make: Make) -> None:
     scores = make(baselines=EVERYTHING)
     titles = re.findall(r"<h2>(.*?)</h2>", report_html(scores, confusion(scores)))
     assert titles == [
-        "What was scored",
         "The answer",
         "Accuracy",
         "Differences, seed by seed",
@@ -150,6 +152,7 @@ def test_sections_stand_in_order(make: Make) -> None:
         "Classes",
         "Confusions",
         "Calibration",
+        "What was scored",
         "Protocol",
         "Versions and device",
         "Do it again",
@@ -174,12 +177,12 @@ def test_names_of_strangers_stay_text(make: Make) -> None:
 def test_paths_of_models_stay_here(make: Make) -> None:
     scores = make(models=[CONVNET], baselines=[])
     spec = ModelSpec.model_validate(
-        {"name": "mine", "source": "timm", "id": "./secret/code", "weights": "/home/me/w.safetensors"}
+        {"name": CONVNET["name"], "source": "timm", "id": "./secret/code", "weights": "/home/me/w.safetensors"}
     )
-    mine = scores.protocol.model_copy(update={"models": [*scores.protocol.models, spec]})
+    mine = scores.protocol.model_copy(update={"models": [spec]})
     document = report_html(scores.model_copy(update={"protocol": mine}), {})
     assert "secret" not in document and "/home/me" not in document
-    assert "local:w.safetensors" in document and "The weights or code of mine" in document
+    assert "local:w.safetensors" in document and "The weights or code of convnet_tiny" in document
 
 
 @pytest.mark.usefixtures("no_drawing")
@@ -203,14 +206,20 @@ def test_training_sets_have_one_label_and_one_explanation() -> None:
     assert set_label("mine") == "mine" and all(name.what for name in TRAINING_SETS.values())
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize(("shift", "words"), [(0.0, "is not shown to beat"), (0.2, "beats"), (-0.2, "is worse than")])
-def test_the_headline_is_no_bolder_than_the_interval(make: Make, shift: float, words: str) -> None:
+def test_the_answer_is_no_bolder_than_the_interval(make: Make, shift: float, words: str) -> None:
     scores = make(baselines=["random", "initialisation"])
     noise = {0: 0.01, 1: -0.01, 2: 0.0}
     cells = flat(
         scores.cells, lambda c: 0.5 + (shift + noise[c.seed] if c.training_set == "condensed" else -noise[c.seed])
     )
     scores = summed_up(scores, cells)
+    document = report_html(scores, {})
+    text = seen(document)
+    assert f"The condensed set {words} random real images" in text and f"{100 * (0.5 + shift):.1f} %" in text
+    assert text.count("n = 3") >= 3
+    assert ('class="strong"' in document) == (words == "beats")  # what beats nothing does not stand out
     found = headline(scores)
     assert found.verdict.startswith(f"The condensed set {words} random real images")
     assert "the images that condensing started from" in found.verdict
@@ -251,11 +260,39 @@ def test_the_share_of_the_full_set_is_that_of_the_means(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("no_drawing")
+def test_the_answer_and_a_small_table_of_means_come_first(make: Make) -> None:
+    scores = make(baselines=["random", "full"])
+    document = report_html(scores, {}, LOOKS)
+    first, _, _ = document.partition("<h2>Accuracy")
+    assert first.index("Trained on 6 condensed images") < first.index("<img") < first.index("<table>")
+    assert first.count("<h2>") == 1
+    text = " ".join(re.sub(r"<[^>]*>", " ", first).split())
+    mean, gain = (one["mean"] for one in (scores.table["condensed"], scores.gain["random"]))
+    assert f"condensed {100 * mean.mean:.1f} ± {100 * (mean.sd or 0):.1f}" in text
+    assert f"{100 * gain.mean:+.1f} ({100 * (gain.low or 0):+.1f} to" in text and "chance 33.3" in text
+    for header in re.findall(r"<thead>.*?</thead>", document):
+        if "convnet_tiny" in header and "mean" in header:  # by model
+            assert "mean</th>" in header.split('<th scope="col"')[2]
+
+
+@pytest.mark.usefixtures("no_drawing")
+def test_a_table_without_rows_is_left_out(make: Make) -> None:
+    scores = make(baselines=["random"])
+    assert (
+        "Table by training set"
+        not in report_html(scores.model_copy(update={"ece": {}}), {})
+        .partition("<h2>Calibration")[2]
+        .partition("<h2>")[0]
+    )
+    assert "Table by training set" in report_html(scores, {}).partition("<h2>Calibration")[2].partition("<h2>")[0]
+
+
+@pytest.mark.usefixtures("no_drawing")
 def test_one_training_says_nothing_about_chance(make: Make) -> None:
     scores = make(models=[CONVNET], seeds=1, random_draws=1, baselines=["random"])
     text = seen(report_html(scores, {}))
-    assert "one seed is too few to say" in text and "how far trainings vary is not known" in text
-    assert "condensed set beats" not in text and "None" not in text and "nan" not in text
+    assert "too few" in text and "how far trainings vary is not known" in text
+    assert "The condensed set beats" not in text and "None" not in text and "nan" not in text
     assert "All models here took part in condensing" in text and "Confusions" not in text
 
 
@@ -275,6 +312,7 @@ def test_other_splits_and_other_programs_are_named(make: Make) -> None:
     scores = scores.model_copy(update={"condense_hash": None, "condense_seed": None, "condensed_by": []})
     text = seen(report_html(scores, {}))
     assert "% accuracy on the held-out train images" in text and "on the test images" not in text
+    assert "Held-out train accuracy in percent" in text and "Test accuracy" not in text
     assert "evaluate TARGET --recipe RECIPE --protocol scores.json" in text and "a set of another program" in text
 
 
@@ -346,11 +384,11 @@ def test_spread_as_csv(make: Make) -> None:
 def test_the_report_is_a_folder_of_files(make: Make, tmp_path: Path) -> None:
     scores = make(models=[CONVNET], baselines=["random"])
     folder = tmp_path / "report"
-    write_report(folder, scores, confusion(scores), PIXEL)
+    write_report(folder, scores, confusion(scores), LOOKS)
     assert {path.name for path in folder.iterdir()} == {
         "report.html", "scores.png", "scores.svg", "scores.csv", "scores.md", "cells.csv", "confusion.png"
     }  # fmt: skip
-    assert (folder / "report.html").read_text("utf-8") == report_html(scores, confusion(scores), PIXEL)
+    assert (folder / "report.html").read_text("utf-8") == report_html(scores, confusion(scores), LOOKS)
     assert (folder / "scores.md").read_text("utf-8") == table_markdown(scores)
     assert (folder / "scores.csv").read_text("utf-8") == to_csv(means_rows(scores))
     assert (folder / "cells.csv").read_text("utf-8") == to_csv(metrics.scores_rows(scores))
