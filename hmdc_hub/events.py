@@ -56,6 +56,7 @@ class Note:
     """Something worth a line, such as a checkpoint that was skipped because it was damaged."""
 
     text: str
+    detail: bool = False  # of what is as it should be: a person who did not ask for it need not see it
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def ago(seconds: float) -> str:
+    """Write how long ago something was: `just now`, `5 minutes ago`, `2 days ago`."""
+    for size, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return f"{count(int(seconds // size), unit)} ago"
+    return "just now"
+
+
 def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Go through nested mappings as pairs of dotted key and value; lists are values."""
     for key, value in nested.items():

@@ -11,6 +11,7 @@ from hmdc_hub.catalog.load import (
     protocol_overrides,
     read_recipe_file,
     recipe_from_dict,
+    recipe_keys,
     stored_recipe_text,
 )
 from hmdc_hub.catalog.published import read_published_recipe

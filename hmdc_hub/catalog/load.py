@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hmdc_hub.catalog.entries import MODELS, PROTOCOLS, RECIPES, find, given_as_file, read_document, read_text, shipped
-from hmdc_hub.catalog.problems import check, example_line, line_of, node_at, unknown_key
+from hmdc_hub.catalog.problems import all_keys, check, example_line, line_of, node_at, schema_of, unknown_key
 from hmdc_hub.catalog.yaml12 import Document, parse, read_value, show, write_yaml
 from hmdc_hub.errors import FormatError, FormerNameWarning, NotFoundError, Problem, RecipeError, UsageError
 from hmdc_hub.schema import FORMER_BASELINES, NAME, EvaluateSpec, ModelSpec, Recipe, Strict
@@ -117,6 +118,11 @@ def read_recipe_file(path: Path) -> Recipe:
 
 
 # changes
+
+
+def recipe_keys() -> list[str]:
+    """List every key of a recipe, dotted; entries of lists are left out."""
+    return [key for key, _ in all_keys(schema_of(Recipe))]
 
 
 def looks_like_override(text: str) -> bool:
@@ -230,7 +236,15 @@ def _note(document: Document, line: int | None, old: str, new: str) -> None:
 
 def _tell(document: Document, where: str) -> None:
     for note in dict.fromkeys(document.notes):
-        warnings.warn(f"{where}: {note}", FormerNameWarning, stacklevel=4)  # at who called the caller of our caller
+        warnings.warn(f"{where}: {note}", FormerNameWarning, stacklevel=_outside())
+
+
+def _outside() -> int:
+    """Count the stack levels from our caller up to the first frame that is not of this package: it wrote the name."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "hmdc_hub":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 # models by name
@@ -310,7 +324,7 @@ def _refuse_python(document: Document) -> None:
 def protocol_overrides(name_or_path: str) -> list[str]:
     """Read a protocol as overrides of a recipe, such as `evaluate.epochs=2000`.
 
-    It is the name of a shipped protocol (quick, paper) or recipe, or the path of a YAML file with some keys of a
+    It is the name of a shipped protocol (quick, paper, strong, idc) or recipe, or the path of a YAML file with some keys of a
     recipe's `evaluate` section, of a recipe, or of a scores.json. UsageError: it holds no protocol, or a wrong one.
     """
     try:

@@ -10,26 +10,33 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from hmdc_hub.errors import HmdcError, Interrupted, UsageError
-from hmdc_hub.pipeline.progress import columns as columns
-from hmdc_hub.pipeline.progress import write
+from hmdc_hub.pipeline import progress
+from hmdc_hub.pipeline.progress import width, wrapped, write
 from hmdc_hub.text import shortened
 
 if TYPE_CHECKING:
-    from hmdc_hub.pipeline.api import Run
+    from hmdc_hub.pipeline.api import Evaluation, Run
 
 MOST = 2000  # characters of a message's line that are shown; a name or value that somebody gave may have millions
+# Of scores.json, for `--json`.
+SHOWN = {
+    "name", "condense_hash", "protocol_hash", "protocol", "test_count", "budgets", "table", "gain", "gap", "ranking",
+}  # fmt: skip
 BUG = "This is a bug in hmdc-hub. Please report it with the lines above and what `hmdc-hub env` prints."
 
 
 def emit(as_json: bool, document: Callable[[], Any], text: Callable[[], str], then: str = "") -> None:
     """Write the result of a command on stdout: as one JSON document, or as text, with what to do next on stderr."""
-    data(json.dumps(document(), indent=2, ensure_ascii=False, allow_nan=False) if as_json else text())
+    if as_json:
+        data(json.dumps(document(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        data(wrapped(text(), width(sys.stdout)))
     if then and not as_json:
         hint(then)
 
@@ -39,20 +46,42 @@ def data(text: str) -> None:
     write(sys.stdout, text if text.endswith("\n") else text + "\n")
 
 
-def talk(text: str) -> None:
-    """Say something to the person at the terminal, on stderr."""
-    write(sys.stderr, text + "\n")
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out under a header, for stdout: as wide as they need, but no wider than a terminal."""
+    return progress.columns(header, rows, width(sys.stdout))
+
+
+def room() -> int:
+    """Count the columns of stdout that prose and numbers take: 80, on a narrower terminal as many as it has."""
+    return min(width(sys.stdout) or 80, 80)
+
+
+def fits(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Tell whether rows side by side fit the terminal."""
+    columns = width(sys.stdout)
+    return not columns or max(map(len, progress.columns(header, rows).splitlines())) <= columns
+
+
+def talk(text: str, label: str = "", colour: str | None = None) -> None:
+    """Say something to the person at the terminal, on stderr, after a label that stands out."""
+    text = wrapped(f"{label} {text}" if label else text, width(sys.stderr))
+    write(sys.stderr, emphasised(label, sys.stderr, colour) + text.removeprefix(label) + "\n")
 
 
 def hint(text: str) -> None:
     """Say what to do next, on stderr."""
-    talk(f"{emphasised('next:', sys.stderr)} {text}")
+    talk(text, "next:")
 
 
 def emphasised(text: str, stream: TextIO, colour: str | None = None) -> str:
     """Make text bold, and coloured if a colour is named, on a terminal without NO_COLOR (https://no-color.org)."""
-    wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    wanted = text and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return click.style(text, fg=colour, bold=True) if wanted else text
+
+
+def evaluation_document(found: Evaluation) -> dict[str, Any]:
+    """Write scores by another protocol than a run's own, or of another program's set, as plain data for `--json`."""
+    return {"directory": str(found.path), **found.scores.model_dump(mode="json", include=SHOWN)}
 
 
 def run_document(run: Run) -> dict[str, Any]:
@@ -75,12 +104,12 @@ def present(error: BaseException) -> int:
     """
     found = shown(error)
     if found is None:
-        talk("".join(traceback.format_exception(error)) + BUG)
+        write(sys.stderr, "".join(traceback.format_exception(error)) + BUG + "\n")
         return 1
     status, text = found
     rest = text.removeprefix("error: ")
-    start = "" if rest == text else emphasised("error:", sys.stderr, "red") + " "
-    talk(start + "\n".join(shortened(line, MOST) for line in rest.splitlines()))
+    label = "" if rest == text else "error:"
+    talk("\n".join(shortened(line, MOST) for line in rest.splitlines()), label, "red")
     return status
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import DEVICE, JSON, OVERRIDES, PATH, WORKERS, RecipeCommand
+from hmdc_hub.cli._options import DEVICE, JSON, OVERRIDES, PATH, VERBOSE, WORKERS, RecipeCommand
 from hmdc_hub.errors import HmdcError, Interrupted
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ hmdc-hub condense my.yaml --resume"""
     "--ranks", type=click.IntRange(min=1), metavar="N", help="With --dry-run: plan for so many processes of torchrun."
 )
 @click.option("--no-evaluate", is_flag=True, help="Leave out the scores; a later run adds them.")
+@VERBOSE
 @JSON
 def condense(
     recipe: str,
@@ -54,6 +55,7 @@ def condense(
     dry_run: bool,
     ranks: int | None,
     no_evaluate: bool,
+    verbose: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -86,7 +88,7 @@ def condense(
 
         again = _again(recipe, started, o=overrides, **options)
         try:
-            run = api.condense(found, evaluate=not no_evaluate, **options)
+            run = api.condense(found, evaluate=not no_evaluate, progress="verbose" if verbose else None, **options)
         except Interrupted as error:
             hint = f"go on with: {again}{' --no-evaluate' if no_evaluate else ''} --resume"
             raise Interrupted(error.message, signal_number=error.signal_number, hint=hint) from error
@@ -95,10 +97,8 @@ def condense(
         if not run.seconds:
             output.talk(f"{run.path} has it all already; --force would start again")
         output.emit(as_json, lambda: output.run_document(run), run.summary)
-        if run.package_folder is not None:
-            output.hint(f'load_dataset("{run.package_folder.as_posix()}"), hmdc-hub push {run.path.name}')
-        if run.scores is None:
-            output.hint(f"{again}  (for the scores)")
+        name = run.path.name if run.path.parent == api.RUNS else str(run.path)
+        output.hint(f"hmdc-hub runs show {name}, hmdc-hub push {name}" if run.scores else again)
 
 
 def _again(recipe: str, started: Launched | None, **given: object) -> str:

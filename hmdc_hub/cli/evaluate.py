@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hmdc_hub.cli import _output as output
-from hmdc_hub.cli._options import DEVICE, JSON, PATH, ROOT, SHARE, WORKERS, overrides
+from hmdc_hub.cli._options import DEVICE, JSON, PATH, ROOT, SHARE, VERBOSE, WORKERS, ProtocolCommand, overrides
 from hmdc_hub.schema import BASELINES
 
 EPILOG = """\b
@@ -16,13 +16,8 @@ hmdc-hub evaluate digits_ipc1 --protocol quick   by another protocol
 hmdc-hub evaluate someone/cifar10-hmdc           does its table hold?
 hmdc-hub evaluate theirs.parquet --recipe cifar10_ipc10"""
 
-# Of scores.json, for `--json`.
-SHOWN = {
-    "name", "condense_hash", "protocol_hash", "protocol", "test_count", "budgets", "table", "gain", "gap", "ranking",
-}  # fmt: skip
 
-
-@click.command(short_help="Score a run, a published set, or anybody's images.", epilog=EPILOG)
+@click.command(cls=ProtocolCommand, short_help="Score a run, a published set, or anybody's images.", epilog=EPILOG)
 @click.argument("target")
 @ROOT
 @click.option(
@@ -34,7 +29,7 @@ SHOWN = {
 @click.option(
     "--protocol",
     metavar="NAME",
-    help="quick, paper, or a file: some keys of a recipe's evaluate section, a recipe, or a scores.json.",
+    help="quick, paper, strong, idc, or a file: some keys of a recipe's evaluate section, a recipe, or a scores.json.",
 )
 @click.option("--models", metavar="A,B", help="Architectures to train, as `hmdc-hub pool ls` lists them.")
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Trainings of each.")
@@ -63,8 +58,9 @@ SHOWN = {
 )
 @DEVICE
 @WORKERS
+@VERBOSE
 @JSON
-def evaluate(target: str, as_json: bool, **options: Any) -> None:
+def evaluate(target: str, verbose: bool, as_json: bool, **options: Any) -> None:
     """Train architectures on TARGET and on what it must beat, and score them on the test split.
 
     TARGET is a run, a package folder, or a dataset on the Hub of ours; with --recipe also a parquet file, a folder of
@@ -77,7 +73,7 @@ def evaluate(target: str, as_json: bool, **options: Any) -> None:
     from hmdc_hub.pipeline import api
     from hmdc_hub.processes import launched
 
-    found = api.evaluate(target, **options)
+    found = api.evaluate(target, progress="verbose" if verbose else None, **options)
     started = launched()
     share = options["share"] if started is None or started.leads else str(started)
     if share is not None:  # another process puts the scores together
@@ -88,13 +84,13 @@ def evaluate(target: str, as_json: bool, **options: Any) -> None:
 
     def document() -> dict[str, Any]:
         if run is None:
-            return {"directory": str(found.path), **found.scores.model_dump(mode="json", include=SHOWN)}
+            return output.evaluation_document(found)
         means = {} if same is None else {name: {"published": a, "here": b} for name, a, b in same.rows}
         agreement = same and {"identical": same.identical, "trainings": same.trainings, "means": means}
         return {**output.run_document(run), "agreement": agreement}
 
     def text() -> str:
         summary = found.summary() if run is None else run.summary()
-        return summary if same is None else f"{summary}\n\n{same}"
+        return summary if same is None else f"{summary}\n{same}"
 
-    output.emit(as_json, document, text)
+    output.emit(as_json, document, text, f"hmdc-hub runs show {found.path}")

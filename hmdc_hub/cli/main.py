@@ -19,6 +19,7 @@ import click
 
 from hmdc_hub import __version__
 from hmdc_hub.errors import FormerNameWarning
+from hmdc_hub.text import did_you_mean
 
 # Where each command lives (a module of this package, which has it under its name), and its line in `hmdc-hub --help`.
 VERBS = {
@@ -35,6 +36,15 @@ VERBS = {
     "runs": ("runs", "List, show and remove runs."),
     "env": ("env", "Print versions, devices and Hub settings, for bug reports."),
 }
+
+# What people try, who know other tools.
+MEANT = {
+    "run": ("condense", "runs"), "distill": ("condense",), "train": ("condense", "evaluate"),
+    "score": ("evaluate",), "test": ("evaluate",), "check": ("verify", "recipes validate", "pool check"),
+    "upload": ("push",), "publish": ("push",), "download": ("pull",), "diff": ("compare",), "create": ("init",),
+    "list": ("recipes ls", "pool ls", "runs ls"), "ls": ("recipes ls", "pool ls", "runs ls"),
+    "show": ("recipes show", "pool show", "runs show"), "rm": ("runs rm",), "models": ("pool ls",),
+}  # fmt: skip
 
 EPILOG = """\b
 hmdc-hub recipes ls                  what can be condensed
@@ -66,6 +76,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or name the verbs that are spelled alike (click knows only loaded ones)."""
         name = args[0]
+        if name in MEANT:
+            quoted = [repr(verb) for verb in MEANT[name]]
+            raise click.UsageError(f"No such command {name!r}. {did_you_mean(quoted).capitalize()}", ctx)
         if name not in VERBS and not name.startswith("-"):
             raise click.NoSuchCommand(name, possibilities=VERBS, ctx=ctx)
         return super().resolve_command(ctx, args)
@@ -109,7 +122,7 @@ def _former_names_as_notes() -> Iterator[None]:
             from hmdc_hub.cli import _output as output
 
             told.add(str(message))
-            output.talk(f"{output.emphasised('note:', sys.stderr)} {message}")
+            output.talk(str(message), "note:")
 
     with warnings.catch_warnings(action="always", category=FormerNameWarning):
         warnings.showwarning = show

@@ -77,7 +77,7 @@ def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, *
     from hmdc_hub.publish.plan import PushOptions
     from hmdc_hub.publish.push import Push
 
-    found, wanted = named_or_newest(run, root), PushOptions(**options)
+    found, wanted = named_or_newest(run, root, whole=yes), PushOptions(**options)
     with reporting(None) as show, found.directory.lock(), Push(found.directory, wanted, callback=show) as pushing:
         plan = pushing.plan()
         shown = plan_text(plan, str(found.path))

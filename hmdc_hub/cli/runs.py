@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,10 @@ import click
 from hmdc_hub.cli import _output as output
 from hmdc_hub.cli._options import JSON, ROOT, YES
 from hmdc_hub.errors import NotFoundError, UsageError
-from hmdc_hub.text import duration
+from hmdc_hub.text import ago, duration
 
 if TYPE_CHECKING:
-    from hmdc_hub.store.rundir import RunEntry
+    from hmdc_hub.store.rundir import RunDir, RunEntry
 
 
 @click.group(short_help="List, show and remove runs.")
@@ -26,7 +27,7 @@ def runs() -> None:
 @ROOT
 @JSON
 def list_(root: Path, as_json: bool) -> None:
-    """List the runs below a folder with their state and score."""
+    """List the runs below a folder with state, date, score in percent, and its gain over random images in points."""
     from hmdc_hub.store.rundir import list_runs
 
     entries = list_runs(root)
@@ -39,6 +40,8 @@ def list_(root: Path, as_json: bool) -> None:
         for entry in entries:
             if entry.problem:
                 output.talk(f"{entry.run.path}: {entry.problem}")
+            elif entry.info is None:
+                output.talk(f"{entry.run.path}: {_standing(entry.run)}{_go_on(entry.run)}")
         output.hint("hmdc-hub runs show NAME")
 
 
@@ -47,25 +50,49 @@ def list_(root: Path, as_json: bool) -> None:
 @ROOT
 @JSON
 def show(name: str, root: Path, as_json: bool) -> None:
-    """Print what run NAME (or the run in that directory) is and came to."""
+    """Print what run NAME (or the run or the evaluation in that directory) is and came to."""
     from hmdc_hub.pipeline.target import find_run
-    from hmdc_hub.store.rundir import RunDir, list_runs
+    from hmdc_hub.store.rundir import RunDir, is_run, run_entry
 
     run = RunDir(find_run(name, root))
-    place = run.path.absolute() if run.path.name else run.path.resolve()
-    found = next((entry for entry in list_runs(place.parent) if entry.run.path.name == place.name), None)
-    if found is None:
+    if not is_run(run.path):
+        if run.scores.is_file():
+            from hmdc_hub.pipeline.api import Evaluation
+
+            found = Evaluation(run.path)
+            output.emit(as_json, lambda: output.evaluation_document(found), lambda: found.details(output.room()))
+            return
         raise NotFoundError(f"{run.path} is not a run directory", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
-    entry = replace(found, run=run)
+    entry = run_entry(run)
 
     def text() -> str:
         if entry.info is None:
-            return f"run        {run.path}\nstate      {entry.state}" + (entry.problem and f"\n{entry.problem}")
+            about = entry.problem or _standing(run)
+            return f"run        {run.path}\nstate      {entry.state}\n{about}"
         from hmdc_hub.pipeline.api import Run
 
-        return f"state      {entry.state}\n{Run(run.path).summary()}"
+        return f"state      {entry.state}, {_date(run)}\n{Run(run.path).details(output.room())}"
 
     output.emit(as_json, lambda: summary(entry), text)
+    if entry.info is None and not entry.problem and not as_json:
+        output.talk(_go_on(run).strip() or "it goes on")
+
+
+def _standing(run: RunDir) -> str:
+    """Say of an unfinished run how far it is, and since when."""
+    (done, total), owner = run.last_step(), run.owner()
+    step = f"step {done} of {total}" if total else f"step {done}" if done else "no step yet"
+    return f"{step}, {f'process {owner} works on it' if owner else ago(time.time() - run.written())}"
+
+
+def _go_on(run: RunDir) -> str:
+    """Write on a line of its own how to go on with a run, unless a process does already."""
+    command = ["hmdc-hub", "condense", str(run.recipe), "--run-dir", str(run.path), "--resume"]
+    return "" if run.owner() else f"\ngo on with: {shlex.join(command)}"
+
+
+def _date(run: RunDir) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written()))
 
 
 @runs.command("rm", short_help="Remove runs.")
@@ -73,11 +100,14 @@ def show(name: str, root: Path, as_json: bool) -> None:
 @ROOT
 @YES
 def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
-    """Remove runs with all their files; only directories that hold nothing but a run."""
+    """Remove runs with all their files; only directories that hold nothing but a run.
+
+    With --yes a NAME must be whole; otherwise its beginning will do.
+    """
     from hmdc_hub.pipeline.target import find_run
     from hmdc_hub.store import rundir
 
-    found = [rundir.RunDir(find_run(name, root)) for name in names]
+    found = [rundir.RunDir(find_run(name, root, whole=yes)) for name in names]
     if not yes:
         try:
             wanted = click.confirm(f"remove {', '.join(str(run.path) for run in found)}?", err=True)
@@ -96,12 +126,16 @@ def remove(names: tuple[str, ...], root: Path, yes: bool) -> None:
 def summary(entry: RunEntry) -> dict[str, Any]:
     """Write one run as plain data for `--json`; what is not known yet is null."""
     info, scores = entry.info, entry.scores
+    done, total = (0, 0) if info else entry.run.last_step()
     plain = {} if scores is None else scores.model_dump(mode="json", include={"protocol_hash", "table", "gain"})
     return {
         "name": entry.run.path.name,
         "path": str(entry.run.path),
         "state": entry.state,
         "problem": entry.problem or None,
+        "written": entry.run.written(),  # Unix time
+        "step": None if info else done,
+        "steps": total or None,
         "recipe": info and info.recipe_name,
         "source": info and info.source.id,
         "ipc": info and info.ipc,
@@ -112,15 +146,18 @@ def summary(entry: RunEntry) -> dict[str, Any]:
 
 
 def _table(entries: list[RunEntry]) -> str:
-    rows = []
+    header, rows = ["NAME", "STATE", "DATE", "SOURCE", "IPC", "SCORE", "GAIN", "TIME"], []
     for entry in entries:
         info, scores, name = entry.info, entry.scores, entry.run.path.name
+        date = _date(entry.run).partition(" ")[0]
         if info is None:
-            rows.append([name, "unreadable" if entry.problem else entry.state, "", "", "", "", ""])
+            rows.append([name, "unreadable" if entry.problem else entry.state, date, "", "", "", "", ""])
             continue
         score = gain = ""
         if scores is not None:
             score = f"{100 * scores.table['condensed']['mean'].mean:.1f}"
             gain = f"{100 * scores.gain['random']['mean'].mean:+.1f}" if "random" in scores.gain else ""
-        rows.append([name, entry.state, info.source.id, str(info.ipc), score, gain, duration(info.seconds)])
-    return output.columns(["NAME", "STATE", "SOURCE", "IPC", "SCORE", "OVER RANDOM", "TIME"], rows)
+        rows.append([name, entry.state, date, info.source.id, str(info.ipc), score, gain, duration(info.seconds)])
+    shorter = header[:-1], [row[:-1] for row in rows]  # the time that it took is the first that can be missed
+    wide = output.fits(header, rows) or not output.fits(*shorter)
+    return output.columns(header, rows) if wide else output.columns(*shorter)

@@ -18,11 +18,13 @@ from hmdc_hub import schema
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError, UsageError
 from hmdc_hub.events import Callback, StopFlag
+from hmdc_hub.metrics import MEAN
+from hmdc_hub.pipeline.ending import score_lines
 from hmdc_hub.pipeline.recipe import Recipe, load_recipe
 from hmdc_hub.processes import Work, launched, parse_share, stop_on_signals
 from hmdc_hub.report import soft_labels
 from hmdc_hub.report.tables import table_text
-from hmdc_hub.schema import ArtifactInfo, EvaluateSpec, Scores
+from hmdc_hub.schema import CONDENSED, ArtifactInfo, EvaluateSpec, Scores
 from hmdc_hub.store.files import read_info, read_scores
 from hmdc_hub.store.rundir import RunDir, RunState
 from hmdc_hub.text import close, duration
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hmdc_hub.pipeline.job import Job, StageName
+    from hmdc_hub.pipeline.progress import Shown
     from hmdc_hub.pipeline.target import Agreement
     from hmdc_hub.publish.push import Published
     from hmdc_hub.store.dataset import CondensedDataset
@@ -168,17 +171,27 @@ class Run:
         return evaluate(self, **options)
 
     def summary(self) -> str:
-        """Write what it came to: directory, score table, gains, time."""
+        """Write in five lines what it came to: accuracy beside baselines, gains, unseen and seen models, its files."""
         info, scores = self.info, self.scores
+        lines = [f"condensed  {info.source.id}, {info.ipc} per class: {info.synthetic_images} synthetic images"]
+        if scores is not None:
+            lines = score_lines(scores, self.directory.report / "report.html")
+        preview = self.directory.preview
+        return "\n".join(lines + [f"preview    {preview}"] * preview.is_file())
+
+    def details(self, width: int = 80) -> str:
+        """Write all that it came to in lines of `width`: directory, protocol, score table, gains, time, package."""
+        info, scores, package = self.info, self.scores, self.package_folder
         spent = {"condense": info.seconds} | {name: s for name, s in self.seconds.items() if name != "condense"}
         return "\n".join(
             [
                 f"run        {self.path}",
                 f"condensed  {info.source.id}, {info.ipc} per class: {info.synthetic_images} synthetic images that "
                 f"hold {info.training_images}",
-                *(["", table_text(scores)] if scores is not None else []),
+                *([] if scores is None else [*_scored(scores, self.directory, width), "", table_text(scores, width)]),
                 *([soft_labels.text(scores)] if scores is not None and scores.soft_labels else []),
                 f"time       {', '.join(f'{name} {duration(seconds)}' for name, seconds in spent.items())}",
+                *([] if package is None else [f'package    load_dataset("{package.as_posix()}")']),
             ]
         )
 
@@ -186,7 +199,9 @@ class Run:
         return os.fspath(self.path)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, {self.state})"
+        scores = self.scores
+        mean = "" if scores is None else f", {100 * scores.table[CONDENSED][MEAN].mean:.1f} %"
+        return f"Run({str(self.path)!r}, {self.state}{mean})"
 
     def _repr_html_(self) -> str:
         if self.state in ("empty", "unfinished"):
@@ -225,35 +240,40 @@ class Evaluation:
         return scores_frame(self.scores)
 
     def summary(self) -> str:
-        """Write the protocol and the table of means, with gains over what the set must beat."""
-        scores, protocol = self.scores, self.scores.protocol
-        augmented = [name for name, value in protocol.augment.model_dump().items() if value]
-        words = [
-            protocol.protocol_hash()[:8],
-            f"{protocol.length} of batch {protocol.batch}",
-            f"{protocol.optimizer}, {protocol.schedule} rate",
-            f"CutMix {'on' if protocol.cutmix.evaluate else 'off'}",
-            f"augmented by {' '.join(augmented)}" if augmented else "not augmented",
-            *([] if protocol.holdout is None else [f"scored on {protocol.holdout:.0%} of the train split"]),
-        ]
-        return "\n".join(
-            [
-                f"set        {scores.name}",
-                textwrap.fill(f"protocol   {', '.join(words)}", 80, subsequent_indent=" " * 11),
-                f"scores     {self.path / 'scores.json'}",
-                f"report     {self.report}",
-                "",
-                table_text(scores),
-                *([soft_labels.text(scores)] if scores.soft_labels else []),
-            ]
-        )
+        """Write in four lines what it came to: accuracy beside baselines, gains, unseen and seen models, its report."""
+        return "\n".join(score_lines(self.scores, self.report))
+
+    def details(self, width: int = 80) -> str:
+        """Write the protocol and the table of means in lines of `width`, with gains over what the set must beat."""
+        about = _scored(self.scores, RunDir(self.path), width)
+        soft = [soft_labels.text(self.scores)] if self.scores.soft_labels else []
+        return "\n".join([f"set        {self.scores.name}", *about, "", table_text(self.scores, width), *soft])
 
     def __repr__(self) -> str:
-        mean = self.scores.table["condensed"]["mean"]
-        return f"Evaluation({self.scores.name}: {100 * mean.mean:.1f} % over {len(self.scores.cells)} trainings)"
+        means = (f"{name} {100 * row[MEAN].mean:.1f}" for name, row in self.scores.table.items())
+        return f"Evaluation({self.scores.name}: {', '.join(means)})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(self.summary())}</pre>"
+
+
+def _scored(scores: Scores, where: RunDir, width: int) -> list[str]:
+    """Say by what protocol, and where the scores are."""
+    protocol = scores.protocol
+    augmented = [name for name, value in protocol.augment.model_dump().items() if value]
+    words = [
+        protocol.protocol_hash()[:8],
+        f"{protocol.length} of batch {protocol.batch}",
+        f"{protocol.optimizer}, {protocol.schedule} rate",
+        f"CutMix {'on' if protocol.cutmix.evaluate else 'off'}",
+        f"augmented by {' '.join(augmented)}" if augmented else "not augmented",
+        *([] if protocol.holdout is None else [f"scored on {protocol.holdout:.0%} of the train split"]),
+    ]
+    return [
+        textwrap.fill(f"protocol   {', '.join(words)}", width, subsequent_indent=" " * 11),
+        f"scores     {where.scores}",
+        f"report     {where.report / 'report.html'}",
+    ]
 
 
 def condense(
@@ -266,7 +286,7 @@ def condense(
     evaluate: bool = False,
     callbacks: Callback | Sequence[Callback] = (),
     report_to: str | Sequence[str] = (),
-    progress: bool | None = None,
+    progress: Shown = None,
     workers: int | None = None,
     stop: StopFlag | None = None,
 ) -> Run:
@@ -283,7 +303,7 @@ def condense(
         evaluate: Score it, too.
         callbacks: A function, or several, called with every event (`hmdc_hub.events`).
         report_to: Trackers: `trackio`, `wandb`, `tensorboard`.
-        progress: Whether to show progress on stderr; None: yes.
+        progress: Whether to show progress on stderr, `verbose` with every figure; None: yes.
         workers: CPU processes of the evaluation; None: one per core.
         stop: Set it, from a callback, say, to stop at the next safe place; None: Ctrl-C, SIGTERM and a notebook's stop
             button do, where this is the main thread.
@@ -327,7 +347,7 @@ def condense(
 
 
 def _condense(
-    job: Job, callbacks: Callback | Sequence[Callback], report_to: str | Sequence[str], progress: bool | None
+    job: Job, callbacks: Callback | Sequence[Callback], report_to: str | Sequence[str], progress: Shown
 ) -> Run:
     from hmdc_hub.pipeline.progress import reporting
     from hmdc_hub.trackers import make_callbacks
@@ -357,7 +377,7 @@ def evaluate(
     device: str | torch.device = "auto",
     workers: int | None = None,
     callbacks: Callback | Sequence[Callback] = (),
-    progress: bool | None = None,
+    progress: Shown = None,
     holdout: float | None = None,
     overrides: Sequence[str] = (),
     normalised: bool = False,
@@ -388,7 +408,7 @@ def evaluate(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, or a torch.device.
         workers: CPU processes; None: one per core.
         callbacks: A function, or several, called with every event.
-        progress: Whether to show progress on stderr; None: yes.
+        progress: Whether to show progress on stderr, `verbose` with all that is said; None: yes.
         holdout: Score on this share of the train split, for choosing settings without the test split.
         overrides: Keys of the protocol in the form of the command line, `"evaluate.epochs=200"`.
         normalised: The floats of a safetensors file are source-normalised, not pixels.

@@ -19,6 +19,7 @@ from hmdc_hub.schema import Scores, is_hub_id
 from hmdc_hub.store.configs import choose, read_card, read_card_text, refuse_links
 from hmdc_hub.store.files import TEMPORARY, atomic, read_info, sha256_file, write_bytes_atomic
 from hmdc_hub.store.rundir import RunDir, is_run, list_runs
+from hmdc_hub.text import some
 
 if TYPE_CHECKING:
     from hmdc_hub.pipeline.api import Run
@@ -70,15 +71,18 @@ class Target(NamedTuple):
 
 
 def find_target(text: str, root: Path) -> Target:
-    """Find what a path, the name of a run below `root`, or owner/name[:config] means; nothing is downloaded.
+    """Find what a path, the name of a run below `root` or its beginning, or owner/name[:config] means.
 
-    What is here goes before what is on the Hub, what is ours before a folder that merely has the name. A name that is
-    nothing here and can be no dataset on the Hub either (`nope`, `./someone/nope`) is a NotFoundError.
+    Nothing is downloaded. What is here goes before what is on the Hub, what is ours before a folder that merely has the
+    name. A name that is nothing here and can be no dataset on the Hub either (`nope`, `./someone/nope`) is a
+    NotFoundError.
     """
     # os.path answers False for a name that is too long for the file system.
     found = [_look(path) for path in (Path(text), root / text) if os.path.exists(path)]
     if found:
         return next((one for one in found if one.kind != "folder"), found[0])
+    if run := _beginning(text, root):
+        return _look(run)
     base, _, config = text.partition(":")
     if config and os.path.isdir(base) and any(Path(base).glob("*/manifest.json")):
         return Target("package", Path(base), config)
@@ -106,20 +110,41 @@ def _look(path: Path) -> Target:
     return Target("evaluation" if (path / "scores.json").is_file() else "folder", path)
 
 
-def find_run(name: str, root: Path) -> Path:
-    """Find the directory of a run by its name below `root`, or by its path; a NotFoundError if there is none."""
+def find_run(name: str, root: Path, *, whole: bool = False) -> Path:
+    """Find the directory of a run by its name below `root`, by the beginning of it, or by its path.
+
+    `whole`: the beginning is not enough, as for what cannot be taken back and nobody is asked about. NotFoundError if
+    there is none; UsageError if several begin so.
+    """
     for path in (root / name, Path(name)):
         if os.path.isdir(path):
             return path
-    raise NotFoundError(f"there is no run {name!r} in {root}", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
+    hint = f"`hmdc-hub runs ls --root {root}` lists them."
+    if run := _beginning(name, root):
+        if not whole:
+            return run
+        hint = f"With --yes the name must be whole: {run.name}"
+    raise NotFoundError(f"there is no run {name!r} in {root}", hint=hint)
 
 
-def named_or_newest(name: str | None, root: Path) -> Run:
-    """Find a run by its name; without one, that which was finished last: condensed, scored and packaged."""
+def _beginning(name: str, root: Path) -> Path | None:
+    """Find the one run below `root` whose name begins so; UsageError if there are several."""
+    if not name or not root.is_dir():
+        return None
+    found = sorted(path.name for path in root.iterdir() if path.name.startswith(name) and is_run(path))
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} runs in {root} begin with {name!r}: {some(found, 10)}", hint="Write more of the name."
+        )
+    return root / found[0] if found else None
+
+
+def named_or_newest(name: str | None, root: Path, *, whole: bool = False) -> Run:
+    """Find a run as `find_run` does; without a name, that which was finished last: condensed, scored and packaged."""
     from hmdc_hub.pipeline.api import Run
 
     if name is not None:
-        return Run(find_run(name, root))
+        return Run(find_run(name, root, whole=whole))
     finished = [entry.run for entry in list_runs(root) if entry.state == "finished"]
     if not finished:
         raise NotFoundError(

@@ -222,8 +222,8 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
             f"{source.info.fingerprint[:16]}, {asked} has another: other images, or others every time they are read",
             hint="Register the same data, without random transforms.",
         )
-    for text in (*summary.lines(), *levels.notes):
-        callback(Note(text))
+    for number, text in enumerate((*summary.lines(), *levels.notes)):
+        callback(Note(text, detail=number < 2))  # what is used as what; after that, what is not
     return source
 
 

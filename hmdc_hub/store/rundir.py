@@ -112,6 +112,38 @@ class RunDir:
         due = (info.tensors_sha256, info.parquet_sha256)
         return info if not verify or (sha256_file(self.condensed), sha256_file(self.parquet)) == due else None
 
+    def owner(self) -> str:
+        """Give the id of the process that works in this directory, `unknown` if it does not say, empty if none does."""
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDONLY)
+        except OSError:
+            return ""
+        try:
+            return "" if os.name == "nt" or lock(descriptor) else _owner(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def last_step(self) -> tuple[int, int]:
+        """Give the last image step in the log, and of how many; 0 of 0 if there is none."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_END))
+                lines = log.readlines()
+        except OSError:
+            return 0, 0
+        for line in reversed(lines):
+            if done := _step(line):
+                total = json.loads(line).get("total")
+                return done, total if type(total) is int else 0
+        return 0, 0
+
+    def written(self) -> float:
+        """Give the time when the scores, else the images, else the log or the recipe were written, as Unix time."""
+        for path in (self.scores, self.info, self.log, self.recipe):
+            with suppress(OSError):
+                return path.stat().st_mtime
+        return 0.0
+
     def public_scores(self) -> bytes:
         """Return scores.json as a package has it: the same bytes unless it names paths of this machine."""
         scores, source = read_scores(self.scores), read_info(self.info).source
@@ -143,7 +175,7 @@ class RunDir:
                 ) from error
             if os.name != "nt":  # there are no such locks: nothing keeps two processes out of one directory
                 if not lock(descriptor):
-                    owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                    owner = _owner(descriptor)
                     os.close(descriptor)
                     raise RunExistsError(
                         f"Another process (id {owner}) works in {self.path}.",
@@ -166,6 +198,10 @@ class RunDir:
             else:
                 del _held[key]
                 os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
 
 
 def _readable(of: _Of, read: Callable[[_Of], _Read]) -> _Read | None:
@@ -191,16 +227,18 @@ class RunEntry:
 
 def list_runs(root: Path) -> list[RunEntry]:
     """List the run directories directly below a folder such as `runs`, by name; data files are not hashed."""
-    entries = []
-    for run in [RunDir(path) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []:
-        try:
-            state = run.state(verify=False)
-            info = read_info(run.info) if state not in ("empty", "unfinished") else None
-            scores = read_scores(run.scores) if state in ("scored", "finished") else None
-            entries.append(RunEntry(run, state, info, scores))
-        except HmdcError as error:
-            entries.append(RunEntry(run, "unfinished", None, None, error.message))
-    return entries
+    return [run_entry(RunDir(path)) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []
+
+
+def run_entry(run: RunDir) -> RunEntry:
+    """Read the line of one run; data files are not hashed."""
+    try:
+        state = run.state(verify=False)
+        info = read_info(run.info) if state not in ("empty", "unfinished") else None
+        scores = read_scores(run.scores) if state in ("scored", "finished") else None
+        return RunEntry(run, state, info, scores)
+    except HmdcError as error:
+        return RunEntry(run, "unfinished", None, None, error.message)
 
 
 def is_run(path: Path) -> bool:
@@ -233,6 +271,7 @@ def remove(run: RunDir) -> None:
 
 # The log: log.jsonl, one line for every image step, and the events that are made of the same
 
+LOG_END = 1 << 16  # bytes of it that hold its last line
 RECENT = 50  # steps that the remaining time is told from
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import hmdc_hub
 from hmdc_hub.catalog import load_recipe, protocol_overrides, read_published_recipe, read_recipe_file
 from hmdc_hub.cli.main import run
 from hmdc_hub.errors import FormatError, FormerNameWarning, NewerFormatError, RecipeError
+from hmdc_hub.pipeline.evaluation import EvaluateRequest
 from hmdc_hub.schema import FORMAT_VERSION, ArtifactInfo, Manifest, Recipe, Scores, is_intact
 from hmdc_hub.store.files import json_text, read_info, read_record, read_scores
 from tests.catalog.conftest import WriteRecipe
@@ -118,6 +120,16 @@ def test_what_people_wrote_is_read_with_one_note_for_each_name() -> None:
         update={"train_split": "train", "test_split": "test", "image_column": "image", "label_column": "label"}
     )
     assert hashes(recipe.model_copy(update={"source": settled})) == (CONDENSE_HASH, FAMILY_HASH, PROTOCOL_HASH)
+
+
+def test_a_note_points_at_who_asked_however_far_away(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seeds: 2\nagainst: [random, start]\n")
+    with pytest.warns(FormerNameWarning) as caught:
+        hmdc_hub.load_recipe(FORMER / "tiny.yaml")
+        hmdc_hub.load_recipe(hmdc_hub.load_recipe("digits_ipc1"), "evaluate.against=[random]")
+        EvaluateRequest(protocol=path).changes()
+    assert len(caught) > 5 and all(one.filename == __file__ for one in caught)
 
 
 def test_overrides_have_former_names_too(write: WriteRecipe) -> None:

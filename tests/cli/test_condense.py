@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ from hmdc_hub.events import Event, ImageStep, Training
 from hmdc_hub.pipeline import estimate
 from hmdc_hub.pipeline.job import settled
 from hmdc_hub.pipeline.progress import LogLines
-from hmdc_hub.store.files import sha256_file
+from hmdc_hub.store.files import read_scores, sha256_file
 from hmdc_hub.store.rundir import RunDir
 from tests.cli import tiny
 from tests.cli.conftest import Call, Done
@@ -71,29 +72,46 @@ class Stopping(LogLines):
 def stop_at(
     monkeypatch: pytest.MonkeyPatch, kind: type[ImageStep] | type[Training], done: int, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr("hmdc_hub.pipeline.progress.LogLines", lambda: Stopping(kind, done, number))
+    monkeypatch.setattr("hmdc_hub.pipeline.progress.LogLines", lambda verbose: Stopping(kind, done, number))
 
 
 @pytest.mark.slow
-def test_the_whole_job(folder: Path, go: Call) -> None:
+def test_the_whole_job(folder: Path, go: Call, call: Call) -> None:
     tiny.write(folder / "tiny.yaml")
     done = go("tiny.yaml")
     assert done.status == 0
     run = RunDir(folder / "runs" / "tiny")
     assert run.state() == "finished" and run.preview.read_bytes().startswith(b"\x89PNG")
-    for words in ("run        runs/tiny\n", "builtin:digits, 1 per class", "condensed − random", "mlp_a †", "time   "):
+    assert [line.partition("  ")[0] for line in done.out.splitlines()] == [
+        "accuracy", "gain over", "unseen", "verdict", "report", "preview",
+    ]  # fmt: skip
+    scores = read_scores(run.scores).table
+    means = {name: f"{100 * row['mean'].mean:.1f}" for name, row in scores.items()}
+    assert f"random {means['random']}, initialisation {means['initialisation']}" in done.out
+    for words in (
+        f"accuracy   {means['condensed']} ± ",
+        "(n = 2)",
+        "unseen     none scored, seen",
+        "2 seeds are too few",
+    ):
         assert words in done.out
+    assert "report     runs/tiny/report/report.html (" in done.out and "preview    runs/tiny/preview.png\n" in done.out
+    assert "match/" not in done.err and ": loss " in done.err
+    details = call("runs", "show", "tiny").out
+    for words in ("run        runs/tiny\n", "builtin:digits, 1 per class", "condensed − random", "mlp_a †", "time   "):
+        assert words in details
+    assert 'load_dataset("runs/tiny/package")' in details
     for words in ("source: builtin:digits", "condense 4/4 (100%)", "evaluate 6/6", "package: runs/tiny/package"):
         assert words in done.err
-    assert done.err.endswith('next: load_dataset("runs/tiny/package"), hmdc-hub push tiny\n')
+    assert done.err.endswith("next: hmdc-hub runs show tiny, hmdc-hub push tiny\n")
 
 
 @pytest.mark.slow
 def test_done_already(place: Path, go: Call) -> None:
     before = state_of(place)
     done = go("tiny.yaml")
-    assert done.status == 0 and "has it all already" in done.err and "condensed − random" in done.out
-    assert 'next: load_dataset("runs/tiny/package"), hmdc-hub push tiny' in done.err
+    assert done.status == 0 and "has it all already" in done.err and "gain over  random" in done.out
+    assert "next: hmdc-hub runs show tiny, hmdc-hub push tiny" in done.err
     assert state_of(place) == before
 
 
@@ -148,6 +166,7 @@ def test_stopped_refused_resumed(
     assert "--resume" in done.err and "--force" in done.err and state_of(folder) == before
     done = go("tiny.yaml", "--run-dir", "here", "--resume")
     assert done.status == 0 and "resume: image step 3 of 4" in done.err
+    assert done.err.endswith("next: hmdc-hub runs show here, hmdc-hub push here\n")
     for name in ("condensed.safetensors", "train.parquet"):
         assert sha256_file(folder / "here" / name) == sha256_file(place / "runs/tiny" / name)
 
@@ -425,3 +444,19 @@ def test_open_fields_of_a_source_come_from_the_run_that_goes_on(place: Path) -> 
     assert stored.source.train_split == "train" and load_recipe("tiny.yaml").source.train_split is None
     moved = stored.model_copy(update={"source": stored.source.model_copy(update={"revision": "a" * 40})})
     assert settled(load_recipe("tiny.yaml"), moved).source.revision == "a" * 40
+
+
+@pytest.mark.slow
+def test_a_run_that_is_listed_as_unfinished_goes_on_as_that_says(
+    folder: Path, go: Call, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(folder / "tiny.yaml")
+    with monkeypatch.context() as patch:
+        stop_at(patch, ImageStep, 3, signal.SIGINT)
+        assert go("tiny.yaml", "-o", "seed=1", "--run-dir", "runs/mine").status == 130
+    said = call("runs", "ls").err
+    assert "runs/mine: step 3 of 4, just now\n" in said
+    command = shlex.split(said.partition("go on with: ")[2].splitlines()[0])
+    done = call(*command[1:], "-v", "--workers", "1")
+    assert done.status == 0 and "resume: image step 3 of 4" in done.err and "clamped" in done.err
+    assert RunDir(folder / "runs/mine").state() == "finished"

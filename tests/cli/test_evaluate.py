@@ -57,7 +57,9 @@ def test_another_protocol_has_a_directory_of_its_own(call: Call, tiny_run: RunDi
     assert where.path.name == f"quick-{scores.protocol_hash[:8]}"
     assert (scores.protocol.schedule, scores.protocol.epochs, scores.protocol.seeds) == ("cosine", 3, 2)
     assert scores.protocol.augment == read_scores(tiny_run.scores).protocol.augment  # the dataset's, not the protocol's
-    assert f"runs/tiny/evaluations/{where.path.name}/report/report.html" in done.out and "cosine" in done.out
+    assert f"runs/tiny/evaluations/{where.path.name}/report/report.html" in done.out
+    assert done.err.endswith(f"next: hmdc-hub runs show runs/tiny/evaluations/{where.path.name}\n")
+    assert "cosine" in call("runs", "show", f"runs/tiny/evaluations/{where.path.name}").out
     assert (where.report / "report.html").is_file()
     assert {path: path.read_bytes() for path in before} == before
     again = call("evaluate", "tiny", "--protocol", "quick", "-o", "evaluate.epochs=3", "--workers", "1")
@@ -141,7 +143,7 @@ def test_a_protocol_is_a_few_keys_a_recipe_or_scores(call: Call, folder: Path, t
 def test_the_own_protocol_by_another_name_is_the_own(call: Call, tiny_run: RunDir) -> None:
     done = call("evaluate", "tiny", "--protocol", "tiny.yaml", "--workers", "1")
     assert done.status == 0 and not tiny_run.evaluations.exists()
-    assert "run        runs/tiny" in done.out
+    assert "report     runs/tiny/report/report.html" in done.out
 
 
 @pytest.mark.slow
@@ -226,7 +228,8 @@ def test_shares_are_put_together(call: Call, tiny_run: RunDir) -> None:
 @pytest.mark.slow
 def test_the_best_of_many_looks_is_labelled(call: Call, tiny_run: RunDir) -> None:
     done = call("evaluate", "tiny", "-o", "evaluate.best_every=1", "--workers", "1")
-    words = " ".join(done.out.split())
+    assert done.status == 0
+    words = " ".join(call("runs", "show", str(only(tiny_run).path)).out.split())
     assert "best of many looks at the test images, not comparable" in words
     assert all(cell.best is not None for cell in read_scores(only(tiny_run).scores).cells)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -64,6 +66,26 @@ def test_every_verb_has_help(call: Call, verb: str) -> None:
         (["condense", "digits_ipc1", "other"], "Got unexpected extra argument (other)."),
         (["recipes", "validate", "digits_ipc1", "seed=2"], "Did you mean -o seed=2?"),
         (["recipes", "show", "digits_ipc1", "seed=2"], "Did you mean -o seed=2?"),
+        (["run", "digits_ipc1"], "No such command 'run'. Did you mean 'condense' or 'runs'?\nsee: hmdc-hub --help"),
+        (["list"], "Did you mean 'recipes ls', 'pool ls' or 'runs ls'?"),
+        (["condense", "digits_ipc1", "--ipc", "5"], "No such option '--ipc'. Did you mean -o condense.ipc=5?\nsee: "),
+        (["condense", "--ipc=5", "digits_ipc1"], "Did you mean -o condense.ipc=5?"),
+        (["condense", "digits_ipc1", "--condense.ipc", "5"], "Did you mean -o condense.ipc=5?"),
+        (["condense", "digits_ipc1", "--seeds"], "Did you mean -o evaluate.seeds=VALUE?"),
+        (["condense", "digits_ipc1", "--seed", "--json"], "Did you mean -o seed=VALUE?"),
+        (["recipes", "show", "digits_ipc1", "--test-fraction", "0.2"], "Did you mean -o source.test_fraction=0.2?"),
+        (
+            ["condense", "digits_ipc1", "--batch", "8"],
+            "Did you mean -o condense.batch=8, -o condense.networks.batch=8 or -o evaluate.batch=8?",
+        ),
+        (["evaluate", "x", "--batch", "8"], "Did you mean -o evaluate.batch=8?"),
+        (["evaluate", "x", "evaluate.epochs=8"], "Did you mean -o evaluate.epochs=8?"),
+        (["evaluate", "x", "--ipc", "5"], "No such option '--ipc'. (Did you mean"),
+        (
+            ["condense", "digits_ipc1", "-o", "evaluate.models=[mlp,", "vit_tiny]"],
+            "took a list apart at its spaces. Quote it: -o 'evaluate.models=[mlp, vit_tiny]'",
+        ),
+        (["condense", "-o", "pool=[{name:", "a},", "vit]", "digits_ipc1"], "Quote it: -o 'pool=[{name: a}, vit]'"),
     ],
 )
 def test_slips_of_the_keyboard(call: Call, arguments: list[str], words: str) -> None:
@@ -131,3 +153,35 @@ def test_a_name_too_long_for_the_file_system_is_the_users(folder: Path, call: Ca
     done = call("condense", "digits_ipc1", "--run-dir", "x" * 300)
     assert done.status == 2 and done.err.startswith("error: xxx") and "(300 characters)" in done.err
     assert "Traceback" not in done.err and "shorter" in done.err and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("name", main.MEANT)
+def test_verbs_of_other_tools_are_answered_with_ones_that_are_there(call: Call, name: str) -> None:
+    assert name not in main.VERBS
+    for verb in main.MEANT[name]:
+        assert call(*verb.split(), "--help").status == 0 and repr(verb) in call(name).err
+
+
+def test_lists_that_are_whole_are_not_taken_for_ones_that_are_not(call: Call, folder: Path) -> None:
+    for values in (["evaluate.models=[mlp, vit_tiny]"], ["seed=[", "--json"], ["seed=[", "-o", "a=]"]):
+        assert "Quote it" not in call("recipes", "show", "digits_ipc1", "-o", *values).err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("colour", "start"), [({}, "\x1b[31m\x1b[1merror:\x1b[0m "), ({"NO_COLOR": "1"}, "error: ")])
+def test_an_error_on_a_terminal(monkeypatch: pytest.MonkeyPatch, colour: dict[str, str], start: str) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"COLUMNS": "40", "TERM": "xterm", **colour}.items():
+        monkeypatch.setenv(name, value)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert main.run(["condense", "digits_ipc1", "--batch", "8"]) == 2
+    said = screen.getvalue()
+    assert said.startswith(start)
+    lines = said.removeprefix(start).splitlines()
+    assert all(len(line) <= 40 for line in lines[1:]) and len(lines[0]) <= 40 - len("error: ")
+    assert " ".join(lines).endswith("-o evaluate.batch=8? see: hmdc-hub condense --help") and "\x1b" not in lines[1]

@@ -1,4 +1,4 @@
-"""Progress on stderr: tqdm bars on a terminal, a few plain lines elsewhere."""
+"""Progress on stderr: one line that rewrites itself on a terminal, a few plain lines elsewhere; and what fits how."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from hmdc_hub.events import Event, ImageStep, Note, Stage, Training
-from hmdc_hub.pipeline.progress import LINES, LogLines, bars_wanted, columns, figures, reporting
+from hmdc_hub.pipeline.progress import LINES, LogLines, Shown, bars_wanted, columns, figures, reporting, width, wrapped
 from hmdc_hub.text import amount, duration
 
 STEP = ImageStep(
@@ -61,13 +61,20 @@ def test_lines_of_every_event(capsys: pytest.CaptureFixture[str]) -> None:
         "source: builtin:digits",
         "package ...",
         "a note",
-        "evaluate 3/40 (7.5%), 1:15 left: convnet3 on random: 45.7%",
-        "condense 137/10000 (1.4%), 2:03:04 left: 1,234 images/s, clamped 3.1%",
+        "evaluate 3/40 (7.5%), 1:15 left: convnet3 on random 45.7%",
+        "condense 137/10000 (1.4%), 2:03:04 left",
     ]
 
 
+def test_a_line_has_one_loss_and_a_verbose_one_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    LogLines()(STEP)
+    assert capsys.readouterr().err == "condense 137/10000 (1.4%), 2:03:04 left: loss 6.17\n"
+    LogLines(verbose=True)(STEP)
+    assert capsys.readouterr().err == f"condense 137/10000 (1.4%), 2:03:04 left: {figures(STEP, STEP.shares)}\n"
+
+
 def test_shares_are_kept_between_updates(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = LogLines()
+    lines = LogLines(verbose=True)
     lines(replace(STEP, done=1, total=3))
     lines(replace(STEP, done=2, total=3, shares={}))
     assert capsys.readouterr().err.count("match/convnet3 12.3 (33%)") == 2
@@ -76,7 +83,7 @@ def test_shares_are_kept_between_updates(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("left", [math.nan, math.inf, -1.0])
 def test_unknown_time_left(capsys: pytest.CaptureFixture[str], left: float) -> None:
     LogLines()(replace(STEP, seconds_left=left))
-    assert ", ? left: " in capsys.readouterr().err
+    assert ", ? left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("total", [1, 9, 10, 11, 100, 10_000])
@@ -88,19 +95,64 @@ def test_lines_are_few_and_depend_on_steps_alone(capsys: pytest.CaptureFixture[s
     assert shown[0] == 1 and shown[-1] == total and min(total, LINES) <= len(shown) <= LINES + 1
 
 
-def test_a_terminal_gets_bars_with_lines_above_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = on_a_terminal(monkeypatch)
-    with reporting(None) as show:
+def screen(text: str) -> list[str]:
+    """What stands on a terminal in the end: a carriage return begins a line again."""
+    return [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+
+
+def show_all(shown: Shown) -> None:
+    with reporting(shown) as show:
+        show(Stage("source", "builtin:digits"))
+        show(Note("1438 images to condense", detail=True))
+        show(Note("left out, no image: 3"))
         show(Stage("condense", "10000 image steps"))
-        for done in range(137, 140):
+        for done in (9_998, 9_999):
             show(replace(STEP, done=done))
         show(Note("a note"))
-        show(Stage("evaluate"))
+        show(replace(STEP, done=10_000))
+        show(Stage("evaluate", "convnet3, 200 epochs each"))
         show(TRAINING)
+
+
+def test_a_terminal_has_one_line_that_rewrites_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    show_all(None)
     text = terminal.getvalue()
-    assert "condense: 10000 image steps\n" in text and "a note\n" in text and "evaluate ...\n" in text
-    assert re.search(r"condense: +1%.*\| 139/10000 \[.*step.*1,234 images/s, clamped 3.1%, match/convnet3 12", text)
-    assert re.search(r"evaluate: +8%.*\| 3/40 \[.*convnet3 on random: 45.7%", text) and text.endswith("\n")
+    assert "source ..." in text and "condense 9998/10000 (100%), 2:03:04 left: loss 6.17" in text
+    left, *bars = [line.partition("  ")[0] for line in screen(text)], *screen(text)
+    assert left[0] == "left out, no image: 3" and left[1] == "a note" and len(bars) == 5
+    assert bars[2].startswith("condense 10000/10000 (100%) in 0.0 s ")
+    assert bars[3].startswith("evaluate 3/40 (7.5%), 1:15 left: convnet3 on random 45.7% ")
+    assert all(len(line) <= 80 for line in screen(text)) and "clamped" not in text and "834" not in text
+
+
+def test_verbose_has_every_line_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    show_all("verbose")
+    lines = screen(terminal.getvalue())
+    assert lines[:4] == [
+        "source: builtin:digits", "1438 images to condense", "left out, no image: 3", "condense: 10000 image steps",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines if line][-2:] == ["evaluate", "evaluate"], "after all of the stage before"
+    assert next(line for line in lines if line.startswith("evaluate:")) == "evaluate: convnet3, 200 epochs each"
+    assert lines.index("evaluate: convnet3, 200 epochs each") > next(
+        place for place, line in enumerate(lines) if " in 0.0 s" in line
+    )
+    assert "convnet3 83%" in " ".join(lines) and "clamped 3.1%" in " ".join(lines)
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_nothing_of_the_line_is_cut(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = on_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with reporting(None) as show:
+        show(STEP)
+    line = screen(terminal.getvalue())[0]
+    wanted = "condense 137/10000 (1.4%), 2:03:04 left"
+    assert line.startswith(wanted if columns == 40 else f"{wanted}: loss 6.17 ")
+    assert columns == 80 or "loss" not in line
 
 
 @pytest.mark.parametrize(
@@ -145,3 +197,46 @@ def test_amounts() -> None:
 
 def test_columns() -> None:
     assert columns(["A", "BB"], [["long", ""], ["x", "y"]]) == "A     BB\nlong\nx     y"
+
+
+def test_columns_fit_a_terminal() -> None:
+    header, rows = ["NAME", "STATE", "WHAT"], [["a", "done", "one two three four five six"], ["b", "", "seven"]]
+    assert columns(header, rows, 80) == columns(header, rows)
+    assert columns(header, rows, 37).splitlines() == [
+        "NAME  STATE  WHAT",
+        "a     done   one two three four five",
+        "             six",
+        "b            seven",
+    ]
+    assert columns(header, rows, 24).splitlines() == [
+        "a", "  state  done", "  what   one two three", "        four five six", "b", "  what   seven",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "lines"),
+    [
+        ("a long-ish line of words", 12, ["a long-ish", "line of", "words"]),
+        ("gain       +1.2 over random, +0.1", 24, ["gain       +1.2 over", "        random, +0.1"]),
+        ("gain over  random +1.2, other +0.1", 33, ["gain over  random +1.2, other", "           +0.1"]),
+        ("  indented words here", 14, ["  indented", "  words here"]),
+        ("short\n\nlines", 80, ["short", "", "lines"]),
+        ("a line of words", 0, ["a line of words"]),
+        ("averylongnamewithoutspaces end", 10, ["averylongnamewithoutspaces", "end"]),
+        (
+            "go on with: hmdc-hub condense tiny.yaml --resume", 34,
+            ["go on with: hmdc-hub condense \\", "    tiny.yaml --resume"],
+        ),
+        ("next: hmdc-hub push a, or hmdc-hub runs show a", 30, ["next: hmdc-hub push a, or", "hmdc-hub runs show a"]),
+    ],
+)  # fmt: skip
+def test_long_lines_break_between_words(text: str, at: int, lines: list[str]) -> None:
+    assert wrapped(text, at).split("\n") == lines
+
+
+def test_how_wide_a_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert width(io.StringIO()) == 0 and width(Terminal()) == 80
+    for said, wanted in (("40", 40), ("0", 80), ("wide", 80)):
+        monkeypatch.setenv("COLUMNS", said)
+        assert width(Terminal()) == wanted

@@ -118,11 +118,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.slow
 def test_what_a_run_is(finished: Run) -> None:
-    assert finished.state == "finished" and repr(finished) == f"Run({str(finished.path)!r}, finished)"
+    assert finished.scores is not None
+    mean = f"{100 * finished.scores.table['condensed']['mean'].mean:.1f} %"
+    assert finished.state == "finished" and repr(finished) == f"Run({str(finished.path)!r}, finished, {mean})"
     assert finished.recipe.source.train_split == "train" and finished.info.ipc == 1
     assert finished.preview().format == "PNG" and finished.package() == finished.path / "package"
-    assert finished.scores is not None and finished.scores.name == "tiny"
-    summary = finished.summary()
+    assert finished.scores.name == "tiny"
+    short = finished.summary()
+    assert "gain over  random" in short and f"preview    {finished.path}/preview.png" in short and mean[:-2] in short
+    summary = finished.details()
     assert "10 synthetic images that hold 40" in summary and "condensed − random" in summary and "condense " in summary
     again = finished.evaluate(**QUIET)
     assert again.scores == finished.scores and again.run is not None and again.path == finished.path
@@ -133,7 +137,7 @@ def test_what_a_run_is(finished: Run) -> None:
 @pytest.mark.slow
 def test_what_a_notebook_shows_of_a_run(finished: Run) -> None:
     html = finished._repr_html_()
-    assert "condensed − random" in html and "<img" in html and len(html) < 40_000
+    assert "gain over  random" in html and "<img" in html and len(html) < 40_000
     assert len(finished.condensed) == len(hmdc.load(finished)) == 40 and Path(finished) == finished.path
 
 
@@ -144,7 +148,12 @@ def test_what_an_evaluation_is(finished: Run) -> None:
     frame = found.to_pandas()
     assert len(frame) == len(found.scores.cells) == 6 and found.report.is_file()
     assert found.scores.protocol.epochs == 1 and str(found.report) in found.summary()
-    assert repr(found).startswith("Evaluation(tiny: ") and "<pre>" in found._repr_html_()
+    assert "condensed − random" in found.details() and "1 epoch" in found.details()
+    assert (
+        repr(found).startswith("Evaluation(tiny: condensed ")
+        and ", random " in repr(found)
+        and "<pre>" in found._repr_html_()
+    )
 
 
 def test_callbacks_hear_of_everything(recipe: Recipe) -> None:

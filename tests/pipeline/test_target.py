@@ -87,6 +87,24 @@ def test_what_a_text_means(
     assert find_target(".", Path("runs")) == ("package", tmp_path / "pulled", "ipc1")
 
 
+def test_the_beginning_of_the_name_of_one_run(tmp_path: Path) -> None:
+    for name in ("digits_ipc1", "digits_ipc10", "cifar"):
+        (tmp_path / name).mkdir()
+        for file in ("recipe.yaml", "info.json"):
+            (tmp_path / name / file).write_text("x")
+    (tmp_path / "cifar.notes").mkdir()  # is no run
+    for name, meant in (("c", "cifar"), ("digits_ipc1", "digits_ipc1"), ("digits_ipc10", "digits_ipc10")):
+        assert find_run(name, tmp_path) == tmp_path / meant
+        assert find_target(name, tmp_path) == ("run", tmp_path / meant, None)
+    assert find_run("cifar", tmp_path, whole=True) == tmp_path / "cifar"
+    for find in (find_run, find_target):
+        with pytest.raises(UsageError, match="2 runs in .* begin with 'dig': 'digits_ipc1', 'digits_ipc10'"):
+            find("dig", tmp_path)
+    with pytest.raises(NotFoundError, match="there is no run 'ci'") as caught:
+        find_run("ci", tmp_path, whole=True)
+    assert caught.value.hint == "With --yes the name must be whole: cifar"
+
+
 @pytest.mark.parametrize(
     ("target", "refused"),
     [
