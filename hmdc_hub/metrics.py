@@ -184,7 +184,7 @@ def _ranking(accuracy: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
         recovery = score = None
         if FULL in accuracy:
             lost = _minus(accuracy[FULL][column], condensed)
-            score = estimate([ranking_score(ior, -hlr) for ior, hlr in zip(improvement, lost, strict=True)])
+            score = estimate([ranking_score(ior, -hlr) for ior, hlr in zip(improvement, lost, strict=False)])
             recovery = estimate(lost)
         found[column] = Ranking(improvement=estimate(improvement), recovery=recovery, score=score)
     return found

@@ -324,8 +324,8 @@ def _refuse_python(document: Document) -> None:
 def protocol_overrides(name_or_path: str) -> list[str]:
     """Read a protocol as overrides of a recipe, such as `evaluate.epochs=2000`.
 
-    It is the name of a shipped protocol (quick, paper, strong, idc) or recipe, or the path of a YAML file with some keys of a
-    recipe's `evaluate` section, of a recipe, or of a scores.json. UsageError: it holds no protocol, or a wrong one.
+    It is the name of a shipped protocol (quick, paper, strong, idc) or recipe, or the path of a YAML file with some
+    keys of a recipe's `evaluate` section, of a recipe, or of a scores.json. UsageError: it holds none, or a wrong one.
     """
     try:
         path = find(PROTOCOLS, name_or_path)

@@ -121,8 +121,10 @@ def _ask(plan: PushPlan, yes: bool) -> None:
 
 
 def plan_text(plan: PushPlan, run: str) -> str:
-    """Write a plan for a person."""
-    remote = plan.remote
+    """Write a plan for a person; of a set that does not beat all that it must beat it says so."""
+    from hmdc_hub.report.headline import headline
+
+    remote, head = plan.remote, headline(plan.facts.scores) if plan.facts.scores else None
     visible, place, there = "private" if plan.private else "public", "a new dataset", frozenset[str]()
     if remote is not None:
         place, there = f"at {remote.head[:12]}", frozenset(remote.files)
@@ -136,6 +138,7 @@ def plan_text(plan: PushPlan, run: str) -> str:
         f"to         {plan.repo_id} ({visible}), branch {plan.options.branch}, {place}",
         *(["by         a pull request"] if plan.options.create_pr else []),
         *(f"           {note}" for note in plan.notes),
+        *([f"verdict    {head.verdict}"] if head and not head.beats_all else []),
         *(f"  {what:<8} {path:<{width}}  {size}".rstrip() for what, path, size in rows),
     ]
     others = [name for name in plan.configs if name != plan.config]

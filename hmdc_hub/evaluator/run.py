@@ -151,6 +151,7 @@ class _Evaluation:
             self.sets = training_sets(protocol, self.source, subject, work.device)
         folder = cache_folder("trainings") if work.cache is None else work.cache
         self.cache = BaselineCache(folder, protocol, source.info.fingerprint, images, device)
+        self.too_long: float | None = None  # how many times the rest the full set would take, if it is left out
         self.seconds = self._guess_seconds()
         # The longest first, so that no worker is left with a long one at the end; every process has this order.
         self.jobs = sorted(self.seconds, key=lambda job: -self.seconds[job])
@@ -175,6 +176,9 @@ class _Evaluation:
         if known:
             work.callback(Note(f"{known} trainings on real images are known from an earlier evaluation"))
         ahead = {job: self.seconds[job] for job in jobs if self._name(job) not in log.finished}
+        if ahead and self.too_long:
+            times = f"{self.too_long:.1f} times as long as the rest of the evaluation"
+            work.callback(Note(f"not trained on the full set, which would take {times} (docs/evaluating.md)"))
         again = {log.elsewhere[name] for job in ahead if (name := self._name(job)) in log.elsewhere}
         if again:
             work.callback(Note(f"trainings of {'; '.join(sorted(again))} are not mixed with these, and done again"))
@@ -221,8 +225,7 @@ class _Evaluation:
                 guess |= {TrainingJob(model, len(self.sets), 0): seconds for model, seconds in enumerate(more)}
                 self.sets.append(made)
             else:
-                times = f"{sum(more) / rest:.1f} times as long as the rest of the evaluation"
-                self.work.callback(Note(f"not trained on the full set, which would take {times} (docs/evaluating.md)"))
+                self.too_long = sum(more) / rest
         return guess
 
     def _knows(self, made: TrainingSet) -> bool:

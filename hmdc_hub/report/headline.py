@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from dataclasses import dataclass
 
 from hmdc_hub.catalog import protocol_overrides
@@ -24,8 +23,6 @@ from hmdc_hub.report.tables import (
 )
 from hmdc_hub.schema import CONDENSED, FULL, MIN_SEEDS, Estimate, EvaluateSpec, Scores
 from hmdc_hub.text import count, flat, one_line
-
-INDENT = 12  # of the lines for a terminal, as in those of a plan
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,6 @@ class Headline:
     sentence: str  # the result; plain text, like all here
     verdict: str  # which baselines it beats, and which not
     seen_line: str  # seen against unseen models
-    lines: tuple[str, ...]  # all of it for a terminal of 80 columns
 
     @property
     def beats_all(self) -> bool:
@@ -98,17 +94,6 @@ def headline(scores: Scores) -> Headline:
         sentence=_sentence(scores, condensed, gains, recovered),
         verdict=verdict,
         seen_line=seen_line,
-        lines=_lines(
-            accuracy=f"condensed {_percent(condensed)}"
-            + "".join(f", {set_label(name)} {100 * mean:.1f}" for name, mean in rivals.items())
-            + ("" if full is None else f", full {100 * full.mean:.1f}")
-            + f", chance {100 * chance:.1f}",
-            gain="over " * bool(gains) + ", ".join(f"{set_label(name)} {_gain(gain)}" for name, gain in gains.items()),
-            full="" if recovered is None else f"recovers {100 * recovered:.0f} % of the full set's accuracy",
-            models=seen_line,
-            verdict=verdict,
-            protocol=f"{protocol}; mean over {count(len(models), 'model')}, n = {condensed.n}",
-        ),
     )
 
 
@@ -203,15 +188,3 @@ def _seen_line(seen: Part | None, unseen: Part | None, strongest: str | None) ->
     if unseen is None:
         return f"seen {said(seen) if seen else NONE}, unseen: none scored; every model took part in condensing{over}"
     return f"seen {said(seen) if seen else 'none scored'}, unseen {said(unseen)}{over}"
-
-
-def _lines(**said: str) -> tuple[str, ...]:
-    """Wrap what is said, each under its name, to 80 columns; what is empty is left out."""
-    made: list[str] = []
-    for name, text in said.items():
-        if text:
-            made += textwrap.wrap(
-                text, 80, initial_indent=name.ljust(INDENT), subsequent_indent=" " * INDENT, break_long_words=False,
-                break_on_hyphens=False,
-            )  # fmt: skip
-    return tuple(made)

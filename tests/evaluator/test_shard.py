@@ -82,7 +82,7 @@ def test_waiting_can_be_stopped(tmp_path: Path) -> None:
     where, stop = run(tmp_path / "run", OF), StopFlag()
 
     def listen(event: Event) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Note) and event.text.startswith("waiting"):
             stop.signal_number = 2
 
     with pytest.raises(Interrupted, match="while other processes were training"):

@@ -71,7 +71,7 @@ def test_wherever_scores_are_shown_and_only_if_asked_for(
     found, head = read_scores(run.scores), "Soft labels (teacher"
     assert (b"soft_labels" in run.scores.read_bytes()) == asked
     card = (package(run) / "README.md").read_text("utf-8")
-    pages = [Run(run.path).summary(), scored.report_html(found, {}), card.replace("\\", "")]
+    pages = [Run(run.path).details(), scored.report_html(found, {}), card.replace("\\", "")]
     assert [head in page for page in pages] == [asked] * 3
     assert all(check.ok for check in verify(run.package))
 
