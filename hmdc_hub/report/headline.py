@@ -12,9 +12,7 @@ from hmdc_hub.report.tables import (
     NONE,
     RANDOM_ENCODED,
     TO_BEAT,
-    TOO_FEW,
     Outcome,
-    interval,
     outcome,
     points,
     scored_on,
@@ -115,17 +113,6 @@ def _part(scores: Scores, models: list[str], strongest: str | None) -> Part | No
         other = by_seed(scores.cells, strongest, models)
         gain = estimate([a - b for a, b in zip(own, other, strict=True)])
     return Part(tuple(models), estimate(own), gain)
-
-
-def _percent(found: Estimate) -> str:
-    """Write an accuracy with its interval: `84.6 (83.9 to 85.3)`."""
-    if found.low is None or found.high is None:
-        return f"{100 * found.mean:.1f} ({TOO_FEW})"
-    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-def _gain(found: Estimate) -> str:
-    return points(found.mean) + ("" if found.low is None else f" ({interval(found)})")
 
 
 def _sentence(scores: Scores, condensed: Estimate, gains: dict[str, Estimate], recovered: float | None) -> str:

@@ -76,7 +76,8 @@ def test_soft_labels_are_a_table_of_their_own(call: Call, tiny_run: RunDir) -> N
     soft = scores.soft_labels
     assert soft is not None and set(soft.teachers) == {model.name for model in scores.protocol.models}
     assert set(soft.table) == {"condensed", "random"} and {cell.training_set for cell in soft.cells} < set(scores.table)
-    assert "hard labels" in done.out and "LRS" in done.out and "ARS" in done.out
+    shown = call("runs", "show", str(where.path)).out
+    assert "hard labels" in shown and "LRS" in shown and "ARS" in shown
     assert "Soft labels (teacher" in (where.report / "scores.md").read_text("utf-8")
     # Beside them the headline is what it is without: the same trainings on hard labels.
     assert call("evaluate", "tiny", *asked[2:], "--workers", "1").status == 0
