@@ -53,7 +53,7 @@ def test_everything_for_a_gpu_runs_on_tiny_sizes(tmp_path: Path) -> None:
     assert [r.startswith("relative errors") for r in found["reference vectors"]] == [True, False]
     assert found["two short runs"] == ["same bytes"] * 2
     assert all("a step" in r and "projections minibatch" in r for r in found["parts of a step"])
-    assert len(found["parts of a step"]) == 11 and len(found["recipe"]) == 4 and len(found["evaluation"]) == 2
+    assert len(found["parts of a step"]) == 11 and len(found["recipe"]) == 4 and len(found["evaluation"]) == 6
     # What only a GPU can answer says so; nothing else does.
     without = {name for name, results in found.items() if all(r.startswith("needs ") for r in results)}
     assert without == {"synchronisation in functions", "launches of a step", "a step"}
@@ -109,7 +109,7 @@ def test_protocols_are_compared_on_a_set_of_another_program(tmp_path: Path) -> N
     ]  # fmt: skip
     words, (head, *rows) = run(*call, "--table", "candidates", "--only", "rate 0.003", "0.1")
     assert head == ["protocol", "condensed", "random", "mlp_tiny", "seconds"]  # a set of others has no initialisation
-    assert [row[0] for row in rows] == ["SGD, rate 0.1", "AdamW, rate 0.003", "Muon, rate 0.003"]
+    assert [row[0] for row in rows] == ["Muon, rate 0.003", "SGD, rate 0.1", "AdamW, rate 0.003"]
     found = {(row["protocol"], row["training_set"]): row for row in json.loads(out.read_text())["levels"]}
     for label, *cells, _ in rows:
         shown = [sum(found[label, name]["percent"]) / 2 for name in ("condensed", "random")]

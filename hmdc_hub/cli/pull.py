@@ -73,7 +73,8 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
     configuration that a card lists. Otherwise it is written anew for the part that is here.
     """
     from hmdc_hub.catalog import read_published_recipe
-    from hmdc_hub.publish.card import dump, read_config, render
+    from hmdc_hub.publish.card import dump, read_config, read_facts, render
+    from hmdc_hub.publish.croissant import CROISSANT, croissant
     from hmdc_hub.store.configs import read_card_text, split_card
 
     for name in got.configs:
@@ -91,6 +92,9 @@ def _copy(got: Downloaded, folder: Path, repo_id: str) -> None:
         previous = f"---\n{dump(rest)}---\n{body}"
         card = render(folder, repo_id=repo_id, default=got.default, previous=previous)
     (folder / "README.md").write_text(card, encoding="utf-8", newline="")
+    if (got.folder / CROISSANT).is_file():
+        text = croissant(read_facts(folder), got.default or "", repo_id)  # of what is here
+        (folder / CROISSANT).write_text(text, encoding="utf-8", newline="")
 
 
 def _put(new: Path, place: Path, *, force: bool) -> str:

@@ -14,11 +14,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from hmdc_hub import metrics
+from hmdc_hub import __version__, metrics
 from hmdc_hub.catalog import read_published_recipe, read_recipe_file
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError
-from hmdc_hub.publish.card import front_matter, read_config, text_checksum
-from hmdc_hub.publish.croissant import CROISSANT
+from hmdc_hub.publish.card import front_matter, read_config, read_facts, text_checksum
+from hmdc_hub.publish.croissant import CROISSANT, croissant
 from hmdc_hub.schema import (
     FORMAT_VERSION,
     FORMER_BASELINES,
@@ -547,7 +547,7 @@ def _card(folder: Path, names: list[str]) -> str:
 
 
 def _croissant(folder: Path, names: list[str]) -> str:
-    """croissant.json names the images of these configurations with their hashes."""
+    """croissant.json names the images of these configurations with their hashes, and is as this program writes it."""
     try:
         plain = json.loads(read_card_text(folder / CROISSANT))
         listed = {file["@id"]: file["sha256"] for file in plain["distribution"]}
@@ -557,6 +557,12 @@ def _croissant(folder: Path, names: list[str]) -> str:
         path = f"{name}/{PARQUET}"
         due = next((file.sha256 for file in read_config(folder / name).manifest.files if file.path == path), None)
         _equal({f"the SHA-256 of {path} in {CROISSANT}": (listed.get(path), due)})
+    every = read_facts(folder)
+    if {one.info.hmdc_hub_version for one in every} == {__version__} and {one.name for one in every} == set(names):
+        repo_id = str(plain.get("url") or "").removeprefix("https://huggingface.co/datasets/") or None
+        due = json.loads(croissant(every, names[0], repo_id))
+        for key in {*plain, *due} - {"name"}:  # which follows what somebody made the default on the Hub
+            _equal({f"{key} in {CROISSANT}": (plain.get(key), due.get(key))})
     return f"{len(listed)} files, by the hashes of the manifests"
 
 

@@ -330,7 +330,7 @@ def download_package(
     everything = everything and config is None
     of = _Published(repo_id, config, revision, cache, everything=everything)
     names = of.configs
-    wanted, listed = ["README.md", *(f"{name}/manifest.json" for name in names)], dict[str, str]()
+    wanted, listed = ["README.md", "croissant.json", *(f"{name}/manifest.json" for name in names)], dict[str, str]()
     if check:
         for name in names:
             listed |= of.listed(name)

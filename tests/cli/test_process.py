@@ -34,7 +34,7 @@ def test_ctrl_c_reaches_the_whole_group_and_the_run_goes_on(folder: Path) -> Non
                 break
         said = process.stderr.read()
         assert process.wait() == 130 and process.stdout.read() == ""
-    assert "stopping at the next safe place" in said and "stopped after 0 of 6 trainings" in said
+    assert "stopping at the next safe place" in said and "stopped after 0 of 7 trainings" in said
     assert said.endswith("go on with: hmdc-hub condense tiny.yaml --workers 2 --resume\n") and "Traceback" not in said
 
 

@@ -302,7 +302,7 @@ def test_pulling_what_is_not_there(
 @pytest.mark.slow
 def test_verify_reads_the_hub_afresh(call: Call, published: LocalHub) -> None:
     done = call("verify", REPO)
-    assert done.status == 0 and done.out.count(" ok ") == 15 and "FAIL" not in done.out
+    assert done.status == 0 and done.out.count(" ok ") == 16 and "FAIL" not in done.out
     info = published.files(REPO)["ipc5/info.json"].replace(b'"ipc": 5', b'"ipc": 6')
     published.commit(REPO, {"ipc5/info.json": info})
     done = call("verify", REPO, "--json")

@@ -281,7 +281,7 @@ def test_the_real_command_under_torchrun(tmp_path: Path) -> None:
     done = torchrun(3, tmp_path, [])
     out, _ = done.communicate()
     assert done.returncode == 0, out
-    assert "resume: image step" in out and out.count("condensed  builtin:digits") == 1
+    assert "resume: image step" in out and out.count("accuracy   ") == 1
     run = RunDir(tmp_path / "run")
     assert run.state() == "finished"
     alone = tmp_path / "alone"

@@ -143,7 +143,14 @@ def test_without_augmentation_nothing_else_changes() -> None:
 
 
 def toy_recipe(**keys: Any) -> Recipe:
-    plain = {"models": [MLP, CONVNET], "seeds": 2, "random_draws": 1, "epochs": 2, "full_epochs": 8, "batch": 16}
+    plain: dict[str, Any] = {
+        "models": [MLP, CONVNET],
+        "seeds": 2,
+        "random_draws": 1,
+        "epochs": 2,
+        "full_epochs": 8,
+        "batch": 16,
+    }
     return recipe(**plain | {"baselines": ["random", "full"], "soft_labels": SAME, "lr": 0.1} | keys)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from huggingface_hub import HfApi
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import AccessError, FormatError, HmdcError, NetworkError, NewerFormatError, RunError, UsageError
 from hmdc_hub.publish.build import package
-from hmdc_hub.publish.card import BEGIN
+from hmdc_hub.publish.card import BEGIN, read_facts, render
+from hmdc_hub.publish.croissant import croissant
 from hmdc_hub.publish.hub import Hub
 from hmdc_hub.publish.push import publish
 from hmdc_hub.schema import FORMAT_VERSION, sealed
@@ -64,9 +64,9 @@ def test_the_first_push_is_the_package_in_one_commit(hub: LocalHub, run: RunDir)
     assert set(there) - {".gitattributes"} == set(packed)
     for name, data in packed.items():
         if name == "README.md":  # the package does not know yet where it will be
-            cards = there[name], data.replace(b"your-name/tiny-hmdc", REPO.encode())
-            first, second = (re.sub(rb'text_sha256: "\w+"', b"", card) for card in cards)
-            assert first == second
+            assert there[name].decode() == render(folder, repo_id=REPO)
+        elif name == "croissant.json":
+            assert there[name].decode() == croissant(read_facts(folder), "ipc2", REPO)
         else:
             assert there[name] == data, name
     assert len(hub.commits(REPO)) == 2 and len(asked(hub, "commit")) == 1
@@ -182,8 +182,9 @@ def test_several_recipes_share_a_repository(hub: LocalHub, run: RunDir, tmp_path
     hub.requests.clear()
     done = push(made_run(tmp_path / "five", 5))
     there = hub.files(REPO)
-    assert {k: v for k, v in there.items() if k != "README.md" and "ipc5" not in k} == {
-        k: v for k, v in before.items() if k != "README.md"
+    of_all = {"README.md", "croissant.json"}
+    assert {k: v for k, v in there.items() if k not in of_all and "ipc5" not in k} == {
+        k: v for k, v in before.items() if k not in of_all
     }
     assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "scores"] and default(hub) == ["ipc2"]
     assert set(done.loads) == {"ipc5", "scores"} and len(hub.tags(REPO)) == 2
@@ -469,7 +470,7 @@ def test_somebody_elses_other_configuration_in_between_is_kept(hub: LocalHub, ru
     assert done.changed and between[0].changed and hub.commits(REPO)[:2] == [done.commit, between[0].commit]
     assert [c["config_name"] for c in front(hub)["configs"]] == ["ipc2", "ipc5", "ipc9", "scores"]
     theirs = {name: data for name, data in hub.files(REPO, between[0].commit).items() if "ipc9" in name}
-    assert len(theirs) == 9 and theirs.items() <= hub.files(REPO).items()
+    assert len(theirs) == 10 and theirs.items() <= hub.files(REPO).items()
 
 
 @pytest.mark.slow

@@ -260,7 +260,7 @@ def test_the_share_of_the_full_set_is_that_of_the_means(make: Make) -> None:
     scores = make(baselines=["random", "full"])
     found, column = headline(scores), headline(scores).column
     means = [scores.table[name][column].mean for name in ("condensed", "full")]
-    assert found.recovered == pytest.approx(means[0] / means[1])
+    assert found.recovered is not None and found.recovered == pytest.approx(means[0] / means[1])
     assert f"{100 * found.recovered:.0f} % of what the full set gives" in found.sentence
 
 
