@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from operator import attrgetter
 
 from hmdc_hub.catalog import protocol_overrides
 from hmdc_hub.catalog.entries import PROTOCOLS, shipped
@@ -20,7 +21,7 @@ from hmdc_hub.report.tables import (
     training_sets,
 )
 from hmdc_hub.schema import CONDENSED, FULL, MIN_SEEDS, Estimate, EvaluateSpec, Scores
-from hmdc_hub.text import count, flat, one_line
+from hmdc_hub.text import count, one_line
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,9 @@ def headline(scores: Scores) -> Headline:
 
 def protocol_in_words(protocol: EvaluateSpec) -> str:
     """Name a protocol with its length: `protocol quick, 200 epochs`; one of a recipe's own has its length alone."""
-    plain = dict(flat(protocol.model_dump(mode="json")))
     for name in shipped(PROTOCOLS):
         keys = (text.removeprefix("evaluate.").split("=", 1) for text in protocol_overrides(name))
-        if all(key in plain and plain[key] == json.loads(value) for key, value in keys):
+        if all(attrgetter(key)(protocol) == json.loads(value) for key, value in keys):
             return f"protocol {name}, {protocol.length}"
     return f"the recipe's protocol, {protocol.length}"
 

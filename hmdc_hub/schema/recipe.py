@@ -103,8 +103,11 @@ class EvaluateSpec(Strict):
         description="Optimiser steps of every training, in place of epochs; the full set keeps full_epochs.",
         examples=[2000],
     )
+    # Keys that are younger than the first protocols are left out at their defaults (`exclude_if`), here and below:
+    # hashes and files that say none of them stay as they are, and an older program reads them.
     full: Literal["auto", "never"] = Field(
         "auto",
+        exclude_if=lambda full: full == "auto",
         description="auto: one training per architecture on the full set stands beside the others where all of these "
         "take no longer than the rest of the evaluation; full among baselines: always, with every seed.",
     )
@@ -120,6 +123,7 @@ class EvaluateSpec(Strict):
     )
     model_lr: dict[str, Rate] = Field(
         {},
+        exclude_if=lambda rates: not rates,
         description="Learning rates of single models, by their name or their id (all of that kind); they go before lr.",
         examples=["{vit: 0.001, resnet18: 0.01}"],
     )
@@ -130,12 +134,16 @@ class EvaluateSpec(Strict):
     )
     milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.5],
+        exclude_if=lambda shares: shares == [0.5],
         min_length=1,
         description="For schedule: step, after which shares of a training the rate falls.",
         examples=["[0.666, 0.833]"],
     )
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="For schedule: step, what the rate is multiplied by at each milestone.", examples=[0.2]
+        0.1,
+        exclude_if=lambda gamma: gamma == 0.1,
+        description="For schedule: step, what the rate is multiplied by at each milestone.",
+        examples=[0.2],
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD and Muon.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(5e-4, description="Weight decay.")
@@ -172,7 +180,6 @@ class EvaluateSpec(Strict):
     soft_labels: SoftLabelsSpec = Field(
         default_factory=SoftLabelsSpec,
         description="Train on soft labels as well; in a table of its own, since such scores stand beside no others.",
-        # Younger than the first protocols, whose hashes and files stay as they are.
         exclude_if=lambda spec: spec.teacher == "none",
     )
 
@@ -239,13 +246,10 @@ class EvaluateSpec(Strict):
     def protocol_hash(self) -> str:
         """SHA-256 (hex) of everything that decides scores of given images, however it was written."""
         plain = self.settled().model_dump(mode="json")
-        for key in ("lr", "model_lr", "batch_norm", "resolution", "pretrained"):  # which are in the models
-            del plain[key]
-        for key in ("milestones", "gamma"):  # younger than the first scores, whose hashes stay as they are
-            if plain[key] == EvaluateSpec.model_fields[key].default or self.schedule != "step":
-                del plain[key]
-        if self.full == "auto":  # which no hash of before has
-            del plain["full"]
+        without = {"lr", "model_lr", "batch_norm", "resolution", "pretrained"}  # which are in the models
+        if self.schedule != "step":
+            without |= {"milestones", "gamma"}
+        plain = {key: value for key, value in plain.items() if key not in without}
         # The hashes of the first scores have the former names.
         former = {new: old for old, new in FORMER_BASELINES.items()}
         plain["against"] = [former.get(name, name) for name in plain.pop("baselines")]
@@ -433,6 +437,7 @@ class PublishSpec(Strict):
     )
     title: Annotated[str, Field(min_length=1, max_length=120)] | None = Field(
         None,
+        exclude_if=lambda title: title is None,  # an older program reads a recipe that says none
         description="Title of the card; null: the source's name and the images per class.",
         examples=["Pets in ten images per class"],
     )
