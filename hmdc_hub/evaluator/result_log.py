@@ -141,12 +141,11 @@ class BaselineCache:
 
     def __init__(self, folder: Path, protocol: EvaluateSpec, fingerprint: str, images: int, device: str) -> None:
         self.folder, self.images, self.protocol = folder, images, protocol
-        plain = protocol.model_dump(mode="json")
+        # Which trainings there are; the number of steps is in the key of each, and those on soft labels are not here.
+        about = {"seeds", "random_draws", "baselines", "epochs", "steps", "full", "full_epochs", "soft_labels"}
+        plain = protocol.model_dump(mode="json", exclude=about)
         models = zip(protocol.models, plain_models(plain.pop("models")), strict=True)
         self.models = {spec.name: model for spec, model in models if spec.source != "python"}
-        for key in ("seeds", "random_draws", "baselines", "epochs", "steps", "full", "full_epochs"):
-            del plain[key]  # they say which trainings there are, and the number of steps is in each one's key
-        plain.pop("soft_labels", None)  # those on real images have their own labels
         self.common = {"protocol": plain, "fingerprint": fingerprint, "device": device, "program": FORM}
         self.digests: dict[tuple[str, int], str] = {}
 
