@@ -20,7 +20,7 @@ from torch import Tensor
 from hmdc_hub.errors import Interrupted, RunError
 from hmdc_hub.evaluator.baselines import TrainingSet
 from hmdc_hub.evaluator.result_log import BaselineCache, CellName, FinishedTraining, ResultLog
-from hmdc_hub.evaluator.train import TEST_BATCH, Images, Setting, train_and_score
+from hmdc_hub.evaluator.train import Images, logits_of, train_and_score
 from hmdc_hub.evaluator.trainer import Trainer, TrainingJob, one_thread, run_jobs, training_tensors, worker_count
 from hmdc_hub.events import Note, Stage, Training
 from hmdc_hub.metrics import FULL, SOFT_SETS, summarise_soft_labels
@@ -129,9 +129,9 @@ class SoftLabelEvaluation:
                     with suppress(OSError, RunError):  # a folder that cannot be written is no reason to lose it
                         state = _state(model)
                         write_bytes_atomic(path, safetensors.torch.save(state, {DIGEST: _digest(state)}))
-            answers = _logits(model, setting.test.pixels, setting).argmax(1)
+            answers = logits_of(model, setting.test.pixels, setting).argmax(1)
             temperature = self.protocol.soft_labels.temperature
-            targets = [soft_labels(_logits(model, made.images, setting), temperature).cpu() for made in self.sets]
+            targets = [soft_labels(logits_of(model, made.images, setting), temperature).cpu() for made in self.sets]
         accuracy = int((answers == setting.test.labels).sum()) / len(answers)
         self.work.callback(Note(f"teacher {spec.name}: {accuracy:.1%} of the images that are scored on"))
         return Teacher(accuracy, targets, _digest(_state(model)))
@@ -185,16 +185,6 @@ class SoftLabelEvaluation:
         labels = {f"{number}.labels": made.labels.clone() for number, made in enumerate(again)}
         soft = {f"{number}.targets": values.clone() for number, values in enumerate(targets)}
         return training_tensors(self.source, again) | labels | soft
-
-
-def _logits(model: PoolModel, pixels: Tensor, setting: Setting) -> Tensor:
-    """Compute a trained model's logits on images as they are, on its device: float32 N x C."""
-    model.eval()
-    with torch.no_grad(), setting.precision():
-        parts = torch.split(pixels, TEST_BATCH)
-        device = setting.mean.device
-        logits = [model.logits(model.prepare(setting.normalise(part.to(device)))).float() for part in parts]
-    return torch.cat(logits)
 
 
 def _state(model: PoolModel) -> dict[str, Tensor]:

@@ -156,6 +156,7 @@ class _Training:
     def __init__(self, model: PoolModel, seed: int, train: Images, setting: Setting) -> None:
         _reset(model, train, seed, setting)
         self.model, self.train, self.setting = model, train, setting
+        self.parameters = [*model.trained().values()]
         self.gen = rng.generator(setting.protocol.seed, "evaluate-batches", model.spec.name, seed)
         self.optimizer = make_optimizer(model, setting.protocol, setting.device)
         model.train()
@@ -179,10 +180,9 @@ class _Training:
             images, targets = augment.apply_cutmix(mix, images), augment.mix_targets(mix, targets)
         with self.setting.precision():
             logits = self.model.logits(self.model.prepare(images))
-        parameters = [*self.model.trained().values()]
         loss = F.cross_entropy(logits.float(), targets)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
             # In the order of the parameter's memory, as `backward` leaves it, since fused optimisers need that.
             other = gradient is not None and gradient.stride() != parameter.stride()
             parameter.grad = torch.empty_like(parameter).copy_(gradient) if other else gradient
@@ -190,18 +190,32 @@ class _Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    @torch.no_grad()
     def score(self) -> TrainingResult:
         """Look at all test images."""
-        test, setting, batch = self.setting.test, self.setting, TEST_BATCH
-        if setting.device.type == "cuda":
-            batch = max(TEST_BATCH // 2, TEST_PIXELS // (self.model.spec.input_size or test.pixels.shape[-1]) ** 2)
-        self.model.eval()
-        with setting.precision():
-            parts = (setting.normalise(part) for part in torch.split(test.pixels, batch))
-            logits = torch.cat([self.model.logits(self.model.prepare(part)).float() for part in parts])
+        logits = logits_of(self.model, self.setting.test.pixels, self.setting)
         self.model.train()
-        return _result(logits, test.labels)
+        return _result(logits, self.setting.test.labels)
+
+
+@torch.no_grad()
+def logits_of(model: PoolModel, pixels: Tensor, setting: Setting) -> Tensor:
+    """Compute the logits of a trained model, which is in evaluation mode then, on images as they are.
+
+    Args:
+        model: On the device.
+        pixels: uint8 or float32 in [0, 1], N x ch x H x W, anywhere.
+        setting: Statistics, precision, device.
+
+    Returns:
+        float32 N x C, on the device.
+    """
+    batch = TEST_BATCH
+    if setting.device.type == "cuda":
+        batch = max(TEST_BATCH // 2, TEST_PIXELS // (model.spec.input_size or pixels.shape[-1]) ** 2)
+    model.eval()
+    with setting.precision():
+        parts = (setting.normalise(part.to(setting.device)) for part in torch.split(pixels, batch))
+        return torch.cat([model.logits(model.prepare(part)).float() for part in parts])
 
 
 def _reset(model: PoolModel, train: Images, seed: int, setting: Setting) -> None:
