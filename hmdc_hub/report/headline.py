@@ -11,16 +11,16 @@ from hmdc_hub.catalog.entries import PROTOCOLS, shipped
 from hmdc_hub.metrics import MEAN, by_seed, estimate
 from hmdc_hub.report.tables import (
     NONE,
-    RANDOM_ENCODED,
     TO_BEAT,
     Outcome,
     outcome,
     points,
     scored_on,
     set_label,
+    stands_out,
     training_sets,
 )
-from hmdc_hub.schema import CONDENSED, FULL, MIN_SEEDS, Estimate, EvaluateSpec, Scores
+from hmdc_hub.schema import CONDENSED, FULL, MIN_SEEDS, RANDOM_ENCODED, Estimate, EvaluateSpec, Scores
 from hmdc_hub.text import count, one_line
 
 
@@ -43,7 +43,6 @@ class Headline:
     condensed: Estimate
     baselines: dict[str, float]  # means of the other training sets, `full` not among them, in the order of tables
     gains: dict[str, Estimate]  # over those of `TO_BEAT` that there are, paired by seed
-    outcomes: dict[str, Outcome]  # of the same
     chance: float  # one in as many as there are classes
     full: Estimate | None
     recovered: float | None  # condensed / full: the share of the full set's accuracy, means over the same models
@@ -53,11 +52,7 @@ class Headline:
     sentence: str  # the result; plain text, like all here
     verdict: str  # which baselines it beats, and which not
     seen_line: str  # seen against unseen models
-
-    @property
-    def beats_all(self) -> bool:
-        """Whether the set is better than every baseline of `TO_BEAT` that there is: only then is it set in bold."""
-        return bool(self.outcomes) and set(self.outcomes.values()) == {"better"}
+    beats_all: bool  # whether it is better than every baseline of `TO_BEAT` that there is: only then is it bold
 
 
 def headline(scores: Scores) -> Headline:
@@ -72,10 +67,9 @@ def headline(scores: Scores) -> Headline:
     strongest = max(rivals, key=lambda name: rivals[name], default=None)
     inside = [name for name in models if name in scores.condensed_by]
     seen, unseen = (_part(scores, of, strongest) for of in (inside, [name for name in models if name not in inside]))
-    outcomes = {name: outcome(gain) for name, gain in gains.items()}
     recovered = condensed.mean / full.mean if full is not None and full.mean else None
     protocol, chance = protocol_in_words(scores.protocol), 1 / len(scores.class_names)
-    verdict, seen_line = _verdict(gains, outcomes, condensed.n), _seen_line(seen, unseen, strongest)
+    verdict, seen_line = _verdict(gains, condensed.n), _seen_line(seen, unseen, strongest)
     return Headline(
         column=column,
         models=len(models),
@@ -83,7 +77,6 @@ def headline(scores: Scores) -> Headline:
         condensed=condensed,
         baselines={name: found.mean for name, found in table.items() if name not in (CONDENSED, FULL)},
         gains=gains,
-        outcomes=outcomes,
         chance=chance,
         full=full,
         recovered=recovered,
@@ -93,6 +86,7 @@ def headline(scores: Scores) -> Headline:
         sentence=_sentence(scores, condensed, gains, recovered),
         verdict=verdict,
         seen_line=seen_line,
+        beats_all=stands_out(scores),
     )
 
 
@@ -139,15 +133,15 @@ def _apart(gain: Estimate) -> str:
     return "as much as" if amount == "0.0" else f"{amount} points {'above' if gain.mean > 0 else 'below'}"
 
 
-def _verdict(gains: dict[str, Estimate], outcomes: dict[str, Outcome], n: int) -> str:
+def _verdict(gains: dict[str, Estimate], n: int) -> str:
     """Say plainly which of the baselines the set beats."""
-    if not outcomes:
+    if not gains:
         return "Whether condensing was worth it is not known: no baseline was trained beside the condensed set."
     found: dict[Outcome, list[str]] = {}
-    for name, shown in outcomes.items():
-        found.setdefault(shown, []).append(
-            TO_BEAT[name] + (f" ({points(gains[name].mean)})" if shown in ("worse", "not shown") else "")
-        )
+    for name, gain in gains.items():
+        shown = outcome(gain)
+        apart = f" ({points(gain.mean)})" if shown in ("worse", "not shown") else ""
+        found.setdefault(shown, []).append(TO_BEAT[name] + apart)
     said = []
     if "worse" in found:
         said.append(f"The condensed set is worse than {_or(found['worse'])}.")

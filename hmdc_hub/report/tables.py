@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from hmdc_hub.metrics import MEAN
 from hmdc_hub.report.document import Items, Section, Table, Text, to_markdown, to_text
-from hmdc_hub.schema import CONDENSED, RANDOM, TRAINING_SETS, Estimate, ModelSpec, Scores
+from hmdc_hub.schema import CONDENSED, RANDOM, RANDOM_ENCODED, TRAINING_SETS, Estimate, ModelSpec, Scores
 from hmdc_hub.text import count
 
-RANDOM_ENCODED, INITIALISATION = "random-encoded", "initialisation"
 TOOK_PART = "†"
 OVER_MODELS = "mean over models"
 TOO_FEW = "too few seeds"  # for an interval
@@ -20,7 +19,7 @@ TOO_FEW = "too few seeds"  # for an interval
 TO_BEAT = {
     RANDOM: "random real images",
     RANDOM_ENCODED: "random real images of the same storage",
-    INITIALISATION: "the images that condensing started from",
+    "initialisation": "the images that condensing started from",
 }
 # As the 95 % interval of a difference says it; unknown: too few seeds for one.
 Outcome = Literal["better", "worse", "not shown", "unknown"]

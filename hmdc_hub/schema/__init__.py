@@ -16,6 +16,7 @@ from hmdc_hub.schema.base import (
     LOCAL,
     NAME,
     RANDOM,
+    RANDOM_ENCODED,
     RESERVED,
     TRAINING_SETS,
     Baseline,
