@@ -184,7 +184,7 @@ def _ranking(accuracy: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str,
         recovery = score = None
         if FULL in accuracy:
             lost = _minus(accuracy[FULL][column], condensed)
-            score = estimate([ranking_score(ior, -hlr) for ior, hlr in zip(improvement, lost, strict=False)])
+            score = estimate([ranking_score(ior, -hlr) for ior, hlr in _paired(improvement, lost)])
             recovery = estimate(lost)
         found[column] = Ranking(improvement=estimate(improvement), recovery=recovery, score=score)
     return found
@@ -220,11 +220,11 @@ def summarise_soft_labels(
     for column, names in columns.items() if RANDOM in sets else ():
         ior = _minus(augmented[CONDENSED][column], augmented[RANDOM][column])
         without = _minus(plain[CONDENSED][column], plain[RANDOM][column])
-        # Nothing, where nothing was trained on the full set.
-        hlr = [b - a for a, b in zip(by_seed(hard, CONDENSED, names), by_seed(hard, FULL, names), strict=False)]
+        full = by_seed(hard, FULL, names)  # nothing, where nothing was trained on it
+        hlr = _minus(full, by_seed(hard, CONDENSED, names)) if full else []
         ranking[column] = SoftRanking(
             improvement=estimate(ior),
-            label_robust=estimate([ranking_score(a, -b) for a, b in zip(ior, hlr, strict=False)]) if hlr else None,
+            label_robust=estimate([ranking_score(a, -b) for a, b in _paired(ior, hlr)]) if hlr else None,
             augmentation_robust=estimate([ranking_score(a, b) for a, b in zip(ior, without, strict=True)]),
         )
     tables = (
@@ -234,9 +234,15 @@ def summarise_soft_labels(
     return dict(zip(("table", "unaugmented_table"), tables, strict=True)) | {"ranking": ranking}
 
 
+def _paired(one: Sequence[float], other: Sequence[float]) -> list[tuple[float, float]]:
+    """Pair values by seed; where there are fewer of one, as of the full set, nothing is paired but the means."""
+    if len(one) != len(other):
+        return [(statistics.fmean(one), statistics.fmean(other))]
+    return list(zip(one, other, strict=True))
+
+
 def _minus(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    # By seed, from the first on; the full set may have fewer.
-    return [a - b for a, b in zip(one, other, strict=False)]
+    return [a - b for a, b in _paired(one, other)]
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int) -> Labels:

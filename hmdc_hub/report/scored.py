@@ -88,11 +88,13 @@ def report_html(scores: Scores, confusion: Confusion, looks: plots.SetPictures |
 def means_table(scores: Scores) -> Table:
     """Make the small table that pages begin with: a mean for each training set, and what condensing gains on it."""
     head = headline(scores)
-    rows = []
+    rows, counted = [], f"n = {head.condensed.n}"
     for name in tables.training_sets(scores):
-        gain = scores.gain.get(name, {}).get(head.column)
+        gain, mean = scores.gain.get(name, {}).get(head.column), scores.table[name][head.column]
         shown = tables.short(gain) if gain is not None else ""
-        rows.append([tables.set_label(name), tables.percent(scores.table[name].get(head.column)), shown])
+        rows.append([tables.set_label(name), tables.percent(mean), shown])
+        if mean.n != head.condensed.n:
+            counted += f" ({tables.set_label(name)}: {mean.n})"
     rows.append(["chance", f"{100 * head.chance:.1f}", ""])
     over = tables.OVER_MODELS if head.column == MEAN else head.column
     interval = "with the 95 % interval" if head.condensed.low is not None else "too few seeds for an interval"
@@ -102,7 +104,7 @@ def means_table(scores: Scores) -> Table:
         rows,
         strong=tables.set_label(CONDENSED) if head.beats_all else None,
         note=f"{tables.scored_on(scores).capitalize()} accuracy in percent at the last epoch, mean ± standard "
-        f"deviation, n = {head.condensed.n}; differences in points, {interval}. {protocol}.",
+        f"deviation, {counted}; differences in points, {interval}. {protocol}.",
     )
 
 

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmdc_hub.metrics import by_seed, calibration_error, class_accuracy, confusion, estimate, scores_frame, summarise
+from hmdc_hub.metrics import (
+    by_seed,
+    calibration_error,
+    class_accuracy,
+    confusion,
+    estimate,
+    ranking_score,
+    scores_frame,
+    summarise,
+)
 from hmdc_hub.schema import TRAINING_SETS, Cell, Estimate
 from hmdc_hub.store.files import read_scores
 from tests.builders import make_recipe, make_run
@@ -202,3 +211,18 @@ def test_a_frame_has_a_row_for_every_training(tmp_path: Path) -> None:
     means = frame.groupby("training_set")["accuracy"].mean()
     assert means["random"] == pytest.approx(scores.table["random"]["mlp"].mean)
     assert not scores_frame(scores.model_copy(update={"condensed_by": []}))["seen"].any()
+
+
+def test_one_training_on_the_full_set_stands_beside_the_mean_of_all_seeds() -> None:
+    accuracies = {"condensed": [0.5, 0.6, 0.7], "random": [0.3, 0.3, 0.3], "full": [0.9]}
+    cells = [
+        Cell(model="mlp", training_set=name, draw=0, seed=seed, accuracy=accuracy, ece=0)
+        for name, of_seeds in accuracies.items()
+        for seed, accuracy in enumerate(of_seeds)
+    ]
+    found = summarise(cells, list(accuracies), ["mlp"], [])
+    gain, ranking = found["gain"]["full"]["mlp"], found["ranking"]["mlp"]
+    assert gain.mean == pytest.approx(0.6 - 0.9) and (gain.n, gain.low) == (1, None)
+    assert ranking.recovery.mean == pytest.approx(0.3) and ranking.score.n == 1
+    assert ranking.score.mean == pytest.approx(ranking_score(0.3, -0.3))
+    assert found["gain"]["random"]["mlp"].n == 3
