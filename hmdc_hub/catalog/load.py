@@ -361,19 +361,34 @@ def _scored(path: Path, where: str) -> dict[str, Any]:
     if local:  # scores may be a stranger's, and are data
         hint = "If it is yours: --protocol takes the run's recipe.yaml, too."
         raise UsageError(f"{where} names {local[0]}, a file of whoever made the scores.", hint=hint)
-    return protocol.model_dump(mode="json")
+    return _keys(protocol)
 
 
 def _written(path: Path, where: str) -> dict[str, Any]:
     document = rename(EvaluateSpec, read_document(path, where))
     data = document.data
     if "evaluate" in data:
-        return load_recipe(path).evaluate.model_dump(mode="json")
+        return _keys(load_recipe(path).evaluate)
     _tell(document, where)
     for key in ("name", "description"):
         data.pop(key, None)
     # Models may stay as a recipe has them; whether the rest is right is found with any.
-    left_out = {"models"} - data.keys()
+    without_models = "models" not in data
     data.setdefault("models", [{"name": "any", "source": "builtin", "id": "mlp"}])
     _expand_models(document, ("models",), path.parent)
-    return check(EvaluateSpec, document, where).model_dump(mode="json", exclude=left_out, exclude_unset=True)
+    keys = _keys(check(EvaluateSpec, document, where), written=True)
+    if without_models:
+        del keys["models"]
+    return keys
+
+
+def _keys(protocol: EvaluateSpec, *, written: bool = False) -> dict[str, Any]:
+    """Give a protocol's keys as plain data, or those that somebody wrote.
+
+    Those that files leave out at their defaults are among them: they take the place of what a recipe says.
+    """
+    keys = protocol.model_dump(mode="json", exclude_unset=written)
+    for name in (protocol.model_fields_set if written else set(EvaluateSpec.model_fields)) - keys.keys():
+        value = getattr(protocol, name)
+        keys[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return keys

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from hmdc_hub.catalog import load_recipe, protocol_overrides
+from hmdc_hub.catalog import dump_recipe, load_recipe, protocol_overrides
 from hmdc_hub.catalog.entries import PROTOCOLS, shipped
 from hmdc_hub.schema import EvaluateSpec
 
@@ -90,3 +91,14 @@ def test_idc_is_that_of_its_authors() -> None:
     assert ([int(1000 * share) for share in spec.milestones], spec.gamma) == ([666, 833], 0.2)
     assert spec.augment.flip and not spec.augment.cutout and spec.cutmix.probability == 0.5
     assert not protocol("idc").augment.flip  # digits stay as they are
+
+
+def test_a_protocol_takes_the_place_of_keys_that_files_leave_out(tmp_path: Path) -> None:
+    """A recipe, or scores, at the defaults of such keys say them all the same."""
+    mine = ["evaluate.milestones=[0.1]", "evaluate.gamma=0.3", "evaluate.full=never", "evaluate.model_lr.mlp=0.9"]
+    plain = load_recipe("digits_ipc1", ["evaluate.schedule=step"])
+    (tmp_path / "plain.yaml").write_text(dump_recipe(plain))
+    (tmp_path / "scores.json").write_text(json.dumps({"protocol": plain.evaluate.model_dump(mode="json")}))
+    (tmp_path / "keys.yaml").write_text("milestones: [0.5]\ngamma: 0.1\nfull: auto\nmodel_lr: {}\nschedule: step\n")
+    for name in ("plain.yaml", "scores.json", "keys.yaml"):
+        assert protocol(str(tmp_path / name), *mine) == plain.evaluate, name
