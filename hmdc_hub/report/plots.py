@@ -302,7 +302,9 @@ def _transfer(comparison: Comparison) -> Figure:
 def _differences(comparison: Comparison) -> Figure:
     contrasts, names = comparison.against_first, comparison.columns
     made, axes = _axes(1.3 + 0.3 * len(contrasts) + len(names) * max(0.42, 0.2 + 0.17 * len(contrasts)))
-    styles = _thinned(_styles(len(contrasts)), _best([one.differences[comparison.main].mean for one in contrasts]))
+    # A difference is the first set less another: the strongest of the others have the least.
+    strength = [-one.differences[comparison.main].mean for one in contrasts]
+    styles = _thinned(_styles(len(contrasts)), _best(strength))
     series = [
         (drawable(one.name), [one.differences[name] for name in names], style)
         for one, style in zip(contrasts, styles, strict=True)
