@@ -29,7 +29,8 @@ def measure(
     from hmdc_hub import rng
     from hmdc_hub.catalog import load_model
     from hmdc_hub.condenser.cost import peak_bytes
-    from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients
+    from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+    from hmdc_hub.condenser.matching import Objectives, image_gradients
     from hmdc_hub.execution import timed
     from hmdc_hub.models import build_model
 

@@ -42,7 +42,7 @@ from hmdc_hub.store.rundir import RunDir
 SGD = ["evaluate.optimizer=sgd", "evaluate.schedule=cosine", "evaluate.cutmix.evaluate=true"]
 ADAMW = ["evaluate.optimizer=adamw", "evaluate.schedule=cosine", "evaluate.cutmix.evaluate=true"]
 MUON = ["evaluate.optimizer=muon", "evaluate.momentum=0.95", *ADAMW[1:]]
-# Each changes one thing of the one above it or of `cosine`; `-o evaluate.epochs` is the length of all but one.
+# Each changes one thing of the one above it or of `cosine`; `-o evaluate.epochs` (or steps) is the length of most.
 INGREDIENTS = {
     "constant rate, as paper": [*SGD, "evaluate.schedule=constant"],
     "cosine": SGD,
@@ -198,16 +198,17 @@ def main() -> None:
         one, found = target(path, given), dict[str, tuple[Scores, float]]()
         # A cache of its own, so that trainings on real images count as what they take.
         work = Work(given.device, workers=given.workers, reuse=False, cache=one.where / "cache")
-        epochs = change(one.recipe, given.overrides, {}, one.name).evaluate.epochs
+        length = change(one.recipe, given.overrides, {}, one.name).evaluate
+        longer = f"evaluate.steps={3 * length.steps}" if length.steps else f"evaluate.epochs={3 * length.epochs}"
         for label, overrides in wanted.items():
             if given.only and not any(word in label for word in given.only):
                 continue
             if time.monotonic() - start > given.budget:
                 print(f"{one.name}: {label} left out, the budget of {given.budget:.0f} s is spent")
                 continue
-            longer = [f"evaluate.epochs={3 * epochs}"] if LONGER in label else []
             safe = "".join(letter if letter.isalnum() else "_" for letter in label)
-            found[label] = one.score(safe, [*overrides, *given.overrides, *longer], work)
+            extra = [longer] if LONGER in label else []
+            found[label] = one.score(safe, [*overrides, *given.overrides, *extra], work)
             print(f"{one.name}: {label}: {found[label][1]:.0f} s", flush=True)
         result["levels"] += [row for label, scored in found.items() for row in plain_levels(one.name, label, *scored)]
         if found:

@@ -12,8 +12,9 @@ from plain_step import PlainHMDC
 from torch import Tensor
 
 from hmdc_hub.condenser.cost import AtOnce, choose
-from hmdc_hub.condenser.data import Minibatch, RealImages, SyntheticImages
+from hmdc_hub.condenser.data import Minibatch, RealImages
 from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.images import SyntheticImages, initial_images
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.execution import Execution, Packed, settings
 from hmdc_hub.models import build_for
@@ -55,7 +56,7 @@ class Stepper:
         networks.reset(0)
         at_once = AtOnce(1, None, 0) if plain else choose(networks)
         labels = range(real.classes)
-        pixels = torch.stack([real.initial_images(networks.networks[0], label) for label in labels])
+        pixels = torch.stack([initial_images(real, networks.networks[0], label) for label in labels])
         images = SyntheticImages(labels, pixels.to(device), source)
         execution = (Eager if method in ("plain", "eager") else Execution)(device)
         self.hmdc = (PlainHMDC if plain else HMDC)(networks, images, at_once, execution)

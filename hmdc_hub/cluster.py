@@ -18,7 +18,7 @@ ROUNDING = 1e-6  # squared distances below this share of the squared norms are z
 
 
 @torch.no_grad()
-def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100) -> Tensor:
+def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100, weights: Tensor | None = None) -> Tensor:
     """Cluster points by Lloyd's iterations from a k-means++ initialisation (Arthur and Vassilvitskii, SODA 2007).
 
     Stops when no point changes its cluster; a cluster that loses all its points keeps its centre.
@@ -28,6 +28,7 @@ def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100) ->
         k: Clusters, at least 1; min(k, P) are made.
         gen: CPU generator; the only source of randomness.
         max_iter: Lloyd iterations at most.
+        weights: float32 P, positive: how often each point counts; None: once.
 
     Returns:
         float32 min(k, P) x D, the centres, on the device of `points`.
@@ -35,14 +36,14 @@ def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100) ->
     # Squared distances are differences of inner products: less is cancelled when the points lie around zero.
     middle = points.mean(dim=0)
     points = points - middle
-    centres = points[_start(points, min(k, len(points)), gen)]
+    centres = points[_start(points, min(k, len(points)), gen, weights)]
     assigned = torch.full((len(points),), -1, device=points.device)
     for _ in range(max_iter):
         parts = torch.split(points, max(1, CHUNK // len(centres)))
         previous, assigned = assigned, torch.cat([_distances(part, centres).argmin(dim=1) for part in parts])
         if torch.equal(previous, assigned):
             break
-        centres = _means(points, assigned, centres)
+        centres = _means(points, assigned, centres, weights)
     return centres + middle
 
 
@@ -76,7 +77,11 @@ def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
 
 @torch.no_grad()
 def representatives(
-    points: Sequence[Tensor], k: int, gens: Sequence[torch.Generator], max_iter: int = 100
+    points: Sequence[Tensor],
+    k: int,
+    gens: Sequence[torch.Generator],
+    max_iter: int = 100,
+    weights: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Find the point of each class nearest to each of the class's `kmeans` centres; the same point may come twice.
 
@@ -90,14 +95,17 @@ def representatives(
             CPU.
         gens: CPU generators, one per class; each draws what it would draw for `kmeans`.
         max_iter: Lloyd iterations at most.
+        weights: float32 P_c of each class, positive: how often each point counts, as in weighted k-means; None: once.
     """
     chosen: dict[int, Tensor] = {}
     for group in _groups(points, k):
         if len(group) == 1:
             (c,) = group
-            chosen[c] = nearest(points[c], kmeans(points[c], k, gens[c], max_iter)).cpu()
+            centres = kmeans(points[c], k, gens[c], max_iter, None if weights is None else weights[c])
+            chosen[c] = nearest(points[c], centres).cpu()
         else:
-            found = _representatives([points[c] for c in group], k, [gens[c] for c in group], max_iter)
+            counted = None if weights is None else [weights[c] for c in group]
+            found = _representatives([points[c] for c in group], k, [gens[c] for c in group], max_iter, counted)
             chosen.update(zip(group, found, strict=True))
     return [chosen[c] for c in range(len(points))]
 
@@ -124,7 +132,7 @@ def herd(points: Tensor, n: int) -> Tensor:
     return torch.cat(chosen)
 
 
-def _start(points: Tensor, k: int, gen: torch.Generator) -> Tensor:
+def _start(points: Tensor, k: int, gen: torch.Generator, counted: Tensor | None = None) -> Tensor:
     """Choose k distinct points by k-means++: each with a chance proportional to its squared distance from the others.
 
     The largest of `weight / exponential noise` is a draw in proportion to the weights, which needs no running sum
@@ -135,7 +143,8 @@ def _start(points: Tensor, k: int, gen: torch.Generator) -> Tensor:
     weights, closest = torch.ones_like(squares), torch.full_like(squares, torch.inf)
     chosen: list[Tensor] = []
     for row in noise:
-        chosen.append((weights / row).argmax().view(1))
+        chances = weights if counted is None else weights * counted
+        chosen.append((chances / row).argmax().view(1))
         centre = points.index_select(0, chosen[-1])
         closest = _closer(closest, squares + centre.square().sum(), points @ centre[0])
         weights = closest.index_fill_(0, chosen[-1], 0.0)
@@ -165,8 +174,12 @@ def _distances(points: Tensor, centres: Tensor) -> Tensor:
     return torch.baddbmm(squares[:, None], points, centres.mT, alpha=-2)
 
 
-def _means(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
+def _means(points: Tensor, assigned: Tensor, centres: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return k x D means of the points of each cluster; where there are none, the old centre."""
+    if weights is not None:
+        member = F.one_hot(assigned, len(centres)).to(points.dtype) * weights[:, None]
+        total = member.sum(0)[:, None]
+        return torch.where(total > 0, (member.mT @ points) / total.clamp(min=1e-30), centres)
     counts = assigned.bincount(minlength=len(centres))[:, None]
     # Adding by index is twice as fast on a CPU, where it goes in order; on a GPU the order varies.
     if points.device.type == "cpu":
@@ -196,7 +209,11 @@ def _groups(points: Sequence[Tensor], k: int) -> Iterator[list[int]]:
 
 
 def _representatives(
-    points: Sequence[Tensor], k: int, gens: Sequence[torch.Generator], max_iter: int
+    points: Sequence[Tensor],
+    k: int,
+    gens: Sequence[torch.Generator],
+    max_iter: int,
+    weights: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """Do what `representatives` does for G classes at once, padded to the P points and k centres of the largest."""
     sizes = [len(part) for part in points]
@@ -204,7 +221,9 @@ def _representatives(
     padding = (torch.arange(max(sizes)) >= torch.tensor(sizes)[:, None]).to(points[0].device)
     together = pad_sequence(list(points), batch_first=True)
     together -= together.sum(dim=1, keepdim=True) / (~padding).sum(dim=1)[:, None, None]
-    start = _start_together(together, [_noise(n, size, gen) for n, size, gen in zip(made, sizes, gens, strict=True)])
+    counted = None if weights is None else pad_sequence(list(weights), batch_first=True)
+    noise = [_noise(n, size, gen) for n, size, gen in zip(made, sizes, gens, strict=True)]
+    start = _start_together(together, noise, counted)
     centres = together.gather(1, start[:, :, None].expand(-1, -1, together.shape[2]))
     assigned = torch.full_like(padding, -1, dtype=torch.int64)
     for _ in range(max_iter):
@@ -213,13 +232,13 @@ def _representatives(
         # A class that has come to rest may go on with the others: from the same clusters follow the same means.
         if torch.equal(previous, assigned):
             break
-        centres = _means_together(together, assigned, centres)
+        centres = _means_together(together, assigned, centres, counted)
     distances = _distances(centres, together).masked_fill_(padding[:, None], torch.inf)
     chosen = distances.argmin(dim=2).cpu()
     return tuple(row[:count] for row, count in zip(chosen, made, strict=True))
 
 
-def _start_together(points: Tensor, noise: Sequence[Tensor]) -> Tensor:
+def _start_together(points: Tensor, noise: Sequence[Tensor], counted: Tensor | None = None) -> Tensor:
     """Do what `_start` does for G classes at once, points G x P x D padded, noise k_c x P_c of each class on the CPU.
 
     A class that has fewer than k points goes on with the first of them, which changes nothing: where its points are,
@@ -234,15 +253,18 @@ def _start_together(points: Tensor, noise: Sequence[Tensor]) -> Tensor:
         padded[: part.shape[0], c, : part.shape[1]] = part
     chosen: list[Tensor] = []
     for row in padded.to(points):
-        chosen.append((weights / row).argmax(dim=1, keepdim=True))
+        chances = weights if counted is None else weights * counted
+        chosen.append((chances / row).argmax(dim=1, keepdim=True))
         centre = points.gather(1, chosen[-1][:, :, None].expand(-1, -1, points.shape[2]))
         closest = _closer(closest, squares + centre.square().sum(dim=2), (points @ centre.mT)[:, :, 0])
         weights = closest.scatter_(1, chosen[-1], 0.0)
     return torch.cat(chosen, dim=1)
 
 
-def _means_together(points: Tensor, assigned: Tensor, centres: Tensor) -> Tensor:
+def _means_together(points: Tensor, assigned: Tensor, centres: Tensor, weights: Tensor | None = None) -> Tensor:
     """Do what `_means` does for each class; points assigned to -1 do not count."""
     member = (assigned[:, :, None] == torch.arange(centres.shape[1], device=points.device)).to(points.dtype)
+    if weights is not None:
+        member = member * weights[:, :, None]
     counts = member.sum(dim=1)[:, :, None]
-    return torch.where(counts > 0, (member.mT @ points) / counts.clamp(min=1), centres)
+    return torch.where(counts > 0, (member.mT @ points) / counts.clamp(min=1 if weights is None else 1e-30), centres)

@@ -284,3 +284,32 @@ def test_a_gpu_clusters_classes_together_as_a_cpu_does_one_by_one() -> None:
     got = [cluster.representatives(on_gpu, 20, generators(4)) for _ in range(2)]
     assert all(torch.equal(*pair) for pair in zip(*got, strict=True))
     assert_nearest(got[0], classes, alone(classes, 20))
+
+
+def test_centres_of_weighted_points_rest_at_their_weighted_means() -> None:
+    points, weights = noise(200, 5), noise(200, key=7).exp()
+    centres = cluster.kmeans(points, 7, rng.generator(0, "kmeans"), weights=weights)
+    assigned = distances(points, centres).argmin(dim=1)
+    members = [assigned == i for i in range(7)]
+    means = torch.stack([(weights[m, None] * points[m]).sum(0) / weights[m].sum() for m in members])
+    torch.testing.assert_close(centres, means, rtol=0, atol=1e-5)
+    assert not torch.allclose(centres, run(points, 7))
+
+
+def test_weights_of_one_change_nothing_but_rounding() -> None:
+    points = noise(200, 5)
+    weighted = cluster.kmeans(points, 7, rng.generator(0, "kmeans"), weights=torch.ones(200))
+    torch.testing.assert_close(weighted, run(points, 7))
+
+
+def test_weighted_classes_together_are_those_alone() -> None:
+    points = [noise(count, 4, key=count) for count in (30, 50, 41)]
+    weights = [noise(len(each), key=100 + len(each)).exp() for each in points]
+
+    def gens() -> list[torch.Generator]:
+        return [rng.generator(0, "class", c) for c in range(3)]
+
+    alone = cluster.representatives(points, 6, gens(), weights=weights)
+    together = cluster._representatives(points, 6, gens(), 100, weights)
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)

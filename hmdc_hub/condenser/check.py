@@ -11,14 +11,8 @@ from torch import Tensor
 
 from hmdc_hub import rng
 from hmdc_hub.condenser.cost import peak_bytes
-from hmdc_hub.condenser.matching import (
-    MutualDistillation,
-    Objectives,
-    Pair,
-    image_gradients,
-    plain_attention,
-    takes_classes_together,
-)
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+from hmdc_hub.condenser.matching import Objectives, image_gradients, plain_attention, takes_classes_together
 from hmdc_hub.execution import timed
 from hmdc_hub.models import PoolModel, TapInfo, build_model, parameter_count
 from hmdc_hub.schema import ModelSpec

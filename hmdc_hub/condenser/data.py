@@ -1,4 +1,4 @@
-"""Real and synthetic images: real batches, views of both kinds, mixed minibatches, and the step that moves S.
+"""Real and synthetic images: real batches, views of both kinds, and mixed minibatches.
 
 Everything random is drawn on the CPU by key, as one tuple of tensors for a function of an image step; what these
 tensors say is done where the images are.
@@ -16,7 +16,7 @@ from torch import Tensor
 from hmdc_hub import augment, cluster, multi_formation, rng
 from hmdc_hub.augment import CutmixDraw, Draw
 from hmdc_hub.models import PoolModel
-from hmdc_hub.schema import CondenseSpec, ImagesSpec
+from hmdc_hub.schema import CondenseSpec
 from hmdc_hub.sources import Source
 
 # Images per forward pass where nothing is differentiated; a CPU is no faster with more.
@@ -66,6 +66,7 @@ class RealImages:
         self.batch = min(spec.batch, max(source.train.counts))  # B: real images of a class and step, at most
         self.decoded = spec.ipc * spec.factor**2  # images that the synthetic ones of a class hold
         self.drawn = min(self.decoded, spec.batch)  # B_s: those of them that take part in a step
+        self.kept: list[Tensor] | None = None  # of each class, the images that may be matched; None for all of them
 
     def pixels(self, images: Tensor) -> Tensor:
         """Give images by index, or uint8 ones, as float32 source-normalised ones on the device."""
@@ -73,7 +74,9 @@ class RealImages:
         return self.source.normalise(chosen)
 
     def of_class(self, label: int) -> Tensor:
-        """Return the indices of one class, int64."""
+        """Return the indices of one class, int64: of those of its images that are matched, and begun with."""
+        if self.kept is not None:
+            return self.kept[label]
         return torch.arange(self.source.train.offsets[label], self.source.train.offsets[label + 1])
 
     def take(self, indices: Tensor) -> Tensor:
@@ -86,11 +89,25 @@ class RealImages:
 
     def embed(self, model: PoolModel, indices: Tensor) -> Tensor:
         """Embed images by index with a model in evaluation mode, float32 P x D."""
+        return self._through(model, model.embed, indices).flatten(1)
+
+    def logits(self, model: PoolModel, indices: Tensor) -> Tensor:
+        """Compute the logits of images by index with a model in evaluation mode, float32 P x C."""
+        return self._through(model, model.logits, indices)
+
+    def _through(self, model: PoolModel, work: Callable[[Tensor], Tensor], indices: Tensor) -> Tensor:
         size = EMBED_BATCH_ON_CPU if self.device.type == "cpu" else EMBED_BATCH
-        reduced = torch.autocast(self.device.type, torch.bfloat16, enabled=model.spec.precision == "bfloat16")
-        with torch.no_grad(), reduced:
-            parts = torch.split(indices, size)
-            return torch.cat([model.embed(model.prepare(self.read(part))).flatten(1).float() for part in parts])
+        with torch.no_grad(), self._reduced(model):
+            return torch.cat([work(model.prepare(self.read(part))).float() for part in torch.split(indices, size)])
+
+    def losses(self, model: PoolModel, images: Tensor, label: int) -> Tensor:
+        """Compute the cross-entropy of source-normalised images of one class, float32 P, with a model in evaluation."""
+        with torch.no_grad(), self._reduced(model):
+            logits = model.logits(model.prepare(images)).float()
+        return F.cross_entropy(logits, torch.full((len(images),), label, device=logits.device), reduction="none")
+
+    def _reduced(self, model: PoolModel) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=model.spec.precision == "bfloat16")
 
     def real_batches(self, model: PoolModel, labels: Sequence[int], key: tuple[int, int]) -> list[Tensor]:
         """Choose the real batches of classes: B representative images by clustering (DREAM), or B at random.
@@ -118,7 +135,14 @@ class RealImages:
         if waiting:
             places, gens = zip(*waiting, strict=True)
             points = [self.embed(model, chosen[place]) for place in places]
-            found = cluster.representatives(points, batch, gens, max_iter=self.spec.cluster.max_iter)
+            weights = None
+            if self.spec.cluster.weights == "loss":
+                logits = [self.logits(model, chosen[place]) for place in places]
+                weights = [
+                    F.cross_entropy(each, torch.full((len(each),), labels[place], device=each.device), reduction="none")
+                    for each, place in zip(logits, places, strict=True)
+                ]
+            found = cluster.representatives(points, batch, gens, max_iter=self.spec.cluster.max_iter, weights=weights)
             for place, nearest in zip(places, found, strict=True):
                 chosen[place] = chosen[place][nearest]
         return chosen
@@ -202,27 +226,6 @@ class RealImages:
         for indices in torch.split(order, self.spec.networks.batch)[:count]:
             yield self.read(indices)
 
-    def initial_images(self, model: PoolModel, label: int) -> Tensor:
-        """Choose what a class's part of S begins as: real images, f x f of them encoded into each synthetic image.
-
-        Args:
-            model: Embeds the images for k-means; the first of the pool, freshly reset and calibrated.
-            label: The class.
-
-        Returns:
-            float32 n x ch x H x W, source-normalised and clamped to the pixel range, on the CPU.
-        """
-        rows, gen = self.of_class(label), rng.generator(self.seed, "start", label)
-        chosen = rows[torch.randperm(len(rows), generator=gen)[: self.decoded]]
-        if self.spec.initialisation == "kmeans" and len(rows) > self.decoded:
-            points = self.embed(model, rows)
-            centres = cluster.kmeans(points, self.decoded, gen, max_iter=self.spec.cluster.max_iter)
-            chosen = rows[cluster.nearest(points, centres, distinct=True).cpu()]
-        # A class with fewer images than there are places shows each of them more than once.
-        chosen = chosen.repeat(-(-self.decoded // len(chosen)))[: self.decoded]
-        low, high = self.source.bounds()
-        return multi_formation.encode(self.read(chosen), self.spec.factor, self.side).cpu().clamp(low, high)
-
 
 def _stacked(draws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
     """Join the tensors of several draws, field by field; None if there are none."""
@@ -230,30 +233,3 @@ def _stacked(draws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> An
         return None
     fields = zip(*draws, strict=True)
     return type(draws[0])(*(None if field[0] is None else join(list(field)) for field in fields))
-
-
-class SyntheticImages:
-    """S, the synthetic images: the part that a rank owns, with the momentum of its optimiser, on its device.
-
-    Args:
-        labels: Classes that are owned, in the order of the rows.
-        pixels: float32 rows x n x ch x H x W, source-normalised; taken over.
-        source: Says what pixels in [0, 1] are after normalisation.
-    """
-
-    def __init__(self, labels: Sequence[int], pixels: Tensor, source: Source) -> None:
-        self.labels, self.pixels = list(labels), pixels
-        self.momentum = torch.zeros_like(pixels)  # survives network resets and is untouched by clamping
-        self.row = {label: row for row, label in enumerate(labels)}
-        self.low, self.high = (bound.to(pixels.device) for bound in source.bounds())
-
-    def step(self, rows: Tensor, gradient: Tensor, spec: ImagesSpec) -> None:
-        """Move rows, int64 k, by a step of SGD along k x n x ch x H x W, and clamp to what pixels in [0, 1] allow."""
-        momentum = self.momentum[rows].mul_(spec.momentum).add_(gradient)
-        pixels = torch.clamp(self.pixels[rows].sub_(momentum, alpha=spec.lr), self.low, self.high)
-        self.momentum.index_copy_(0, rows, momentum)
-        self.pixels.index_copy_(0, rows, pixels)
-
-    def clamped(self) -> Tensor:
-        """Return the share of the pixels of each class that are at a bound, float32 rows."""
-        return ((self.pixels <= self.low) | (self.pixels >= self.high)).float().flatten(1).mean(1)

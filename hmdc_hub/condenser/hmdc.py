@@ -19,7 +19,8 @@ from torch import Tensor
 from hmdc_hub import rng
 from hmdc_hub.condenser.checkpoint import Checkpoint
 from hmdc_hub.condenser.cost import AtOnce
-from hmdc_hub.condenser.data import Classes, Minibatch, SyntheticImages
+from hmdc_hub.condenser.data import Classes, Minibatch
+from hmdc_hub.condenser.images import SyntheticImages
 from hmdc_hub.condenser.matching import EPSILON, accumulate, balance_weights, combine, image_gradients, normalise
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.errors import DivergedError

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hmdc_hub import rng
 from hmdc_hub.condenser.data import Minibatch, RealImages
-from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+from hmdc_hub.condenser.matching import Objectives
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.models import BATCH_NORMS, Features, PoolModel
 

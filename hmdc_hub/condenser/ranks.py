@@ -42,6 +42,13 @@ class Ranks:
         self.index, self.count = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
 
     @classmethod
+    def alone(cls) -> Ranks:
+        """Make one that works without the others, whether there are any or not."""
+        one = cls()
+        one.index, one.count = 0, 1
+        return one
+
+    @classmethod
     def of_torchrun(cls, device: torch.device) -> Ranks:
         """Meet the other processes that torchrun started, each computing on such a device."""
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,16 +17,19 @@ from torch import Tensor
 from hmdc_hub import __version__, multi_formation
 from hmdc_hub.condenser import checkpoint
 from hmdc_hub.condenser.checkpoint import Position
+from hmdc_hub.condenser.choice import difficulty, kept
 from hmdc_hub.condenser.cost import choose
-from hmdc_hub.condenser.data import RealImages, SyntheticImages
+from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.images import SyntheticImages, initial_images
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.condenser.stages import training
 from hmdc_hub.contact_sheet import contact_sheet
 from hmdc_hub.errors import OutOfMemoryError
 from hmdc_hub.events import Callback, ImageGrid, Note, Stage, StopFlag, silent
 from hmdc_hub.execution import Execution, settings
-from hmdc_hub.models import build_for, parameter_count
+from hmdc_hub.models import PoolModel, build_for, parameter_count
 from hmdc_hub.provenance import device_name, peak_resident_bytes, versions
 from hmdc_hub.schema import ArtifactInfo, Recipe, SetHeader
 from hmdc_hub.sources import Source
@@ -34,7 +37,7 @@ from hmdc_hub.store.condensed import read_classes, write_classes
 from hmdc_hub.store.files import TEMPORARY, read_info, sha256_file, write_json_atomic
 from hmdc_hub.store.parquet import to_uint8, write_parquet_parts
 from hmdc_hub.store.rundir import Journal, RunDir
-from hmdc_hub.text import first_line
+from hmdc_hub.text import count, first_line
 
 GRID = 20, 10  # classes and images of each that a picture shows at most
 
@@ -122,12 +125,19 @@ class _Session:
             self.callback(Note(at_once.why))
         block = at_once.block(self.device)
         own = [label for label in range(real.classes) if self.ranks.owner(label, block) == self.ranks.index]
+        if spec.difficulty.keep < 1:
+            self._observe(models, real)
+            real.kept = kept(real, difficulty(real, models))
         if found is None:
             images_each = spec.factor**2 * spec.ipc
             self.callback(Stage("initialisation", f"{spec.initialisation}, {images_each} images per class"))
-            networks.reset(0)
+            if spec.initialisation != "mosaic":
+                networks.reset(0)
+            elif real.kept is None:  # otherwise it has been trained already
+                self._observe(models[:1], real)
             shape = (0, spec.ipc, self.source.train.channels, real.side, real.side)
-            chosen = [real.initial_images(networks.networks[0], label) for label in own]
+            first = models[0] if spec.initialisation == "mosaic" else networks.networks[0]
+            chosen = [initial_images(real, first, label) for label in own]
             pixels = torch.stack(chosen) if chosen else torch.empty(shape)
         else:
             pixels = found.rows("images", own)
@@ -142,6 +152,15 @@ class _Session:
             self.journal.truncate(self.done)
             self.callback(Stage("resume", f"image step {self.done} of {self.total}"))
         self.callback(Stage("condense", f"{self.total} image steps"))
+
+    def _observe(self, models: Sequence[PoolModel], real: RealImages) -> None:
+        """Train networks that judge real images; a resumed run does it again, and sees the same."""
+        epochs = self.recipe.condense.observer_epochs
+        for model in models:
+            self.callback(Stage("observer", f"{model.spec.name}, {count(epochs, 'epoch')} on the source"))
+            for _ in training(model, real, epochs=epochs, seed=self.recipe.seed, callback=self.callback):
+                if self.ranks.count == 1:  # several stop together, at an image step
+                    self.stop.raise_if_set("stopped before the first image step; nothing was written")
 
     @property
     def done(self) -> int:

@@ -333,6 +333,33 @@ class ClusterSpec(Strict):
         None, description="Cluster a random subset of this many images per class; null: all.", examples=[1000]
     )
     max_iter: Positive = Field(100, description="Lloyd iterations at most.")
+    weights: Literal["none", "loss"] = Field(
+        "none",
+        exclude_if=lambda weights: weights == "none",
+        description="loss: an image counts as much in its clustering as its cross-entropy under the network that "
+        "embeds it, so that what the network has not learnt yet is represented more finely.",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_clustering(self) -> ClusterSpec:
+        if self.weights != "none" and not self.enabled:
+            raise ValueError("condense.cluster.weights is of the clustering, which cluster.enabled: false turns off")
+        return self
+
+
+class DifficultySpec(Strict):
+    """Leaving out real images by their EL2N score (Paul et al., NeurIPS 2021), as BiLP does (Xu et al., ECCV 2024)."""
+
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of each class that is matched, and begun with; 1: all."
+    )
+    of: Literal["easiest", "hardest"] = Field("easiest", description="Which of them are kept.")
+
+    @model_validator(mode="after")
+    def _of_some(self) -> DifficultySpec:
+        if self.keep == 1 and self.of != "easiest":
+            raise ValueError("condense.difficulty.of chooses among images; keep fewer: condense.difficulty.keep: 0.5")
+        return self
 
 
 class NetworksSpec(Strict):
@@ -376,8 +403,21 @@ class CondenseSpec(Strict):
     )
     resets: Positive = Field(100, description="Sets of fresh networks (T in the paper).")
     batch: Positive = Field(128, description="B: real images per class and image step; also the most decoded ones.")
-    initialisation: Literal["kmeans", "random"] = Field(
-        "kmeans", description="Which real images the synthetic ones begin as."
+    initialisation: Literal["kmeans", "random", "mosaic"] = Field(
+        "kmeans",
+        description="Which real images the synthetic ones begin as; mosaic: the crops that a network trained on the "
+        "source is surest of, one of an image (RDED, Sun et al., CVPR 2024).",
+    )
+    difficulty: DifficultySpec = Field(
+        default_factory=DifficultySpec,
+        exclude_if=lambda spec: spec.keep == 1,
+        description="Leave out real images that networks trained on the source find hard, or easy.",
+    )
+    observer_epochs: Positive = Field(
+        10,
+        exclude_if=lambda epochs: epochs == 10,
+        description="Passes over the source that networks are trained for before they judge real images, for mosaic "
+        "and difficulty.",
     )
     match: bool = Field(True, description="Gradient matching, one objective per model.")
     distill: bool = Field(True, description="Mutual distillation, one objective per pair of models.")
@@ -418,10 +458,20 @@ class CondenseSpec(Strict):
     augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Augmentation.")
     cutmix: CondenseCutmix = Field(default_factory=CondenseCutmix, description="CutMix.")
 
+    @property
+    def observes(self) -> bool:
+        """Whether networks that are trained on the source judge its images before condensing begins."""
+        return self.initialisation == "mosaic" or self.difficulty.keep < 1
+
     @model_validator(mode="after")
     def _some_objective(self) -> CondenseSpec:
         if not self.match and not self.distill:
             raise ValueError("match and distill are both off: nothing is left to minimise")
+        if self.observer_epochs != 10 and not self.observes:
+            raise ValueError(
+                "condense.observer_epochs is for networks that judge real images; initialisation: mosaic or "
+                "difficulty.keep below 1 ask for them"
+            )
         return self
 
 

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hmdc_hub import rng
 from hmdc_hub.catalog import load_model, load_recipe
-from hmdc_hub.condenser.matching import MutualDistillation, Pair
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ModelSpec, Recipe
 from tests.builders import RESNET

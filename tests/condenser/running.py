@@ -10,8 +10,9 @@ import torch
 
 from hmdc_hub.condenser import CostEstimate, condense, estimate_cost_stepwise
 from hmdc_hub.condenser.cost import choose
-from hmdc_hub.condenser.data import RealImages, SyntheticImages
+from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.images import SyntheticImages, initial_images
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.events import Callback, Event, StopFlag, silent
 from hmdc_hub.execution import Execution
@@ -56,7 +57,7 @@ def hmdc_of(recipe: Recipe, callback: Callback = silent) -> HMDC:
     """Make the state at the start of a run."""
     networks = networks_of(recipe)
     real = networks.real
-    pixels = torch.stack([real.initial_images(networks.networks[0], label) for label in range(real.classes)])
+    pixels = torch.stack([initial_images(real, networks.networks[0], label) for label in range(real.classes)])
     images = SyntheticImages(range(real.classes), pixels, real.source)
     return HMDC(networks, images, choose(networks), Execution(CPU, callback))
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hmdc_hub.condenser import condense, data, hmdc
 from hmdc_hub.condenser.cost import AtOnce
-from hmdc_hub.condenser.data import RealImages, SyntheticImages
+from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.images import SyntheticImages
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.errors import RunError
 from hmdc_hub.events import Event, Note

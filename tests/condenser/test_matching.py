@@ -12,14 +12,8 @@ from torch import Tensor
 
 from hmdc_hub import rng
 from hmdc_hub.condenser import matching
-from hmdc_hub.condenser.matching import (
-    MutualDistillation,
-    Objectives,
-    Pair,
-    image_gradients,
-    plain_attention,
-    takes_classes_together,
-)
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+from hmdc_hub.condenser.matching import Objectives, image_gradients, plain_attention, takes_classes_together
 from hmdc_hub.models import Features, PoolModel, build_model
 from hmdc_hub.schema import ModelSpec
 

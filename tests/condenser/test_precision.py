@@ -13,7 +13,8 @@ from hmdc_hub import rng
 from hmdc_hub.condenser import check
 from hmdc_hub.condenser.check import check_model
 from hmdc_hub.condenser.data import RealImages
-from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+from hmdc_hub.condenser.matching import Objectives, image_gradients
 from hmdc_hub.models import PoolModel, build_for
 from hmdc_hub.schema import Recipe, plain_models
 from tests.models.builders import TINY, build, images, spec_of

@@ -185,7 +185,7 @@ def test_maps_that_are_not_of_the_image_are_no_taps() -> None:
 
 
 def test_networks_of_unlike_grids_are_aligned() -> None:
-    from hmdc_hub.condenser.matching import MutualDistillation
+    from hmdc_hub.condenser.distillation import MutualDistillation
 
     args = {"embed_dim": 12, "depth": 2, "num_heads": 3, "patch_size": [4, 8]}
     models = [make("timm", "vit_tiny_patch16_224", 32, args=args), build(spec_of("convnet"), source_size=32)]

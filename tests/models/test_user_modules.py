@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from hmdc_hub import rng
 from hmdc_hub.condenser import condense
-from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients, takes_classes_together
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+from hmdc_hub.condenser.matching import Objectives, image_gradients, takes_classes_together
 from hmdc_hub.errors import ModelError
 from hmdc_hub.models import PoolModel, register_module
 from hmdc_hub.schema import ModelSpec, Recipe

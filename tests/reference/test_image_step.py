@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hmdc_hub import multi_formation
 from hmdc_hub.condenser import matching
-from hmdc_hub.condenser.data import SyntheticImages
-from hmdc_hub.condenser.matching import MutualDistillation, Objectives, Pair, image_gradients
+from hmdc_hub.condenser.distillation import MutualDistillation, Pair
+from hmdc_hub.condenser.images import SyntheticImages
+from hmdc_hub.condenser.matching import Objectives, image_gradients
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.schema import ImagesSpec
 from tests.reference.weights import load_reference, reference_spec
