@@ -23,7 +23,7 @@ from hmdc_hub import cluster, rng
 from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.matching import Objectives, image_gradients, takes_classes_together
 from hmdc_hub.condenser.pool import LOW, ModelPool
-from hmdc_hub.errors import UsageError
+from hmdc_hub.errors import OutOfMemoryError, UsageError
 from hmdc_hub.execution import Execution, Held, settings, tensors_of, timed
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import CondenseSpec, Recipe
@@ -78,6 +78,13 @@ def choose(networks: ModelPool) -> AtOnce:
     if spec.memory == "fast" or needed <= room:
         classes = max(1, min(most, room // max(needed, 1)))
         return AtOnce(classes, None, classes * needed)
+    if spec.distils_batches:
+        raise OutOfMemoryError(
+            f"A class would take about {amount(needed)} beside networks and data, of {amount(available)}, and "
+            f"condense.distillation: {spec.distillation} takes it whole.",
+            hint="Take fewer images, -o condense.batch=64, or a form that takes them in parts, "
+            "-o condense.distillation=variance",
+        )
     few = max(1, min(images - 1, images * room // needed))
     why = (
         f"memory: {count(few, 'image')} at a time, since a class would take about {amount(needed)} beside networks and "
@@ -265,11 +272,11 @@ def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
     exchanged = 0
     if ranks > 1 and networks.parts > 1:
         minibatches, rows = -(-len(train.images) // spec.networks.batch), -(-networks.parts // ranks) * ranks
-        for wanted, parameters in (
-            (spec.networks.batches_per_step, networks.trained),
-            (spec.projection.batches_per_step, networks.learnt),
+        for wanted, parameters, whole in (
+            (spec.networks.batches_per_step, networks.trained, networks.trains_whole),
+            (spec.projection.batches_per_step, networks.learnt, networks.learns_whole),
         ):
-            exchanged += 4 * rows * min(wanted, minibatches) * sum(p.numel() for p in parameters)
+            exchanged += 4 * rows * min(wanted, minibatches) * sum(p.numel() for p in parameters) * (not whole)
     return CostEstimate(
         objectives=networks.objectives.names(),
         parameters={net.spec.name: parameter_count(net) for net in models},
@@ -292,9 +299,11 @@ def shared_among_ranks(
 ) -> dict[str, float]:
     """Share seconds of work (of seconds and operations by part) among ranks, of which each owns blocks of classes."""
     owners = min(ranks, -(-classes // block))
-    workers = {"matching": owners, "clustering": owners}
     learners = min(ranks, spec.networks.accumulation_steps or 1)
-    return {name: float(cost[0]) / workers.get(name, learners) for name, cost in work.items()}
+    workers = {"matching": owners, "clustering": owners, "networks": learners, "projections": learners}
+    if spec.distillation == "variance":
+        workers["projections"] = 1  # by every rank
+    return {name: float(cost[0]) / workers[name] for name, cost in work.items()}
 
 
 def _work(part: str, networks: ModelPool, spec: CondenseSpec, at_once: AtOnce) -> Tensor:

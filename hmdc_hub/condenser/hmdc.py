@@ -126,7 +126,7 @@ class HMDC:
                 self._function("matching", partial(self.image_step, update=update), update)(inputs)
                 continue
             except torch.OutOfMemoryError:
-                if max(len(labels), images) == 1:
+                if max(len(labels), images) == 1 or (len(labels) == 1 and self.spec.distils_batches):
                     raise
             # Out here, since what the error came through holds tensors: half as many classes, or images of one.
             half = -(-len(labels) // 2)
@@ -207,6 +207,8 @@ class HMDC:
 
     def _train(self, what: str, work: Callable[[Minibatch], None], most: int, key: tuple[int, int]) -> int:
         """Train on so many minibatches, each in more parts where memory runs out; returns the number of images."""
+        if not most:
+            return 0
         images, drawn = 0, self.real.draw_minibatches(f"train-{what}", key, most)
         for batch in self.execution.upload(drawn, together=self.real.resident):
             images += len(batch.tensors.labels)
@@ -215,7 +217,8 @@ class HMDC:
                     self._function(f"training of {what}", work)(batch)
                     break
                 except torch.OutOfMemoryError:
-                    whole = self.networks.learns_statistics or self.ranks.count > 1  # all ranks must cut alike
+                    whole = self.networks.trains_whole if what == "networks" else self.networks.learns_whole
+                    whole = whole or self.ranks.count > 1  # all ranks must cut alike
                     if whole or self.networks.parts >= self.spec.networks.batch:
                         raise
                 self.networks.parts *= 2

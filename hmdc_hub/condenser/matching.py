@@ -70,7 +70,8 @@ class Objectives:
                 each = F.cross_entropy(out.logits.flatten(0, 1), each_label, reduction="none")
                 losses.append((each.view_as(shares) * shares).sum(1))
         for pair in self.pairs:
-            losses.append((pair.distillation(features[pair.first], features[pair.second]) * shares).sum(1))
+            each = pair.distillation(features[pair.first], features[pair.second], shares)
+            losses.append((each * shares).sum(1))
         return losses
 
 

@@ -36,7 +36,7 @@ class ModelPool:
         low = min(LOW, spec.networks.batch) if spec.memory == "low" else 1
         self.parts = max(spec.networks.accumulation_steps or 1, low)  # that a minibatch is differentiated in
         self._distillations = {
-            (a, b): MutualDistillation((self.models[a].taps, self.models[b].taps)).to(real.device)
+            (a, b): MutualDistillation((self.models[a].taps, self.models[b].taps), spec.distillation).to(real.device)
             for a, b in (combinations(range(len(self.models)), 2) if spec.distill else ())
         }
         self._adam = {
@@ -111,7 +111,7 @@ class ModelPool:
             hits = [(f.logits.detach().argmax(1) == labels[part].argmax(1)).sum() for f in features]
             return [*found, torch.stack(hits).to(found[0].dtype)]
 
-        *summed, hits = self._summed(gradients, len(images), whole=self.learns_statistics)
+        *summed, hits = self._summed(gradients, len(images), whole=self.trains_whole)
         _step(self._optimizers, self.trained, summed)
         self.correct += hits
         for net in self.networks:
@@ -124,10 +124,13 @@ class ModelPool:
         def gradients(part: slice) -> list[Tensor]:
             with torch.no_grad():
                 features = self._features(images[part])
-            loss = self._mutual_distillation(features) * (len(images[part]) / len(images))
-            return list(torch.autograd.grad(loss, self.learnt))
+            each = [
+                pair.distillation.learning_loss(features[pair.first], features[pair.second])
+                for pair in self.objectives.pairs
+            ]
+            return list(torch.autograd.grad(torch.stack(each).mean() * (len(images[part]) / len(images)), self.learnt))
 
-        _step(self._projection_optimizers, self.learnt, self._summed(gradients, len(images), whole=False))
+        _step(self._projection_optimizers, self.learnt, self._summed(gradients, len(images), whole=self.learns_whole))
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a checkpoint inside an outer iteration needs, by name; no copies."""
@@ -160,10 +163,17 @@ class ModelPool:
         return torch.stack([losses.mean() for losses in each]).mean()
 
     @property
-    def learns_statistics(self) -> bool:
-        """Say whether batch norm goes by the minibatch in training, which must then stay whole."""
+    def trains_whole(self) -> bool:
+        """Say whether batch norm or mutual distillation goes by the whole minibatch in the training of networks."""
+        if self.spec.distils_batches:
+            return True
         learning = (net for net in self.networks if net.spec.batch_norm == "train")
         return any(isinstance(part, BATCH_NORMS) for net in learning for part in net.modules())
+
+    @property
+    def learns_whole(self) -> bool:
+        """Say whether P and Q learn from statistics of the minibatch, which must then stay whole."""
+        return self.spec.distils_batches or self.spec.distillation == "variance"
 
     def _summed(self, work: Callable[[slice], list[Tensor]], images: int, *, whole: bool) -> list[Tensor]:
         """Sum what is computed of the parts of a minibatch, always in their order."""

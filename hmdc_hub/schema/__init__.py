@@ -49,4 +49,13 @@ from hmdc_hub.schema.files import (
     SoftRanking,
     SourceInfo,
 )
-from hmdc_hub.schema.recipe import AugmentSpec, CondenseSpec, EvaluateSpec, ImagesSpec, PublishSpec, Recipe, SourceSpec
+from hmdc_hub.schema.recipe import (
+    AugmentSpec,
+    CondenseSpec,
+    Distillation,
+    EvaluateSpec,
+    ImagesSpec,
+    PublishSpec,
+    Recipe,
+    SourceSpec,
+)

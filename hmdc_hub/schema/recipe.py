@@ -309,6 +309,9 @@ class SourceSpec(Strict):
         return self
 
 
+Distillation = Literal["paper", "standardised", "variance", "cosine"]
+
+
 class ImagesSpec(Strict):
     """The optimiser of the synthetic images."""
 
@@ -421,6 +424,16 @@ class CondenseSpec(Strict):
     )
     match: bool = Field(True, description="Gradient matching, one objective per model.")
     distill: bool = Field(True, description="Mutual distillation, one objective per pair of models.")
+    distillation: Distillation = Field(
+        "paper",
+        exclude_if=lambda form: form == "paper",
+        description="What mutual distillation compares of projected features. paper: their mean squared difference, "
+        "which trained projections bring to nothing by giving a constant. standardised: the same of features "
+        "standardised over the batch (Barlow Twins, ICML 2021). variance: as paper, with VICReg's variance term (ICLR "
+        "2022) in the training of projections. cosine: 1 - cosine of features centred over the batch. standardised and "
+        "cosine take batches whole.",
+        examples=["standardised"],
+    )
     balance: bool = Field(True, description="Gradient Balance Module.")
     balance_every: Positive = Field(10, description="Image steps between updates of the weights.")
     normalise: bool = Field(
@@ -473,6 +486,29 @@ class CondenseSpec(Strict):
                 "difficulty.keep below 1 ask for them"
             )
         return self
+
+    @model_validator(mode="after")
+    def _form_of_distillation(self) -> CondenseSpec:
+        form = f"condense.distillation is {self.distillation}"
+        if self.distillation != "paper" and not self.distill:
+            raise ValueError(f"{form}, a form of mutual distillation, which distill: false switches off; leave one out")
+        if self.distillation == "variance" and self.projection.batches_per_step == 0:
+            raise ValueError(
+                f"{form}, a term in the training of projections, which projection.batches_per_step: 0 leaves out; "
+                "projections that are never trained need no such term: leave distillation out"
+            )
+        if self.distils_batches and (self.memory == "low" or (self.networks.accumulation_steps or 1) > 1):
+            few = "memory: low" if self.memory == "low" else f"accumulation_steps: {self.networks.accumulation_steps}"
+            raise ValueError(
+                f"{form}, which goes by the statistics of whole batches, and {few} takes them in parts; take smaller "
+                "ones (condense.batch, condense.networks.batch), or distillation: variance"
+            )
+        return self
+
+    @property
+    def distils_batches(self) -> bool:
+        """Say whether mutual distillation goes by the statistics of batches, which must then stay whole."""
+        return self.distillation in ("standardised", "cosine")
 
 
 class PublishSpec(Strict):
@@ -529,6 +565,11 @@ class Recipe(Strict):
             )
         if not self.condense.match and len(self.pool) < 2:
             raise ValueError("condense.match: false needs two models or more in the pool, for mutual distillation")
+        if self.condense.distillation != "paper" and len(self.pool) < 2:
+            raise ValueError(
+                f"condense.distillation is {self.condense.distillation}, and a pool of one model has nobody to distil "
+                "with; add a model, or leave it out"
+            )
         return self
 
     def without_paths(self, source: SourceInfo) -> Recipe:
