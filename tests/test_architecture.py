@@ -17,7 +17,8 @@ PACKAGE = Path(hmdc_hub.__file__).parent
 LEVELS = [
     {"errors", "events", "schema", "text"},
     {"catalog", "rng"},
-    {"multi_formation", "metrics", "execution", "processes", "provenance", "temporary", "contact_sheet"},
+    {"multi_formation", "newton_schulz", "metrics", "contact_sheet"}
+    | {"execution", "processes", "provenance", "temporary"},
     {"sources", "models", "augment", "cluster", "store"},
     {"condenser", "evaluator"},
     {"report", "trackers"},

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmdc_hub import cluster, rng
 from hmdc_hub.condenser.data import RealImages
+from hmdc_hub.condenser.distances import TRANSFORMS, compare
 from hmdc_hub.condenser.matching import Objectives, image_gradients, takes_classes_together
 from hmdc_hub.condenser.pool import LOW, ModelPool
 from hmdc_hub.errors import OutOfMemoryError, UsageError
@@ -331,19 +332,32 @@ def _matching(objectives: Objectives, execution: Execution, real: RealImages, at
     scale = (real.batch + real.drawn) / (drawn[0].shape[1] + drawn[2].shape[1]) / at_once.classes
     (inputs,) = execution.upload([drawn])
     few = None if at_once.images is None else min(PROBE, at_once.images)
+    comparing = torch.zeros(2, dtype=torch.float64)
+    if TRANSFORMS[objectives.distance] is not None:  # takes as long however few the images
+        compared = execution.function(partial(_compare, objectives, at_once.classes), "matching")
+        comparing = _cost(partial(compared, inputs), real.device)
     costs = []
     for update in (False, True):
 
         def work(given: _Inputs, update: bool = update) -> Any:
             return image_gradients(objectives, *given[:4], None if update else given[4], few)
 
-        cost = _cost(partial(execution.function(work, "matching"), inputs), real.device) * scale
+        cost = _cost(partial(execution.function(work, "matching"), inputs), real.device) - comparing
+        cost = cost.clamp(min=0) * scale + comparing / at_once.classes
         # Counted for one class: torch's formulas take the convolutions of several at a time for larger ones.
         with suppress(RuntimeError):  # a network that asks a tensor for its value
             cost[1] = _operations(_on_meta(objectives, real, 1, apart=update))
         costs.append(cost)
     share = 1 / real.spec.balance_every
     return (1 - share) * costs[0] + share * costs[1]
+
+
+def _compare(objectives: Objectives, classes: int, _: _Inputs) -> None:
+    """Compare gradients of k classes, of whatever values, as often as a matching step does."""
+    for reached in objectives.reached():
+        for parameter in (p for m in reached for p in objectives.networks[m].trained().values()):
+            gradient = parameter.detach().repeat(classes, *[1] * parameter.ndim)
+            compare(objectives.distance, gradient, gradient)
 
 
 def _clustering(networks: ModelPool) -> Tensor:

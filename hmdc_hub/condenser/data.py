@@ -25,15 +25,16 @@ RESIDENT = 0.5  # share of a GPU's free memory that a source may take to be copi
 
 
 class Classes(NamedTuple):
-    """What is drawn for k classes in one image step."""
+    """What is drawn for k classes in one image step; B counts the images of all V views of a class."""
 
     labels: Tensor  # int64 k
     rows: Tensor  # int64 k, their places among the synthetic images of this rank
-    real: Tensor  # int64 k x B indices into the source; or the uint8 images, where the source is not on the device
-    shares: Tensor  # float32 k x B, 1 / n for the n images of a class, and 0 for those that fill up a smaller one
-    chosen: Tensor | None  # int64 k x B_s, which decoded synthetic images take part; None for all of them
-    augmentation: Draw  # siamese: one draw for all images of a class, real and synthetic
-    mix_real: CutmixDraw | None  # within each class; None if it is off
+    # int64 k x B indices into the source, view after view; or the uint8 images, where the source is not on the device
+    real: Tensor
+    shares: Tensor  # float32 k x B, 1 / (V n) for the n images of a view, and 0 for those that fill up a smaller one
+    chosen: Tensor | None  # int64 k x B_s / V, which decoded synthetic images take part; None for all of them
+    augmentation: Draw  # k V rows; siamese: one draw for all images of a view, real and synthetic
+    mix_real: CutmixDraw | None  # within each of k V views; None if it is off
     mix_synthetic: CutmixDraw | None
 
 
@@ -63,9 +64,10 @@ class RealImages:
         if self.resident:
             self.images = self.images.to(device)
         self.side, self.classes = source.train.side, source.train.num_classes
-        self.batch = min(spec.batch, max(source.train.counts))  # B: real images of a class and step, at most
+        # B: real images of a class and step, at most; a multiple of the number of views that they are dealt out among
+        self.batch = -(-min(spec.batch, max(source.train.counts)) // spec.views) * spec.views
         self.decoded = spec.ipc * spec.factor**2  # images that the synthetic ones of a class hold
-        self.drawn = min(self.decoded, spec.batch)  # B_s: those of them that take part in a step
+        self.drawn = min(self.decoded, spec.batch) * spec.views  # B_s: views of those of them that take part in a step
         self.kept: list[Tensor] | None = None  # of each class, the images that may be matched; None for all of them
 
     def pixels(self, images: Tensor) -> Tensor:
@@ -158,30 +160,36 @@ class RealImages:
             real: Their real batches, indices.
             key: Outer iteration and image step.
         """
-        spec, seed, batch = self.spec, self.seed, self.batch
-        chosen, mixes, draws = [], dict[str, list[CutmixDraw]](real=[], synthetic=[]), []
+        spec, seed, views = self.spec, self.seed, self.spec.views
+        size = self.batch // views
+        dealt, chosen, draws = list[Tensor](), [], []
+        mixes = dict[str, list[CutmixDraw]](real=[], synthetic=[])
         for label, indices in zip(labels, real, strict=True):
+            # A view has every V-th image of the class, or one where there are fewer images than views.
+            own = [indices[v % len(indices) :: views] for v in range(views)]
+            dealt += own
             if self.decoded > spec.batch:
                 gen = rng.generator(seed, "choose", *key, label)
                 chosen.append(torch.randperm(self.decoded, generator=gen)[: spec.batch])
             if spec.cutmix.match:
-                for name, count in (("real", len(indices)), ("synthetic", self.drawn)):
+                for name, counts in (("real", [len(few) for few in own]), ("synthetic", [self.drawn // views] * views)):
                     gen = rng.generator(seed, "cutmix", name, *key, label)
-                    mixes[name].append(augment.draw_cutmix(gen, count, self.side, spec.cutmix.probability))
-            draws.append(augment.draw(spec.augment, rng.generator(seed, "augment", *key, label), self.side, None))
-        spare = [batch - len(indices) for indices in real]
-        filled = [F.pad(indices, (0, n), value=int(indices[0])) for indices, n in zip(real, spare, strict=True)]
-        shares = [F.pad(torch.full((batch - n,), 1 / (batch - n)), (0, n)) for n in spare]
+                    mixes[name] += [augment.draw_cutmix(gen, n, self.side, spec.cutmix.probability) for n in counts]
+            gen = rng.generator(seed, "augment", *key, label)
+            draws += [augment.draw(spec.augment, gen, self.side, None) for _ in range(views)]
+        spare = [size - len(indices) for indices in dealt]
+        filled = [F.pad(indices, (0, n), value=int(indices[0])) for indices, n in zip(dealt, spare, strict=True)]
+        shares = [F.pad(torch.full((size - n,), 1 / (views * (size - n))), (0, n)) for n in spare]
         # The images that fill up a batch are their own partners.
         mix_real = [
-            mix._replace(partners=torch.cat([mix.partners, torch.arange(len(mix.partners), batch)]))
+            mix._replace(partners=torch.cat([mix.partners, torch.arange(len(mix.partners), size)]))
             for mix in mixes["real"]
         ]
         return Classes(
             labels=torch.tensor(labels),
             rows=torch.tensor(rows),
-            real=self.take(torch.stack(filled)),
-            shares=torch.stack(shares),
+            real=self.take(torch.stack(filled).view(len(labels), -1)),
+            shares=torch.stack(shares).view(len(labels), -1),
             chosen=torch.stack(chosen) if chosen else None,
             augmentation=_stacked(draws, torch.cat),
             mix_real=_stacked(mix_real, torch.stack),
@@ -190,8 +198,8 @@ class RealImages:
 
     def view_real(self, classes: Classes) -> Tensor:
         """Return the real batches as they are compared, k x B x ch x H x W."""
-        images = augment.apply(classes.augmentation, self.pixels(classes.real))
-        return images if classes.mix_real is None else augment.apply_cutmix(classes.mix_real, images)
+        images = self.pixels(classes.real)
+        return self._viewed(classes.augmentation, classes.mix_real, images).view_as(images)
 
     def view_synthetic(self, classes: Classes, images: Tensor) -> Tensor:
         """Decode, choose and transform synthetic images k x n x ch x H x W; differentiable, k x B_s x ch x H x W."""
@@ -199,8 +207,15 @@ class RealImages:
         if classes.chosen is not None:
             first = torch.arange(len(images), device=images.device)[:, None]
             images = images[first, classes.chosen]
-        images = augment.apply(classes.augmentation, images)
-        return images if classes.mix_synthetic is None else augment.apply_cutmix(classes.mix_synthetic, images)
+        if self.spec.views > 1:
+            images = images.repeat(1, self.spec.views, 1, 1, 1)
+        return self._viewed(classes.augmentation, classes.mix_synthetic, images).view_as(images)
+
+    def _viewed(self, augmentation: Draw, mix: CutmixDraw | None, images: Tensor) -> Tensor:
+        """Transform the views of k classes, k x B x ch x H x W, each by a draw of its own: k V x B / V x ch x H x W."""
+        views = images.reshape(-1, images.shape[1] // self.spec.views, *images.shape[2:])
+        views = augment.apply(augmentation, views)
+        return views if mix is None else augment.apply_cutmix(mix, views)
 
     def draw_minibatches(self, purpose: str, key: tuple[int, int], count: int) -> Iterator[Minibatch]:
         """Draw minibatches over all classes, at most `count`; `purpose` names the random stream."""

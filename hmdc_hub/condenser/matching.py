@@ -5,7 +5,8 @@ parameter gradients of the cross-entropy on real and on synthetic images of a cl
 (`distill/<a>+<b>`): the same distance for the gradients of their mutual distillation loss.
 
 What the condenser needs of an objective D = |g(X) - g(R)|^2 is its derivative with respect to the synthetic images X:
-with v = 2 (g(X) - g(R)) held constant, dD/dX = d/dX <v, g(X)>, a second derivative, taken by double backward.
+with v = 2 (g(X) - g(R)) held constant, dD/dX = d/dX <v, g(X)>, a second derivative, taken by double backward. Another
+distance (`distances`) has another v = dD/dg(X), and nothing else changes.
 
 Classes are a dimension of every tensor here: k of them at once, each for itself. Each has parameter gradients of its
 own, so the networks run on as many copies of their parameters (views, which take no memory) with `torch.func.vmap`; the
@@ -24,8 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
+from hmdc_hub.condenser.distances import compare
 from hmdc_hub.condenser.distillation import Pair
 from hmdc_hub.models import Features, PoolModel, TapOutput
+from hmdc_hub.schema import Distance
 
 Parameters = dict[str, Tensor]  # of one network, by name, k x ... each
 Gradient = tuple[Tensor | None, ...]  # an entry per parameter, k x ...; None where the loss does not reach it: zero
@@ -38,11 +41,12 @@ EPSILON = 1e-6  # what the accumulators hold after a reset, and what keeps the n
 
 @dataclass(frozen=True)
 class Objectives:
-    """The models whose gradients are matched, and which objectives are on."""
+    """The models whose gradients are matched, which objectives are on, and how gradients are compared."""
 
     networks: Sequence[PoolModel]  # M of them, in evaluation mode
     pairs: Sequence[Pair]  # every two of them; empty when mutual distillation is off
     match: bool = True  # whether every model has an objective of its own
+    distance: Distance = "squares"
 
     def names(self) -> list[str]:
         """Name the K objectives in the order that every function here keeps."""
@@ -131,7 +135,8 @@ def image_gradients(
         given: list[Gradient] = []  # g(X)
         for part, share in zip(parts, shares, strict=True):
             given = _added(given, gradients(part, share, create_graph=whole))
-        distances, differences = _differences(wanted, given, real_shares.new_zeros(len(real)))
+        zero = real_shares.new_zeros(len(real))
+        distances, differences = _differences(wanted, given, zero, objectives.distance)
         found = []
         for part, share in zip(parts, shares, strict=True):
             graph = given if whole else gradients(part, share, create_graph=True)
@@ -182,19 +187,22 @@ def _added(total: list[Gradient], more: list[Gradient]) -> list[Gradient]:
 
 
 @torch.no_grad()
-def _differences(wanted: list[Gradient], given: list[Gradient], zero: Tensor) -> tuple[Tensor, list[Gradient]]:
-    """Give the distances, k x K, and g(X) - g(R) of each objective."""
+def _differences(
+    wanted: list[Gradient], given: list[Gradient], zero: Tensor, distance: Distance
+) -> tuple[Tensor, list[Gradient]]:
+    """Give the distances, k x K, and what differs, half of v: for `squares` g(X) - g(R), of each objective."""
     distances, differences = [], list[Gradient]()
     for real, synthetic in zip(wanted, given, strict=True):
-        apart = [None if a is None or b is None else b - a for a, b in zip(real, synthetic, strict=True)]
-        squares = [difference.square().flatten(1).sum(1) for difference in apart if difference is not None]
-        distances.append(torch.stack(squares).sum(0) if squares else zero)
-        differences.append(tuple(apart))
+        both = zip(real, synthetic, strict=True)
+        compared = [None if a is None or b is None else compare(distance, a, b) for a, b in both]
+        each = [one[0] for one in compared if one is not None]
+        distances.append(torch.stack(each).sum(0) if each else zero)
+        differences.append(tuple(None if one is None else one[1] for one in compared))
     return torch.stack(distances, 1), differences
 
 
 def _pulled(given: list[Gradient], differences: list[Gradient], weights: Tensor | None, images: Tensor) -> Tensor:
-    """Give d/dX <v, g(X)>, v twice the difference, of each objective or of the weighted sum, k x J x B x ch x H x W."""
+    """Give d/dX <v, g(X)>, v twice what differs, of each objective or of the weighted sum, k x J x B x ch x H x W."""
     terms: list[list[tuple[Tensor, Tensor]]] = [[] for _ in given]
     for place, (gradients, apart) in enumerate(zip(given, differences, strict=True)):
         scale = 2 if weights is None else 2 * weights[:, place]

@@ -74,6 +74,7 @@ class ModelPool:
             [self.models[m] for m in active],
             [Pair(active.index(a), active.index(b), self._distillations[a, b]) for a, b in pairs],
             self.spec.match,
+            self.spec.distance,
         )
 
     def reset(self, outer: int) -> None:

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hmdc_hub.models import PoolModel
+from hmdc_hub.newton_schulz import MUON, orthogonalise
 from hmdc_hub.schema import EvaluateSpec
-
-# Newton and Schulz's iteration as Muon's authors tuned it: after five rounds singular values lie in about [0.7, 1.2].
-COEFFICIENTS, ROUNDS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
 
 def make_optimizer(model: PoolModel, protocol: EvaluateSpec, device: torch.device) -> torch.optim.Optimizer:
@@ -118,27 +116,7 @@ class Muon(torch.optim.Optimizer):
             update = matrix.grad.lerp(average, group["momentum"]).flatten(1)
             scale = 0.2 * math.sqrt(max(update.shape[-2:]))
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
-            matrix.sub_((orthogonalise(update) * (group["lr"] * scale)).reshape(matrix.shape))
+            matrix.sub_((orthogonalise(update, MUON) * (group["lr"] * scale)).reshape(matrix.shape))
         if self._rest is not None:
             self._rest.step()
         return loss
-
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring the singular values of matrices near 1, by Newton and Schulz's iteration: U S V^T becomes about U V^T.
-
-    Args:
-        matrices: float32 ... x A x B. Its authors iterate in bfloat16; these are too small for that to be faster.
-
-    Returns:
-        Shaped like `matrices`.
-    """
-    a, b, c = COEFFICIENTS
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x: Tensor = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
-    for _ in range(ROUNDS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = x.mT if tall else x
-    return found

@@ -52,6 +52,7 @@ from hmdc_hub.schema.files import (
 from hmdc_hub.schema.recipe import (
     AugmentSpec,
     CondenseSpec,
+    Distance,
     Distillation,
     EvaluateSpec,
     ImagesSpec,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from hmdc_hub.schema.files import SourceInfo
 
 
+Distance = Literal["squares", "cosine", "orthogonal"]
+
+
 class AugmentSpec(Strict):
     """Differentiable Siamese augmentation (Zhao and Bilen, ICML 2021), in the order of IDC."""
 
@@ -423,6 +426,22 @@ class CondenseSpec(Strict):
         "and difficulty.",
     )
     match: bool = Field(True, description="Gradient matching, one objective per model.")
+    distance: Distance = Field(
+        "squares",
+        exclude_if=lambda distance: distance == "squares",
+        description="Between the gradients of real and synthetic images, of every objective. squares: the sum of "
+        "squared differences; cosine: 1 minus the cosine of each row of a weight, summed (DC, Zhao et al., ICLR 2021); "
+        "orthogonal: squared differences of U V^T of each weight (OGM, CVPR 2026). The last two leave out biases and "
+        "gains.",
+    )
+    views: Positive = Field(
+        1,
+        exclude_if=lambda views: views == 1,
+        description="V: differently augmented views of every synthetic image in an image step, whose gradients are "
+        "averaged (Linear Gradient Matching, Cazenavette et al., NeurIPS 2025); the real batch is dealt out among "
+        "them. Time and memory of the synthetic images grow by V.",
+        examples=[4],
+    )
     distill: bool = Field(True, description="Mutual distillation, one objective per pair of models.")
     distillation: Distillation = Field(
         "paper",
@@ -509,6 +528,21 @@ class CondenseSpec(Strict):
     def distils_batches(self) -> bool:
         """Say whether mutual distillation goes by the statistics of batches, which must then stay whole."""
         return self.distillation in ("standardised", "cosine")
+
+    @model_validator(mode="after")
+    def _different_views(self) -> CondenseSpec:
+        if self.views > self.batch:
+            raise ValueError(
+                f"views: {self.views} is more than batch: {self.batch}, and every view needs real images of its own; "
+                "lower views or raise batch"
+            )
+        mixed = self.cutmix.match and self.cutmix.probability > 0
+        if self.views > 1 and not mixed and not any(self.augment.model_dump().values()):
+            raise ValueError(
+                f"views: {self.views} would all be the same, since augment and cutmix.match are off; turn one of them "
+                "on or leave views out"
+            )
+        return self
 
 
 class PublishSpec(Strict):

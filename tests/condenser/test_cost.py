@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hmdc_hub.condenser import cost
 from hmdc_hub.condenser.cost import shared_among_ranks
 from hmdc_hub.models import build_for, parameter_count
 from hmdc_hub.schema import Recipe
@@ -26,6 +27,37 @@ def test_the_second_derivative_is_counted() -> None:
     forward = 2 * (pixels * hidden + hidden * classes)
     assert few >= steps * (2 * 2 + 2) * forward, "forward, backward, and twice backward of the synthetic ones"
     assert many == 2 * few
+
+
+@pytest.mark.slow
+def test_views_are_counted_of_synthetic_images_alone() -> None:
+    """Twice the views are twice the images: 4 + 4 and 4 + 8, or 8 + 4."""
+    small = {"batch": 4, "distill": False, "resets": 1}
+    one, two = (estimate_cost(tiny_recipe(views=views, **small), tiny_source(), CPU) for views in (1, 2))
+    more = estimate_cost(tiny_recipe(**small | {"batch": 8}), tiny_source(), CPU)
+    real = more.flops["matching"] - one.flops["matching"]
+    assert two.flops["matching"] == pytest.approx(2 * one.flops["matching"] - real)
+    assert two.flops["networks"] == one.flops["networks"]
+
+
+@pytest.mark.slow
+def test_comparing_gradients_is_counted_once_however_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten rounds and back, of a matrix 4 x 64 and one 10 x 4, and of the real ones once more without the way back."""
+    spec = {"name": "p", "source": "builtin", "id": "mlp", "args": {"depth": 1, "width": 4}}
+    flops = {}
+    for distance in ("squares", "orthogonal"):
+        for batch in (1, 2):
+            recipe = tiny_recipe(resets=1, distance=distance, batch=batch).model_dump() | {"pool": [spec]}
+            flops[distance, batch] = estimate_cost(Recipe.model_validate(recipe), tiny_source(), CPU).flops["matching"]
+    own = flops["orthogonal", 1] - flops["squares", 1]
+    assert flops["orthogonal", 2] - flops["squares", 2] == own
+    rounds = sum(2 * (2 * a * a * b + a**3) for a, b in ((4, 64), (4, 10)))
+    assert own == 3 * 10 * 10 * rounds * (1 + 3), "image steps, classes, rounds; of X thrice as much as of R"
+    took = iter((0.25, 1.25, 1.25))
+    monkeypatch.setattr(cost, "timed", lambda work, device: next(took, 1.0))
+    recipe = tiny_recipe(resets=1, distance="orthogonal", batch=64, memory="low", balance_every=1)
+    parts = estimate_cost(recipe, tiny_source(), CPU).parts
+    assert parts["matching"] == pytest.approx(3 * 10 * ((64 + 4) / (16 + 4) * 1.0 + 0.25))
 
 
 @pytest.mark.slow

@@ -65,13 +65,21 @@ POOLS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pool", "images"), [*((pool, None) for pool in POOLS), ("convnet and mlp", 3)])
+@pytest.mark.parametrize(
+    ("pool", "images", "keys"),
+    [
+        *((pool, None, {}) for pool in POOLS),
+        ("convnet and mlp", 3, {}),
+        ("convnet and mlp", None, {"views": 3, "distance": "cosine"}),
+        ("vit and batch norm", 3, {"views": 2, "distance": "orthogonal"}),
+    ],
+)
 def test_no_function_of_a_step_asks_a_tensor_for_its_value(
-    pool: str, images: int | None, monkeypatch: pytest.MonkeyPatch
+    pool: str, images: int | None, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Adam counts its steps on the CPU but where it may be captured, which it does not allow on `meta`.
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, capturable: torch.optim.SGD(parameters, lr))
-    recipe = recipe_of(*POOLS[pool], ipc=2, batch=6, augment={}, cutmix={"match": True, "train": True})
+    recipe = recipe_of(*POOLS[pool], ipc=2, batch=6, augment={}, cutmix={"match": True, "train": True}, **keys)
     hmdc = on_meta(recipe)
     hmdc.at_once = AtOnce(10, images, 0)
     chosen = torch.arange(6)
@@ -188,8 +196,10 @@ RANDOM = {"initialisation": "random", "cluster": {"enabled": False}}
         ([CONVNET, MLP], {"classes_per_step": 4}),
         ([CONVNET, MLP], {"derivative": "compiled"}),
         ([CONVNET | {"precision": "bfloat16"}, VIT | {"precision": "bfloat16"}], RANDOM),
+        ([CONVNET, VIT], {"views": 3, "distance": "cosine"}),
+        ([CONVNET, MLP], {"views": 2, "distance": "orthogonal", "derivative": "compiled"}),
     ],
-    ids=["cutmix", "pairs", "some classes", "compiled", "bfloat16"],
+    ids=["cutmix", "pairs", "some classes", "compiled", "bfloat16", "views", "directions compiled"],
 )
 def test_a_run_on_a_gpu_is_that_on_a_cpu(
     recorded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: list[dict[str, Any]], keys: dict[str, Any]
@@ -250,12 +260,19 @@ def test_inputs_in_one_buffer_keep_their_values_and_types() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pool", ["convnet and mlp", "vit and batch norm", "bfloat16"])
-def test_a_record_holds_for_other_values(recorded: None, pool: str) -> None:
+@pytest.mark.parametrize(
+    ("pool", "distance"),
+    [
+        *((pool, "squares") for pool in ("convnet and mlp", "vit and batch norm", "bfloat16")),
+        *(("convnet and mlp", distance) for distance in ("cosine", "orthogonal")),
+    ],
+)
+def test_a_record_holds_for_other_values(recorded: None, pool: str, distance: str) -> None:
     """Networks are reset in place between outer iterations."""
     pixels = []
     for derivative in ("eager", "compiled"):
-        hmdc = hmdc_of(recipe_of(*POOLS[pool], derivative=derivative, networks={"reset_every": 2, "batch": 16}))
+        keys = {"derivative": derivative, "distance": distance, "networks": {"reset_every": 2, "batch": 16}}
+        hmdc = hmdc_of(recipe_of(*POOLS[pool], **keys))
         for _ in zip(range(3), hmdc.run(), strict=False):
             pass
         assert len(hmdc._compiled) == (derivative == "compiled")

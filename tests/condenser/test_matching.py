@@ -3,7 +3,7 @@ that are computed together against each alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -83,8 +83,21 @@ def plain_distillation(pair: Pair, features: Sequence[Features]) -> Tensor:
     return torch.stack([((a - b) ** 2).mean() for a, b in zip(first, second, strict=True)]).mean()
 
 
-def plain_objectives(models: Sequence[PoolModel], pairs: Sequence[Pair], real: Tensor, fake: Tensor) -> list[Tensor]:
-    """Every objective for class 1 by double backward, each loss from a forward pass of its own."""
+def squares(real: Tensor, fake: Tensor) -> Tensor:
+    return ((real - fake) ** 2).sum()
+
+
+def plain_objectives(
+    models: Sequence[PoolModel],
+    pairs: Sequence[Pair],
+    real: Tensor,
+    fake: Tensor,
+    between: Callable[[Tensor, Tensor], Tensor] = squares,
+) -> list[Tensor]:
+    """Every objective for class 1 by double backward, each loss from a forward pass of its own.
+
+    `between` is the distance of the gradients of one parameter.
+    """
     objectives = []
 
     def distance(loss_of: object, parameters: list[Tensor]) -> Tensor:
@@ -92,7 +105,7 @@ def plain_objectives(models: Sequence[PoolModel], pairs: Sequence[Pair], real: T
         wanted = torch.autograd.grad(loss_of(real), parameters, allow_unused=True)
         given = torch.autograd.grad(loss_of(fake), parameters, create_graph=True, allow_unused=True)
         pairs = [(a, b) for a, b in zip(wanted, given, strict=True) if a is not None and b is not None]
-        return torch.stack([torch.zeros(()), *(((a - b) ** 2).sum() for a, b in pairs)]).sum()
+        return torch.stack([torch.zeros((), dtype=fake.dtype), *(between(a, b) for a, b in pairs)]).sum()
 
     for model in models:
 

@@ -122,6 +122,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "three classes a step": tiny_recipe(classes_per_step=3, networks={"reset_every": 5, "batches_per_step": 1}),
     "one model": Recipe.model_validate(RECIPE | {"pool": [CONVNET]}),
+    "views and directions": tiny_recipe(views=3, distance="orthogonal"),
 }
 
 

@@ -249,6 +249,9 @@ def test_divergence_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
         {"ipc": 3, "factor": 4, "batch": 8},
         {"networks": {"reset_every": 2, "batches_per_step": 0}, "projection": {"batches_per_step": 0}},
         {"resets": 1, "networks": {"reset_every": 1, "batches_per_step": 1, "batch": 5000}},
+        {"distance": "cosine"},
+        {"distance": "orthogonal"},
+        {"views": 2},
     ],
     ids=lambda change: "-".join(change),
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hmdc_hub.evaluator.optim import Muon, hidden_weights, make_optimizer, orthogonalise, set_rate, share_of_rate
+from hmdc_hub.evaluator.optim import Muon, hidden_weights, make_optimizer, set_rate, share_of_rate
 from hmdc_hub.models import PoolModel, build_model
 from hmdc_hub.rng import generator
 from hmdc_hub.schema import EvaluateSpec
@@ -74,18 +74,6 @@ def test_weights_that_lie_channels_last_are_trained_in_place() -> None:
         Muon([weight], None, lr=0.1, momentum=0.9, weight_decay=0.1).step()
     torch.testing.assert_close(plain.detach(), other.detach())
     assert other.data_ptr() == place and other.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_zero_gradient_moves_nothing() -> None:
-    assert (orthogonalise(torch.zeros(3, 2)) == 0).all()
-
-
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 5, 5)])
-def test_orthogonalising_keeps_directions(shape: tuple[int, ...]) -> None:
-    u, s, vh = torch.linalg.svd(drawn(*shape), full_matrices=False)
-    values = (s / s.norm(dim=-1, keepdim=True)).apply_(quintic)
-    torch.testing.assert_close(orthogonalise(drawn(*shape)), u * values[..., None, :] @ vh, rtol=1e-3, atol=1e-4)
-    assert (values > 0.3).all() and (values < 1.3).all()
 
 
 # Which parameters, and how they are trained
