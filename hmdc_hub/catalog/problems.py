@@ -42,7 +42,7 @@ def schema_of(model: type[BaseModel]) -> Node:
 
 def options(node: Node) -> list[Node]:
     """List the alternatives of a key: `int | None` has two, a section one."""
-    return list(node.get("anyOf", [node]))
+    return list(node.get("anyOf") or node.get("oneOf") or [node])
 
 
 def section(node: Node) -> Node | None:
@@ -209,6 +209,9 @@ def _remark(kinds: set[str], value: Any, node: Node, error: Mapping[str, Any]) -
         return f"; {value} is text in YAML 1.2, true and false are not"
     if kinds & {"int_type", "float_type", "bool_type", "literal_error"} and not isinstance(plain(value), str):
         return "; write it without quotes"
+    lists = any("items" in option for option in options(node))
+    if "int_type" in kinds and lists and re.fullmatch(r"[1-9]\d*( *, *[1-9]\d*)+", value):
+        return f"; write [{', '.join(re.findall('[0-9]+', value))}]"
     if kinds & {"int_type", "float_type"} and re.fullmatch(r"[-+]?\d+([_, ]\d+)+", value):
         return f"; write {re.sub('[_, ]', '', value)}"
     return "; write a space after each colon" if ":" in value and kinds & {"model_type", "dict_type"} else ""

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import combinations
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hmdc_hub import cluster, rng
 from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.distances import TRANSFORMS, compare
-from hmdc_hub.condenser.matching import Objectives, image_gradients, takes_classes_together
+from hmdc_hub.condenser.matching import Objectives, distance_gradients, real_gradients, takes_classes_together
 from hmdc_hub.condenser.pool import LOW, ModelPool
 from hmdc_hub.errors import OutOfMemoryError, UsageError
 from hmdc_hub.execution import Execution, Held, settings, tensors_of, timed
@@ -61,24 +61,31 @@ def choose(networks: ModelPool) -> AtOnce:
     """Choose how much is held at a time: the recipe's word (`condense.memory`), otherwise the most that fits.
 
     On a CPU the memory of the machine counts, not what is free just now: the same recipe on the same machine gives the
-    same bytes, and another number of classes or images differs in the last bits.
+    same bytes, and another number of classes or images differs in the last bits. For the same reason the choice does
+    not depend there on how many images are made: a set has the bytes of its own size, whatever others are beside it.
     """
     real, spec, constitutions = networks.real, networks.spec, networks.constitutions()
-    images = max(real.batch, real.drawn)
+    largest = drawn = max(real.drawn(ipc) for ipc in spec.sizes)
     together = all(takes_classes_together(net) for net in networks.models)
     most = min(real.classes, spec.classes_per_step or real.classes) if together else 1
     if real.device.type == "cpu":
         inputs = max(sum(net.input_size**2 for net in objectives.networks) for objectives in constitutions)
-        most = min(most, max(1, PIXELS // (inputs * (real.batch + real.drawn))))
-    needed = max(class_bytes(objectives, real, min(most, 2)) for objectives in constitutions)
+        most, drawn = min(most, max(1, PIXELS // (inputs * real.batch))), spec.batch
+    images = max(real.batch, drawn)
+
+    def of_class(drawn: int) -> int:
+        return max(class_bytes(objectives, real, min(most, 2), drawn) for objectives in constitutions)
+
+    needed = of_class(drawn)
+    taken = needed if drawn == largest else of_class(largest)
     if spec.memory == "low":
         few = max(1, images // LOW)
-        return AtOnce(1, few, needed * few // images)
+        return AtOnce(1, few, taken * few // images)
     available = available_bytes(real.device)
     room = int(SHARE * available)
     if spec.memory == "fast" or needed <= room:
         classes = max(1, min(most, room // max(needed, 1)))
-        return AtOnce(classes, None, classes * needed)
+        return AtOnce(classes, None, classes * taken)
     if spec.distils_batches:
         raise OutOfMemoryError(
             f"A class would take about {amount(needed)} beside networks and data, of {amount(available)}, and "
@@ -91,46 +98,67 @@ def choose(networks: ModelPool) -> AtOnce:
         f"memory: {count(few, 'image')} at a time, since a class would take about {amount(needed)} beside networks and "
         f"data, of {amount(available)}"
     )
-    return AtOnce(1, few, needed * few // images, why)
+    return AtOnce(1, few, taken * few // images, why)
 
 
-def class_bytes(objectives: Objectives, real: RealImages, classes: int) -> int:
+def class_bytes(objectives: Objectives, real: RealImages, classes: int, drawn: int) -> int:
     """Compute the peak of what matching allocates for each of k classes, without running it: on `meta` tensors.
 
+    `drawn` are the decoded images of a class that take part, of the largest size: sizes are matched one after another.
     A network that asks a tensor for its value cannot run on those: it is measured on a few images, and counted for all.
     """
     try:
-        return peak_bytes(_on_meta(objectives, real, classes)) // classes
+        return peak_bytes(_on_meta(objectives, real, classes, [drawn])) // classes
     except RuntimeError:
-        inputs = _inputs(objectives, real, 1, PROBE, real.device)
-        taken = peak_bytes(partial(image_gradients, objectives, *inputs))
-        return taken * (real.batch + real.drawn) // (inputs[0].shape[1] + inputs[2].shape[1])
+        inputs = _inputs(objectives, real, 1, [drawn], PROBE, real.device)
+        taken = peak_bytes(lambda: _match(objectives, inputs, apart=False))
+        return taken * (real.batch + drawn) // sum(each.shape[1] for each in (inputs.real, *inputs.synthetic))
 
 
-_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+class _Inputs(NamedTuple):
+    """What matching takes for k classes."""
+
+    real: Tensor  # k x B x ch x H x W
+    shares: Tensor  # k x B
+    synthetic: tuple[Tensor, ...]  # of each size, k x B_s x ch x H x W
+    labels: Tensor  # k
+    weights: Tensor  # k x K
 
 
-def _inputs(objectives: Objectives, real: RealImages, classes: int, most: int | None, device: torch.device) -> _Inputs:
-    """Make what `image_gradients` takes for k classes of at most so many images of each kind; None: all of a step's."""
-    counts = [min(each, most or each) for each in (real.batch, real.drawn)]
+def _inputs(
+    objectives: Objectives, real: RealImages, classes: int, drawn: Sequence[int], most: int | None, device: torch.device
+) -> _Inputs:
+    """Make inputs of at most so many images of each kind; None: all of a step's, `drawn` of each size."""
+    counts = [min(each, most or each) for each in (real.batch, *drawn)]
     shape = (real.source.train.channels, real.side, real.side)
     with device:
-        images, synthetic = (  # of no matter, but a GPU is faster with zeros
+        images, *synthetic = (  # of no matter, but a GPU is faster with zeros
             torch.linspace(-1, 1, classes * each * prod(shape)).view(classes, each, *shape) for each in counts
         )
         shares, labels = torch.full((classes, counts[0]), 1 / counts[0]), torch.arange(classes)
-        return images, shares, synthetic, labels, torch.ones(classes, len(objectives.names()))
+        return _Inputs(images, shares, tuple(synthetic), labels, torch.ones(classes, len(objectives.names())))
 
 
-def _on_meta(objectives: Objectives, real: RealImages, classes: int, *, apart: bool = False) -> Callable[[], Any]:
-    """Prepare the matching of k whole classes, with derivatives summed or apart, on tensors that have shapes alone."""
-    given = _inputs(objectives, real, classes, None, torch.device("meta"))
+def _match(objectives: Objectives, given: _Inputs, at_once: int | None = None, *, apart: bool) -> list[Any]:
+    """Do the matching of all sizes as `HMDC.image_step` does it, with derivatives summed or apart."""
+    wanted, weights = real_gradients(objectives, given.real, given.shares, given.labels, at_once), given.weights
+    return [
+        distance_gradients(objectives, wanted, each, given.labels, None if apart else weights, at_once)
+        for each in given.synthetic
+    ]
+
+
+def _on_meta(
+    objectives: Objectives, real: RealImages, classes: int, drawn: Sequence[int], *, apart: bool = False
+) -> Callable[[], Any]:
+    """Prepare the matching of k whole classes on tensors that have shapes alone."""
+    given = _inputs(objectives, real, classes, drawn, None, torch.device("meta"))
     held = Held([*objectives.networks, *(pair.distillation for pair in objectives.pairs)])
     values = {
         name: torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
         for name, value in (*held.named_parameters(), *held.named_buffers())
     }
-    work = partial(image_gradients, objectives, *given[:4], None if apart else given[4])
+    work = partial(_match, objectives, given, apart=apart)
     return partial(functional_call, held, values, (work,))
 
 
@@ -193,7 +221,7 @@ class CostEstimate:
     objectives: list[str]  # names of the K objectives
     parameters: dict[str, int]  # of each network in the pool, by name
     image_steps: int
-    synthetic_images: int  # C x n
+    synthetic_images: int  # C x n, of all sizes
     training_images: int  # C x n f f
     ranks: int
     seconds: float | None = None  # until all parts are measured
@@ -203,7 +231,7 @@ class CostEstimate:
     at_once: int | None = None  # images of a class whose graphs the matching step holds at a time; None for all of them
     classes_at_once: int | None = None  # until it is known
     memory: dict[str, int]  # peak of one rank in bytes: `graphs` (once known), `networks`, `source`, `images`
-    checkpoint_bytes: int  # on disk, of a checkpoint between network resets: images and momentum of all classes
+    checkpoint_bytes: int  # on disk, of a checkpoint between network resets: images and momentum of all classes, sizes
     exchanged_bytes: int  # that one rank receives in an image step: gradients of the parts of minibatches
 
     @property
@@ -219,12 +247,13 @@ class CostEstimate:
 
 def check_size(recipe: Recipe, counts: Sequence[int]) -> None:
     """Refuse, with a UsageError, an ipc above the largest of the classes, of `counts` images: that is no condensing."""
-    largest = max(counts)
-    if recipe.condense.ipc > largest:
+    largest, most = max(counts), max(recipe.condense.sizes)
+    if most > largest:
+        lower = f"Lower it: -o condense.ipc={min(largest, 10)}"
         raise UsageError(
-            f"condense.ipc = {recipe.condense.ipc} is more than the largest class of {recipe.source.id} has: "
+            f"condense.ipc = {most} is more than the largest class of {recipe.source.id} has: "
             f"{count(largest, 'train image')}.",
-            hint=f"Lower it: -o condense.ipc={min(largest, 10)}",
+            hint="Leave it out of the list." if isinstance(recipe.condense.ipc, list) else lower,
         )
 
 
@@ -268,7 +297,7 @@ def estimate_cost_stepwise(
 def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
     """Count what is known without running anything."""
     spec, train, models = networks.spec, networks.real.source.train, networks.models
-    images, largest_share = train.num_classes * spec.ipc, -(-train.num_classes // ranks)
+    images, largest_share = train.num_classes * sum(spec.sizes), -(-train.num_classes // ranks)
     bytes_each = 4 * train.channels * train.side**2
     exchanged = 0
     if ranks > 1 and networks.parts > 1:
@@ -288,7 +317,7 @@ def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
         memory={
             "networks": sum(2 * t.nbytes for net in models for t in net.state_dict().values()),  # and their gradients
             "source": train.images.nbytes,
-            "images": 2 * bytes_each * largest_share * spec.ipc,  # and momentum
+            "images": 2 * bytes_each * largest_share * sum(spec.sizes),  # and momentum
         },
         checkpoint_bytes=2 * bytes_each * images,
         exchanged_bytes=exchanged,
@@ -328,25 +357,27 @@ def _work(part: str, networks: ModelPool, spec: CondenseSpec, at_once: AtOnce) -
 
 def _matching(objectives: Objectives, execution: Execution, real: RealImages, at_once: AtOnce) -> Tensor:
     """Measure one class's matching, averaged over steps with and without balance update."""
-    drawn = _inputs(objectives, real, at_once.classes, PROBE, torch.device("cpu"))
-    scale = (real.batch + real.drawn) / (drawn[0].shape[1] + drawn[2].shape[1]) / at_once.classes
-    (inputs,) = execution.upload([drawn])
+    drawn = [real.drawn(ipc) for ipc in real.spec.sizes]
+    probe = _inputs(objectives, real, at_once.classes, drawn, PROBE, torch.device("cpu"))
+    images = sum(each.shape[1] for each in (probe.real, *probe.synthetic))
+    scale = (real.batch + sum(drawn)) / images / at_once.classes
+    (inputs,) = execution.upload([probe])
     few = None if at_once.images is None else min(PROBE, at_once.images)
     comparing = torch.zeros(2, dtype=torch.float64)
     if TRANSFORMS[objectives.distance] is not None:  # takes as long however few the images
         compared = execution.function(partial(_compare, objectives, at_once.classes), "matching")
-        comparing = _cost(partial(compared, inputs), real.device)
+        comparing = _cost(partial(compared, inputs), real.device) * len(drawn)
     costs = []
     for update in (False, True):
 
         def work(given: _Inputs, update: bool = update) -> Any:
-            return image_gradients(objectives, *given[:4], None if update else given[4], few)
+            return _match(objectives, given, few, apart=update)
 
         cost = _cost(partial(execution.function(work, "matching"), inputs), real.device) - comparing
         cost = cost.clamp(min=0) * scale + comparing / at_once.classes
         # Counted for one class: torch's formulas take the convolutions of several at a time for larger ones.
         with suppress(RuntimeError):  # a network that asks a tensor for its value
-            cost[1] = _operations(_on_meta(objectives, real, 1, apart=update))
+            cost[1] = _operations(_on_meta(objectives, real, 1, drawn, apart=update))
         costs.append(cost)
     share = 1 / real.spec.balance_every
     return (1 - share) * costs[0] + share * costs[1]

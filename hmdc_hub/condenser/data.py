@@ -32,10 +32,11 @@ class Classes(NamedTuple):
     # int64 k x B indices into the source, view after view; or the uint8 images, where the source is not on the device
     real: Tensor
     shares: Tensor  # float32 k x B, 1 / (V n) for the n images of a view, and 0 for those that fill up a smaller one
-    chosen: Tensor | None  # int64 k x B_s / V, which decoded synthetic images take part; None for all of them
+    # Of each size, int64 k x B_s / V, which decoded synthetic images take part; None for all of them.
+    chosen: tuple[Tensor | None, ...]
     augmentation: Draw  # k V rows; siamese: one draw for all images of a view, real and synthetic
     mix_real: CutmixDraw | None  # within each of k V views; None if it is off
-    mix_synthetic: CutmixDraw | None
+    mix_synthetic: tuple[CutmixDraw | None, ...]  # of each size
 
 
 class Minibatch(NamedTuple):
@@ -66,9 +67,15 @@ class RealImages:
         self.side, self.classes = source.train.side, source.train.num_classes
         # B: real images of a class and step, at most; a multiple of the number of views that they are dealt out among
         self.batch = -(-min(spec.batch, max(source.train.counts)) // spec.views) * spec.views
-        self.decoded = spec.ipc * spec.factor**2  # images that the synthetic ones of a class hold
-        self.drawn = min(self.decoded, spec.batch) * spec.views  # B_s: views of those of them that take part in a step
         self.kept: list[Tensor] | None = None  # of each class, the images that may be matched; None for all of them
+
+    def decoded(self, ipc: int) -> int:
+        """Count the images that so many synthetic ones of a class hold."""
+        return ipc * self.spec.factor**2
+
+    def drawn(self, ipc: int) -> int:
+        """Count the views of them that take part in a step, B_s."""
+        return min(self.decoded(ipc), self.spec.batch) * self.spec.views
 
     def pixels(self, images: Tensor) -> Tensor:
         """Give images by index, or uint8 ones, as float32 source-normalised ones on the device."""
@@ -150,50 +157,62 @@ class RealImages:
         return chosen
 
     def draw_classes(
-        self, labels: Sequence[int], rows: Sequence[int], real: Sequence[Tensor], key: tuple[int, int]
+        self,
+        labels: Sequence[int],
+        rows: Sequence[int],
+        real: Sequence[Tensor],
+        key: tuple[int, int],
+        sizes: Sequence[int],
     ) -> Classes:
-        """Draw what k classes see in one image step.
+        """Draw what k classes see in one image step; what a size gets depends on no other.
 
         Args:
             labels: The classes.
             rows: Their places among the synthetic images.
             real: Their real batches, indices.
             key: Outer iteration and image step.
+            sizes: Synthetic images per class of each set that is made.
         """
         spec, seed, views = self.spec, self.seed, self.spec.views
-        size = self.batch // views
-        dealt, chosen, draws = list[Tensor](), [], []
-        mixes = dict[str, list[CutmixDraw]](real=[], synthetic=[])
-        for label, indices in zip(labels, real, strict=True):
-            # A view has every V-th image of the class, or one where there are fewer images than views.
-            own = [indices[v % len(indices) :: views] for v in range(views)]
-            dealt += own
-            if self.decoded > spec.batch:
-                gen = rng.generator(seed, "choose", *key, label)
-                chosen.append(torch.randperm(self.decoded, generator=gen)[: spec.batch])
-            if spec.cutmix.match:
-                for name, counts in (("real", [len(few) for few in own]), ("synthetic", [self.drawn // views] * views)):
-                    gen = rng.generator(seed, "cutmix", name, *key, label)
-                    mixes[name] += [augment.draw_cutmix(gen, n, self.side, spec.cutmix.probability) for n in counts]
-            gen = rng.generator(seed, "augment", *key, label)
-            draws += [augment.draw(spec.augment, gen, self.side, None) for _ in range(views)]
-        spare = [size - len(indices) for indices in dealt]
+        few = self.batch // views
+        # A view has every V-th image of the class, or one where there are fewer images than views.
+        dealt = [indices[v % len(indices) :: views] for indices in real for v in range(views)]
+
+        def mix(name: str, counts: Sequence[int]) -> list[CutmixDraw]:
+            if not spec.cutmix.match:
+                return []
+            gens = [rng.generator(seed, "cutmix", name, *key, label) for label in labels]
+            each = zip((gen for gen in gens for _ in range(views)), counts, strict=True)
+            return [augment.draw_cutmix(gen, count, self.side, spec.cutmix.probability) for gen, count in each]
+
+        def choice(label: int, decoded: int) -> Tensor:
+            gen = rng.generator(seed, "choose", *key, label)
+            return torch.randperm(decoded, generator=gen)[: spec.batch]
+
+        gens = [rng.generator(seed, "augment", *key, label) for label in labels]
+        draws = [augment.draw(spec.augment, gen, self.side, None) for gen in gens for _ in range(views)]
+        decoded = [self.decoded(ipc) for ipc in sizes]
+        spare = [few - len(indices) for indices in dealt]
         filled = [F.pad(indices, (0, n), value=int(indices[0])) for indices, n in zip(dealt, spare, strict=True)]
-        shares = [F.pad(torch.full((size - n,), 1 / (views * (size - n))), (0, n)) for n in spare]
+        shares = [F.pad(torch.full((few - n,), 1 / (views * (few - n))), (0, n)) for n in spare]
         # The images that fill up a batch are their own partners.
         mix_real = [
-            mix._replace(partners=torch.cat([mix.partners, torch.arange(len(mix.partners), size)]))
-            for mix in mixes["real"]
+            mixed._replace(partners=torch.cat([mixed.partners, torch.arange(len(mixed.partners), few)]))
+            for mixed in mix("real", [len(indices) for indices in dealt])
         ]
         return Classes(
             labels=torch.tensor(labels),
             rows=torch.tensor(rows),
             real=self.take(torch.stack(filled).view(len(labels), -1)),
             shares=torch.stack(shares).view(len(labels), -1),
-            chosen=torch.stack(chosen) if chosen else None,
+            chosen=tuple(
+                torch.stack([choice(label, n) for label in labels]) if n > spec.batch else None for n in decoded
+            ),
             augmentation=_stacked(draws, torch.cat),
             mix_real=_stacked(mix_real, torch.stack),
-            mix_synthetic=_stacked(mixes["synthetic"], torch.stack),
+            mix_synthetic=tuple(
+                _stacked(mix("synthetic", [self.drawn(ipc) // views] * len(dealt)), torch.stack) for ipc in sizes
+            ),
         )
 
     def view_real(self, classes: Classes) -> Tensor:
@@ -201,15 +220,21 @@ class RealImages:
         images = self.pixels(classes.real)
         return self._viewed(classes.augmentation, classes.mix_real, images).view_as(images)
 
-    def view_synthetic(self, classes: Classes, images: Tensor) -> Tensor:
-        """Decode, choose and transform synthetic images k x n x ch x H x W; differentiable, k x B_s x ch x H x W."""
-        images = multi_formation.decode(images, self.spec.factor)
-        if classes.chosen is not None:
+    def view_synthetic(self, classes: Classes, images: Tensor, size: int = 0) -> Tensor:
+        """Decode, choose and transform synthetic images k x n x ch x H x W; differentiable, k x B_s x ch x H x W.
+
+        Args:
+            classes: What was drawn.
+            images: The synthetic images of those classes.
+            size: The place of their n among the sizes that were drawn for.
+        """
+        images, chosen = multi_formation.decode(images, self.spec.factor), classes.chosen[size]
+        if chosen is not None:
             first = torch.arange(len(images), device=images.device)[:, None]
-            images = images[first, classes.chosen]
+            images = images[first, chosen]
         if self.spec.views > 1:
             images = images.repeat(1, self.spec.views, 1, 1, 1)
-        return self._viewed(classes.augmentation, classes.mix_synthetic, images).view_as(images)
+        return self._viewed(classes.augmentation, classes.mix_synthetic[size], images).view_as(images)
 
     def _viewed(self, augmentation: Draw, mix: CutmixDraw | None, images: Tensor) -> Tensor:
         """Transform the views of k classes, k x B x ch x H x W, each by a draw of its own: k V x B / V x ch x H x W."""

@@ -21,11 +21,21 @@ from hmdc_hub.condenser.checkpoint import Checkpoint
 from hmdc_hub.condenser.cost import AtOnce
 from hmdc_hub.condenser.data import Classes, Minibatch
 from hmdc_hub.condenser.images import SyntheticImages
-from hmdc_hub.condenser.matching import EPSILON, accumulate, balance_weights, combine, image_gradients, normalise
+from hmdc_hub.condenser.matching import (
+    EPSILON,
+    Gradient,
+    accumulate,
+    balance_weights,
+    combine,
+    distance_gradients,
+    normalise,
+    real_gradients,
+)
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.errors import DivergedError
 from hmdc_hub.events import ImageStep, Note
 from hmdc_hub.execution import Compiled, Execution, Packed
+from hmdc_hub.schema import CondenseSpec
 from hmdc_hub.store.condensed import Parts
 from hmdc_hub.text import count
 
@@ -33,26 +43,58 @@ CLUSTERED_TOGETHER = 16  # classes whose embeddings are held at a time on a GPU
 NO_ROW = -1  # in a checkpoint: fills up the real batch of a class that has fewer images
 
 
+def prefix(spec: CondenseSpec, ipc: int) -> str:
+    """Say what stands before the names of what is of one size; empty where there is one, which is no list."""
+    return f"ipc{ipc}/" if isinstance(spec.ipc, list) else ""
+
+
+class Size:
+    """One of the sets that a run makes: S with so many images per class, its balance, and how its last steps went.
+
+    Args:
+        images: S, the classes of this rank.
+        objectives: K, how many there are.
+        prefix: Of what is named after it, in a run of several sizes.
+    """
+
+    def __init__(self, images: SyntheticImages, objectives: int, prefix: str) -> None:
+        rows, device = len(images.labels), images.pixels.device
+        self.images, self.prefix, self.ipc = images, prefix, images.pixels.shape[1]
+        self.accumulated = torch.empty(rows, objectives, device=device)  # A of the balance, rows x K
+        # Rows x (2 K + 1): of each class's last step the objectives, their shares of the gradient (0 where the balance
+        # was not updated), and 1 if everything was finite.
+        self.measured = torch.empty(rows, 2 * objectives + 1, device=device)
+
+    def rows(self) -> dict[str, Tensor]:
+        """Name what a checkpoint between network resets has of it."""
+        return {f"{self.prefix}images": self.images.pixels, f"{self.prefix}momentum": self.images.momentum}
+
+
 class HMDC:
     """The state of a run, and the algorithm that moves it on.
 
+    Networks, their training, real batches and what these give are there once; every size has the rest for itself, and
+    what it computes depends on no other.
+
     Args:
         networks: The pool; it knows the source, the recipe's part and the ranks that share the work.
-        images: S, the classes of this rank.
+        images: S of each size that is made, the classes of this rank.
         at_once: How many classes and images are matched at a time.
         execution: Runs the functions of a step.
     """
 
-    def __init__(self, networks: ModelPool, images: SyntheticImages, at_once: AtOnce, execution: Execution) -> None:
-        self.networks, self.images, self.at_once, self.execution = networks, images, at_once, execution
+    def __init__(
+        self, networks: ModelPool, images: Sequence[SyntheticImages], at_once: AtOnce, execution: Execution
+    ) -> None:
+        self.networks, self.at_once, self.execution = networks, at_once, execution
         self.spec, self.seed, self.real, self.ranks = networks.spec, networks.seed, networks.real, networks.ranks
+        objectives = len(networks.objectives.names())
+        self.sizes = [
+            Size(each, objectives, prefix(self.spec, ipc)) for each, ipc in zip(images, self.spec.sizes, strict=True)
+        ]
+        self.labels, self.row = images[0].labels, images[0].row  # alike for all
         self.outer = self.inner = 0  # t, outer iterations finished; o, image steps done in the next: 0 before a reset
         self.block = at_once.block(self.real.device)
-        rows, objectives = len(images.labels), len(networks.objectives.names())
-        self.accumulated = torch.empty(rows, objectives, device=self.real.device)  # A of the balance, rows x K
-        # Rows x (2 K + 1): of each class's last step the objectives, their shares of the gradient (0 where the balance
-        # was not updated), and 1 if everything was finite.
-        self.measured = torch.empty(rows, 2 * objectives + 1, device=self.real.device)
         self.real_batches: dict[int, Tensor] = {}  # of each class, int64 indices into the source
         self.visits: list[int] = []  # steps of each class since the reset
         self.seconds = self._compiling = 0.0  # that the last step took, but for compiling
@@ -86,7 +128,8 @@ class HMDC:
 
     def _begin_anew(self) -> None:
         """Forget what belonged to one set of networks."""
-        self.accumulated.fill_(EPSILON)
+        for size in self.sizes:
+            size.accumulated.fill_(EPSILON)
         self.real_batches = {}
         self.visits = [0] * self.real.classes
 
@@ -104,7 +147,7 @@ class HMDC:
         refreshes, models = -(-self.spec.networks.reset_every // every), self.networks.networks
         due: dict[int, list[int]] = {}
         for label in labels:
-            if label in self.images.row and self.visits[label] % every == 0:
+            if label in self.row and self.visits[label] % every == 0:
                 turn = key[0] * refreshes + self.visits[label] // every
                 due.setdefault(turn % len(models), []).append(label)
         # A GPU clusters classes together; on a CPU they are one another's neighbours.
@@ -117,8 +160,11 @@ class HMDC:
     def _match(self, classes: Sequence[int], key: tuple[int, int]) -> None:
         """Make the image step of this rank's classes; with less of it at a time where memory runs out."""
         chunks = self.chunks(classes)
-        row, chosen = self.images.row, self.real_batches
-        drawn = (self.real.draw_classes(few, [row[c] for c in few], [chosen[c] for c in few], key) for _, few in chunks)
+        row, chosen, sizes = self.row, self.real_batches, [size.ipc for size in self.sizes]
+        drawn = (
+            self.real.draw_classes(few, [row[c] for c in few], [chosen[c] for c in few], key, sizes)
+            for _, few in chunks
+        )
         for place, inputs in enumerate(self.execution.upload(drawn, together=self.real.resident)):
             update, labels = chunks[place]
             images = self.at_once.images or self.spec.batch
@@ -146,7 +192,7 @@ class HMDC:
         # On a CPU with their neighbours, whichever other classes and ranks there are; on a GPU with any.
         block = self.block if self.real.device.type == "cpu" else self.real.classes
         for update in (True, False):
-            own = [c for c in classes if c in self.images.row and self._updates(c) == update]
+            own = [c for c in classes if c in self.row and self._updates(c) == update]
             for _, neighbours in groupby(own, lambda label: label // block):
                 group = list(neighbours)
                 pieces = -(-len(group) // self.at_once.classes)
@@ -162,12 +208,26 @@ class HMDC:
 
         With `update` the derivative of each objective is taken apart, and the balance learns how large it is.
         """
-        spec, rows = self.spec, drawn.rows
-        images = self.images.pixels[rows].requires_grad_()
-        real, synthetic = self.real.view_real(drawn), self.real.view_synthetic(drawn, images)
-        accumulated = self.accumulated[rows]
+        wanted = self._derivative(
+            "real", real_gradients, self.real.view_real(drawn), drawn.shares, drawn.labels, compiled=not update
+        )
+        moves = [self._move(place, drawn, wanted, update=update) for place in range(len(self.sizes))]
+        # What stays changes last: where memory runs out before, the whole step is made again.
+        for size, (gradient, accumulated, measured) in zip(self.sizes, moves, strict=True):
+            size.images.step(drawn.rows, gradient, self.spec.images)
+            size.accumulated.index_copy_(0, drawn.rows, accumulated)
+            size.measured.index_copy_(0, drawn.rows, measured)
+
+    def _move(
+        self, place: int, drawn: Classes, wanted: list[Gradient], *, update: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute where the images of a size go: the gradient, A afterwards, and what is to be noted in `measured`."""
+        spec, size = self.spec, self.sizes[place]
+        images = size.images.pixels[drawn.rows].requires_grad_()
+        synthetic, accumulated = self.real.view_synthetic(drawn, images, place), size.accumulated[drawn.rows]
         weights = None if update else self._weights(accumulated)
-        losses, found = self._image_gradients(real, drawn.shares, synthetic.detach(), drawn.labels, weights)
+        given = (wanted, synthetic.detach(), drawn.labels, weights)
+        losses, found = self._derivative(place, distance_gradients, *given, compiled=not update)
         # Decoding and augmentation are linear up to a constant: one product with their adjoint does the rest.
         gradients = torch.stack(
             [torch.autograd.grad(synthetic, images, each, retain_graph=True)[0] for each in found.unbind(1)], 1
@@ -180,23 +240,21 @@ class HMDC:
             gradient, shares = gradients[:, 0], torch.zeros_like(accumulated)
         finite = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(losses).all(1)
         measured = torch.cat([losses.to(shares.dtype), shares, finite[:, None].to(shares.dtype)], 1)
-        # What stays changes last: where memory runs out before, the whole step is made again.
-        self.images.step(rows, normalise(gradient) if spec.normalise else gradient, spec.images)
-        self.accumulated.index_copy_(0, rows, accumulated)
-        self.measured.index_copy_(0, rows, measured)
+        return normalise(gradient) if spec.normalise else gradient, accumulated, measured
 
     def _weights(self, accumulated: Tensor) -> Tensor:
         return balance_weights(accumulated) if self.spec.balance else torch.ones_like(accumulated)
 
-    def _image_gradients(
-        self, real: Tensor, shares: Tensor, synthetic: Tensor, labels: Tensor, weights: Tensor | None
-    ) -> Any:
-        """Do `image_gradients`, compiled if the recipe says so; single derivatives are not worth compiling."""
-        objectives, arguments = self.networks.objectives, (real, shares, synthetic, labels, weights)
-        work = partial(image_gradients, objectives, at_once=self.at_once.images)
-        if self.spec.derivative == "eager" or weights is None:
+    def _derivative(self, of: int | str, work: Callable[..., Any], *arguments: Any, compiled: bool) -> Any:
+        """Do a part of `image_gradients`, compiled if the recipe says so; single derivatives are not worth compiling.
+
+        Each part is compiled by itself, so that the bits of a size do not depend on the others either.
+        """
+        objectives, labels = self.networks.objectives, arguments[2]
+        work = partial(work, objectives, at_once=self.at_once.images)
+        if self.spec.derivative == "eager" or not compiled:
             return work(*arguments)
-        key = (self.networks.active, self.at_once.images, len(real))
+        key = (of, self.networks.active, self.at_once.images, len(labels))
         if key not in self._compiled:
             self.execution.callback(Note("compiling the matching step; the first time this takes minutes"))
             began = time.monotonic()
@@ -240,36 +298,47 @@ class HMDC:
 
     def _report(self, classes: Sequence[int], images: int, key: tuple[int, int]) -> ImageStep:
         """Read back what the step measured, once, and put together what all ranks did."""
-        row, names, networks = self.images.row, self.networks.objectives.names(), self.networks.networks
-        read = torch.cat([self.measured.flatten(), self.images.clamped(), self.networks.correct]).cpu()
-        mine, clamped, correct = torch.split(read, [self.measured.numel(), len(row), len(networks)])
-        mine = mine.view(-1, 2 * len(names) + 1)
-        measured = torch.zeros(len(classes), 2 * len(names) + 2)
-        for found, label in zip(measured, classes, strict=True):
-            if label in row:
-                found[:-1], found[-1] = mine[row[label]], len(self.real_batches[label]) + self.real.drawn
+        names, networks, sizes = self.networks.objectives.names(), self.networks.networks, self.sizes
+        mine = torch.cat([size.measured for size in sizes], 1)
+        clamped = torch.stack([size.images.clamped() for size in sizes])
+        read = torch.cat([mine.flatten(), clamped.flatten(), self.networks.correct]).cpu()
+        found, clamped, correct = torch.split(read, [mine.numel(), clamped.numel(), len(networks)])
+        measured = torch.zeros(len(classes), mine.shape[1] + 1)
+        for into, label in zip(measured, classes, strict=True):
+            if label in self.row:
+                into[:-1] = found.view(mine.shape)[self.row[label]]
+                into[-1] = len(self.real_batches[label]) + sum(self.real.drawn(size.ipc) for size in sizes)
         measured = self.ranks.together(measured)
-        for label, (*values, finite, _) in zip(classes, measured.tolist(), strict=True):
-            if finite != 1:
-                named = ", ".join(f"{name} {x:.4g}" for name, x in zip(names, values, strict=False))
-                raise DivergedError(
-                    f"outer iteration {key[0]}, image step {key[1]}, class {label}: a loss or image gradient is not "
-                    f"finite (losses {named})",
-                    hint="Lower pool.*.lr.condense or condense.images.lr in the recipe; the last checkpoint was kept.",
-                )
-        losses, shares, (_, seen) = torch.split(measured.mean(0), [len(names), len(names), 2])
-        shares = shares / shares.sum().clamp_min(EPSILON**2)
+        each, seen = measured[:, :-1].unflatten(1, (len(sizes), -1)), measured[:, -1]
+        for label, of_class in zip(classes, each, strict=True):
+            for size, values in zip(sizes, of_class.tolist(), strict=True):
+                self._raise_if_diverged(size, values, label, key)
+        named = [f"{size.prefix}{name}" for size in sizes for name in names]
+        losses, shares, _ = torch.split(each.mean(0), [len(names), len(names), 1], 1)
+        shares = shares / shares.sum(1, keepdim=True).clamp_min(EPSILON**2)
         every = self.spec.networks.reset_every
         return ImageStep(
             outer=key[0],
             inner=key[1],
             done=key[0] * every + key[1] + 1,
             total=self.spec.resets * every,
-            losses=dict(zip(names, losses.tolist(), strict=True)),
-            shares=dict(zip(names, shares.tolist(), strict=True)) if any(map(self._updates, classes)) else {},
+            losses=dict(zip(named, losses.flatten().tolist(), strict=True)),
+            shares=dict(zip(named, shares.flatten().tolist(), strict=True)) if any(map(self._updates, classes)) else {},
             accuracies=dict(zip((n.spec.name for n in networks), (correct / max(images, 1)).tolist(), strict=True)),
-            clamped=float(self.ranks.together(clamped.sum()[None]) / self.real.classes),
-            images=round(float(seen) * len(classes)),
+            clamped=float(self.ranks.together(clamped.sum()[None]) / (self.real.classes * len(sizes))),
+            images=round(float(seen.sum())),
+        )
+
+    def _raise_if_diverged(self, size: Size, measured: list[float], label: int, key: tuple[int, int]) -> None:
+        *values, finite = measured
+        if finite == 1:
+            return
+        losses = zip(self.networks.objectives.names(), values, strict=False)
+        named = ", ".join(f"{size.prefix}{name} {loss:.4g}" for name, loss in losses)
+        raise DivergedError(
+            f"outer iteration {key[0]}, image step {key[1]}, class {label}: a loss or image gradient is not finite "
+            f"(losses {named})",
+            hint="Lower pool.*.lr.condense or condense.images.lr in the recipe; the last checkpoint was kept.",
         )
 
     def state(self) -> dict[str, Parts]:
@@ -278,15 +347,16 @@ class HMDC:
         With several ranks all of them go through this at the same time, in the order of `store.in_order`; parts of
         all classes come to the first.
         """
-        rows = {"images": self.images.pixels, "momentum": self.images.momentum}
-        tensors = {}
+        rows, tensors = dict[str, Tensor](), dict[str, Parts]()
+        for size in self.sizes:
+            rows |= size.rows()
         if self.inner:
             tensors = {f"pool.{name}": Parts.of(value) for name, value in self.networks.state().items()}
-            rows["real"] = torch.full((len(self.images.labels), self.spec.batch), NO_ROW)
-            for place, label in enumerate(self.images.labels):
+            rows["real"] = torch.full((len(self.labels), self.spec.batch), NO_ROW)
+            for place, label in enumerate(self.labels):
                 if label in self.real_batches:
                     rows["real"][place, : len(self.real_batches[label])] = self.real_batches[label]
-            rows["balance"] = self.accumulated
+            rows |= {f"{size.prefix}balance": size.accumulated for size in self.sizes}
         return tensors | {
             name: Parts(mine.dtype, (self.real.classes, *mine.shape[1:]), self.all_rows(mine))
             for name, mine in rows.items()
@@ -294,8 +364,9 @@ class HMDC:
 
     def load_state(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, which is of all classes; its images are here already."""
-        own = self.images.labels
-        self.images.momentum.copy_(checkpoint.rows("momentum", own))
+        own = self.labels
+        for size in self.sizes:
+            size.images.momentum.copy_(checkpoint.rows(f"{size.prefix}momentum", own))
         self.outer, self.inner = checkpoint.position.outer, checkpoint.position.inner
         if self.inner:
             self.networks.load_state(self.outer, checkpoint.below("pool."))
@@ -303,7 +374,8 @@ class HMDC:
             for label, rows in zip(own, checkpoint.rows("real", own), strict=True):
                 if len(chosen := rows[rows != NO_ROW]):
                     self.real_batches[label] = chosen
-            self.accumulated.copy_(checkpoint.rows("balance", own))
+            for size in self.sizes:
+                size.accumulated.copy_(checkpoint.rows(f"{size.prefix}balance", own))
             for inner in range(self.inner):
                 for label in self.classes_of_step(self.outer, inner):
                     self.visits[label] += 1

@@ -42,7 +42,7 @@ class SyntheticImages:
         return ((self.pixels <= self.low) | (self.pixels >= self.high)).float().flatten(1).mean(1)
 
 
-def initial_images(real: RealImages, model: PoolModel, label: int) -> Tensor:
+def initial_images(real: RealImages, model: PoolModel, label: int, ipc: int) -> Tensor:
     """Choose what a class's part of S begins as: real images, f x f of them encoded into each synthetic image.
 
     Args:
@@ -50,11 +50,12 @@ def initial_images(real: RealImages, model: PoolModel, label: int) -> Tensor:
         model: The first of the pool, in evaluation mode: to embed the images for k-means freshly reset and calibrated,
             to judge them for a mosaic trained on the source.
         label: The class.
+        ipc: How many images, n.
 
     Returns:
         float32 n x ch x H x W, source-normalised and clamped to the pixel range, on the CPU.
     """
-    (low, high), wanted = real.source.bounds(), real.decoded
+    (low, high), wanted = real.source.bounds(), real.decoded(ipc)
     rows, gen = real.of_class(label), rng.generator(real.seed, "start", label)
     if real.spec.initialisation == "mosaic":
         images = confident_crops(real, model, label, wanted)

@@ -105,43 +105,80 @@ def image_gradients(
     Returns:
         The objectives, k x K, and their derivatives, k x J x B_s x ch x H x W with J = 1, or K without weights.
     """
-    parameters = [
-        {name: p.detach().expand(len(labels), *p.shape).requires_grad_() for name, p in net.trained().items()}
+    wanted = real_gradients(objectives, real, real_shares, labels, at_once)
+    return distance_gradients(objectives, wanted, synthetic, labels, weights, at_once)
+
+
+def real_gradients(
+    objectives: Objectives, real: Tensor, shares: Tensor, labels: Tensor, at_once: int | None = None
+) -> list[Gradient]:
+    """Compute g(R), which synthetic images of any number are compared with: of each objective, without a graph.
+
+    The arguments are those of `image_gradients`.
+    """
+    parameters = _parameters(objectives, len(labels))
+    wanted: list[Gradient] = []
+    few = at_once or real.shape[1]
+    with plain_attention():
+        for images, share in zip(torch.split(real, few, 1), torch.split(shares, few, 1), strict=True):
+            wanted = _added(wanted, _gradients(objectives, parameters, images, labels, share, create_graph=False))
+    return wanted
+
+
+def distance_gradients(
+    objectives: Objectives,
+    wanted: list[Gradient],
+    synthetic: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    at_once: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what is left of `image_gradients` once g(R), here `wanted`, is known."""
+    parameters = _parameters(objectives, len(labels))
+    parts = [part.detach().requires_grad_() for part in torch.split(synthetic, at_once or synthetic.shape[1], 1)]
+    shares = [part.new_full(part.shape[:2], 1 / synthetic.shape[1]) for part in parts]
+    whole = len(parts) == 1  # then the graph of g(X) is there already when v is known
+    given: list[Gradient] = []  # g(X)
+    with plain_attention():
+        for part, share in zip(parts, shares, strict=True):
+            given = _added(given, _gradients(objectives, parameters, part, labels, share, create_graph=whole))
+        distances, differences = _differences(wanted, given, synthetic.new_zeros(len(synthetic)), objectives.distance)
+        found = []
+        for part, share in zip(parts, shares, strict=True):
+            graph = given if whole else _gradients(objectives, parameters, part, labels, share, create_graph=True)
+            found.append(_pulled(graph, differences, weights, part))
+    return distances, torch.cat(found, 2)
+
+
+def _parameters(objectives: Objectives, classes: int) -> list[Parameters]:
+    """Give each class views of the parameters of its own, to be differentiated by."""
+    return [
+        {name: p.detach().expand(classes, *p.shape).requires_grad_() for name, p in net.trained().items()}
         for net in objectives.networks
     ]
 
-    def gradients(images: Tensor, shares: Tensor, *, create_graph: bool) -> list[Gradient]:
-        """Compute g, the parameter gradient of each loss."""
-        features = [run(net, values, images) for net, values in zip(objectives.networks, parameters, strict=True)]
-        found: list[Gradient] = []
-        for loss, over in zip(objectives.losses(features, labels, shares), objectives.reached(), strict=True):
-            leaves = [p for m in over for p in parameters[m].values()]
-            # Each class has leaves of its own, so the gradient of the sum over classes is the gradient of each.
-            found.append(
-                torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph, retain_graph=True, allow_unused=True)
-                if loss.requires_grad and leaves
-                else (None,) * len(leaves)
-            )
-        return found
 
-    with plain_attention():
-        wanted: list[Gradient] = []  # g(R)
-        few = at_once or real.shape[1]
-        for images, share in zip(torch.split(real, few, 1), torch.split(real_shares, few, 1), strict=True):
-            wanted = _added(wanted, gradients(images, share, create_graph=False))
-        parts = [part.detach().requires_grad_() for part in torch.split(synthetic, at_once or synthetic.shape[1], 1)]
-        shares = [part.new_full(part.shape[:2], 1 / synthetic.shape[1]) for part in parts]
-        whole = len(parts) == 1  # then the graph of g(X) is there already when v is known
-        given: list[Gradient] = []  # g(X)
-        for part, share in zip(parts, shares, strict=True):
-            given = _added(given, gradients(part, share, create_graph=whole))
-        zero = real_shares.new_zeros(len(real))
-        distances, differences = _differences(wanted, given, zero, objectives.distance)
-        found = []
-        for part, share in zip(parts, shares, strict=True):
-            graph = given if whole else gradients(part, share, create_graph=True)
-            found.append(_pulled(graph, differences, weights, part))
-    return distances, torch.cat(found, 2)
+def _gradients(
+    objectives: Objectives,
+    parameters: list[Parameters],
+    images: Tensor,
+    labels: Tensor,
+    shares: Tensor,
+    *,
+    create_graph: bool,
+) -> list[Gradient]:
+    """Compute g, the parameter gradient of each loss."""
+    features = [run(net, values, images) for net, values in zip(objectives.networks, parameters, strict=True)]
+    found: list[Gradient] = []
+    for loss, over in zip(objectives.losses(features, labels, shares), objectives.reached(), strict=True):
+        leaves = [p for m in over for p in parameters[m].values()]
+        # Each class has leaves of its own, so the gradient of the sum over classes is the gradient of each.
+        found.append(
+            torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph, retain_graph=True, allow_unused=True)
+            if loss.requires_grad and leaves
+            else (None,) * len(leaves)
+        )
+    return found
 
 
 def run(net: PoolModel, parameters: Parameters, images: Tensor) -> Features:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from hmdc_hub import __version__, multi_formation
+from hmdc_hub.catalog import stored_recipe_text
 from hmdc_hub.condenser import checkpoint
 from hmdc_hub.condenser.checkpoint import Position
 from hmdc_hub.condenser.choice import difficulty, kept
 from hmdc_hub.condenser.cost import choose
 from hmdc_hub.condenser.data import RealImages
-from hmdc_hub.condenser.hmdc import HMDC
+from hmdc_hub.condenser.hmdc import HMDC, Size, prefix
 from hmdc_hub.condenser.images import SyntheticImages, initial_images
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.condenser.ranks import Ranks
@@ -34,7 +35,7 @@ from hmdc_hub.provenance import device_name, peak_resident_bytes, versions
 from hmdc_hub.schema import ArtifactInfo, Recipe, SetHeader
 from hmdc_hub.sources import Source
 from hmdc_hub.store.condensed import read_classes, write_classes
-from hmdc_hub.store.files import TEMPORARY, read_info, sha256_file, write_json_atomic
+from hmdc_hub.store.files import TEMPORARY, read_info, sha256_file, write_json_atomic, write_text_atomic
 from hmdc_hub.store.parquet import to_uint8, write_parquet_parts
 from hmdc_hub.store.rundir import Journal, RunDir
 from hmdc_hub.text import count, first_line
@@ -52,11 +53,13 @@ def condense(
     callback: Callback = silent,
     stop: StopFlag | None = None,
     image_grids: bool = False,
-) -> ArtifactInfo:
+) -> list[ArtifactInfo]:
     """Condense a source, going on from the newest checkpoint of the same recipe in the run directory if there is one.
 
     The directory exists, one for all ranks; info.json, whose contents are returned, is written last: a run that has it
-    is complete. Where any rank was asked to `stop`, it is after an image step, with a checkpoint of exactly this step.
+    is complete. Where `condense.ipc` is a list, each size has its recipe and its results in a directory of its own
+    (`RunDir.of_size`), and info.json of each is returned, in order. Where any rank was asked to `stop`, it is after an
+    image step, with a checkpoint of exactly this step.
     With `image_grids`, alike in all ranks, `callback` gets an `ImageGrid` at every network reset and at the end.
     """
     session = _Session(recipe, source, run, device, ranks or Ranks(), callback, stop or StopFlag(), image_grids)
@@ -105,6 +108,9 @@ class _Session:
 
     def __post_init__(self) -> None:
         self.writes, self.hash = self.ranks.index == 0, self.recipe.condense_hash()
+        sizes, several = self.recipe.of_sizes(), isinstance(self.recipe.condense.ipc, list)
+        # Of each size, what makes it alone, and where its files are.
+        self.sets = [(one, self.run.of_size(one.condense.size) if several else self.run) for one in sizes]
         self.earlier_seconds, self.began = 0.0, time.monotonic()
         self.total = self.recipe.condense.resets * self.recipe.condense.networks.reset_every
         self.journal = Journal(self.run.log, self.callback, writes=self.writes)
@@ -129,22 +135,29 @@ class _Session:
             self._observe(models, real)
             real.kept = kept(real, difficulty(real, models))
         if found is None:
-            images_each = spec.factor**2 * spec.ipc
-            self.callback(Stage("initialisation", f"{spec.initialisation}, {images_each} images per class"))
+            each = " and ".join(str(spec.factor**2 * ipc) for ipc in spec.sizes)
+            self.callback(Stage("initialisation", f"{spec.initialisation}, {each} images per class"))
             if spec.initialisation != "mosaic":
                 networks.reset(0)
             elif real.kept is None:  # otherwise it has been trained already
                 self._observe(models[:1], real)
-            shape = (0, spec.ipc, self.source.train.channels, real.side, real.side)
-            first = models[0] if spec.initialisation == "mosaic" else networks.networks[0]
-            chosen = [initial_images(real, first, label) for label in own]
-            pixels = torch.stack(chosen) if chosen else torch.empty(shape)
-        else:
-            pixels = found.rows("images", own)
-        images = SyntheticImages(own, pixels.to(self.device), self.source)
+        images = []
+        for ipc in spec.sizes:
+            if found is None:
+                shape = (0, ipc, self.source.train.channels, real.side, real.side)
+                first = models[0] if spec.initialisation == "mosaic" else networks.networks[0]
+                chosen = [initial_images(real, first, label, ipc) for label in own]
+                pixels = torch.stack(chosen) if chosen else torch.empty(shape)
+            else:
+                pixels = found.rows(f"{prefix(spec, ipc)}images", own)
+            images.append(SyntheticImages(own, pixels.to(self.device), self.source))
         self.hmdc = HMDC(networks, images, at_once, Execution(self.device, self.callback))
         if found is None:
-            self._write_set(self.run.initialisation)
+            for size, (recipe, run) in zip(self.hmdc.sizes, self.sets, strict=True):
+                if size.prefix and self.writes:
+                    run.path.mkdir(exist_ok=True)
+                    write_text_atomic(run.recipe, stored_recipe_text(recipe))
+                self._write_set(size, recipe, run.initialisation)
             self.journal.truncate(0)
         else:
             self.hmdc.load_state(found)
@@ -183,22 +196,22 @@ class _Session:
         finally:
             self.journal.flush()
 
-    def finish(self) -> ArtifactInfo:
-        """Write the results; info.json comes last."""
-        self._write_set(self.run.condensed)
-        clamped = self.ranks.together(self.hmdc.images.clamped().sum().cpu()[None]) / self.source.train.num_classes
-
-        def decoded() -> Iterator[tuple[Tensor, Tensor]]:
-            # From the file, so that whoever decodes that gets the same pixels.
-            for label, images in enumerate(read_classes(self.run.condensed)):
-                found = to_uint8(multi_formation.decode(images, self.recipe.condense.factor))
-                yield found, torch.full((len(found),), label)
-
-        if self.writes:
-            training = write_parquet_parts(self.run.parquet, decoded(), self.source.info.class_names)
-            write_json_atomic(self.run.info, self._info(training, float(clamped)))
+    def finish(self) -> list[ArtifactInfo]:
+        """Write the results; of each size info.json comes last."""
+        for size, (recipe, run) in zip(self.hmdc.sizes, self.sets, strict=True):
+            self._write_set(size, recipe, run.condensed)
+            clamped = self.ranks.together(size.images.clamped().sum().cpu()[None]) / self.source.train.num_classes
+            if self.writes:
+                training = write_parquet_parts(run.parquet, self._decoded(run), self.source.info.class_names)
+                write_json_atomic(run.info, self._info(recipe, run, training, float(clamped)))
         self.ranks.any(False)  # nobody goes on before the files are there
-        return read_info(self.run.info)
+        return [read_info(run.info) for _, run in self.sets]
+
+    def _decoded(self, run: RunDir) -> Iterator[tuple[Tensor, Tensor]]:
+        """Decode what was written, class by class, so that whoever decodes the file gets the same pixels."""
+        for label, images in enumerate(read_classes(run.condensed)):
+            found = to_uint8(multi_formation.decode(images, self.recipe.condense.factor))
+            yield found, torch.full((len(found),), label)
 
     def _raise_if_stopped(self) -> None:
         if self.done < self.total and self.ranks.any(self.stop.signal_number > 0):
@@ -215,7 +228,9 @@ class _Session:
         """Tell the callback what the synthetic images look like, if it wants to know: a row for each class."""
         if not self.image_grids:
             return
-        classes = self._classes()
+        # Where there are several sizes, of the largest: whoever is shown has room for one.
+        size = max(self.hmdc.sizes, key=lambda size: size.ipc)
+        classes = self._classes(size)
         shown = [images[: GRID[1]] for _, images in zip(range(GRID[0]), classes, strict=False)]
         deque(classes, maxlen=0)
         if self.writes:
@@ -224,41 +239,41 @@ class _Session:
             caption = f"synthetic images after {self.done} of {self.total} image steps"
             self.callback(ImageGrid(file.getvalue(), caption))
 
-    def _classes(self) -> Iterator[Tensor]:
+    def _classes(self, size: Size) -> Iterator[Tensor]:
         """Give the first rank the synthetic images, mapped to [0, 1], class by class; all ranks go through this."""
-        return (self.source.denormalise(one)[0] for one in self.hmdc.all_rows(self.hmdc.images.pixels))
+        return (self.source.denormalise(one)[0] for one in self.hmdc.all_rows(size.images.pixels))
 
-    def _write_set(self, path: Path) -> None:
-        recipe, info, train = self.recipe, self.source.info, self.source.train
+    def _write_set(self, size: Size, recipe: Recipe, path: Path) -> None:
+        info, train = self.source.info, self.source.train
         if not self.writes:
-            deque(self._classes(), maxlen=0)
+            deque(self._classes(size), maxlen=0)
             return
         header = SetHeader(
             name=recipe.name,
-            ipc=recipe.condense.ipc,
+            ipc=size.ipc,
             factor=recipe.condense.factor,
             class_names=list(info.class_names),
             mean=info.mean,
             std=info.std,
-            condense_hash=self.hash,
+            condense_hash=recipe.condense_hash(),
         )
-        write_classes(path, self._classes(), (train.channels, train.side, train.side), header)
+        write_classes(path, self._classes(size), (train.channels, train.side, train.side), header)
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.monotonic() - self.began
 
-    def _info(self, training: int, clamped: float) -> ArtifactInfo:
+    def _info(self, recipe: Recipe, run: RunDir, training: int, clamped: float) -> ArtifactInfo:
         on_gpu, models = self.device.type == "cuda", self.hmdc.networks.models
         return ArtifactInfo(
             hmdc_hub_version=__version__,
-            recipe_name=self.recipe.name,
-            condense_hash=self.hash,
-            protocol_hash=self.recipe.protocol_hash(),
-            seed=self.recipe.seed,
+            recipe_name=recipe.name,
+            condense_hash=recipe.condense_hash(),
+            protocol_hash=recipe.protocol_hash(),
+            seed=recipe.seed,
             source=self.source.info,
-            models=list(self.recipe.pool),
+            models=list(recipe.pool),
             parameters={net.spec.name: parameter_count(net) for net in models},
-            versions=versions({model.source for model in self.recipe.pool}),
+            versions=versions({model.source for model in recipe.pool}),
             device=device_name(self.device),
             threads=torch.get_num_threads() if self.device.type == "cpu" else 1,
             tf32=on_gpu and torch.cuda.get_device_capability(self.device)[0] >= 8,  # `settings` asks for it
@@ -267,10 +282,10 @@ class _Session:
             image_steps=self.total,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_resident_bytes(),
             clamped_share=clamped,
-            ipc=self.recipe.condense.ipc,
-            factor=self.recipe.condense.factor,
-            synthetic_images=self.source.train.num_classes * self.recipe.condense.ipc,
+            ipc=recipe.condense.size,
+            factor=recipe.condense.factor,
+            synthetic_images=self.source.train.num_classes * recipe.condense.size,
             training_images=training,
-            tensors_sha256=sha256_file(self.run.condensed),
-            parquet_sha256=sha256_file(self.run.parquet),
+            tensors_sha256=sha256_file(run.condensed),
+            parquet_sha256=sha256_file(run.parquet),
         )

@@ -61,7 +61,7 @@ def of_run(recipe: Recipe, run: RunDir) -> EvaluatedSet:
 
     A file that is needed and not there is a NotFoundError; damage, or files that do not belong together, a FormatError.
     """
-    info, n, factor = read_info(run.info), recipe.condense.ipc, recipe.condense.factor
+    info, n, factor = read_info(run.info), recipe.condense.size, recipe.condense.factor
     if (n, factor) != (info.ipc, info.factor):
         raise FormatError(
             f"{run.path}: info.json says ipc {info.ipc}, factor {info.factor}; recipe.yaml ipc {n}, factor {factor}."

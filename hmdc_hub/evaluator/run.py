@@ -315,7 +315,7 @@ def planned(
     is put on the device before the first estimate was taken.
     """
     protocol, train = recipe.evaluate.settled(), source.train
-    synthetic = train.num_classes * recipe.condense.ipc
+    synthetic = train.num_classes * recipe.condense.size
     sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
     soft = protocol.soft_labels.teacher != "none"
     names = [name for name, _ in protocol.training_sets()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from hmdc_hub.schema.base import (
     CONDENSED,
@@ -396,12 +396,23 @@ class ProjectionSpec(Strict):
     batches_per_step: NotNegative = Field(17, description="Minibatches after every image step.")
 
 
+# One number or several: pydantic tells of what is wrong with the one that was meant.
+_Sizes = Annotated[
+    Annotated[Positive, Tag("one")] | Annotated[list[Positive], Field(min_length=1), Tag("several")],
+    Discriminator(lambda ipc: "several" if isinstance(ipc, list) else "one"),
+]
+
+
 class CondenseSpec(Strict):
     """HMDC (Moon, Kim and Park, ECCV 2024)."""
 
     renamed: ClassVar[dict[str, str]] = {"start": "initialisation"}
 
-    ipc: Positive = Field(description="Synthetic images per class.", examples=[10])
+    ipc: _Sizes = Field(
+        description="Synthetic images per class. A list makes a set of each size in one run, which shares networks and "
+        "real images: each has the bytes that it has alone, and a configuration of its own.",
+        examples=[10],
+    )
     factor: Positive = Field(
         2,
         description="f: one synthetic image holds f x f training images, so ipc 10 gives 40 per class; must divide the "
@@ -544,6 +555,24 @@ class CondenseSpec(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _distinct_sizes(self) -> CondenseSpec:
+        if twice := sorted({str(size) for size in self.sizes if self.sizes.count(size) > 1}):
+            raise ValueError(f"condense.ipc names {', '.join(twice)} twice; a run makes one set of each size")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Images per class of every set that is made, in the order in which they were written."""
+        return (self.ipc,) if isinstance(self.ipc, int) else tuple(self.ipc)
+
+    @property
+    def size(self) -> int:
+        """Images per class of the one set that is made; where `ipc` is a list, `Recipe.of_sizes` has those recipes."""
+        if not isinstance(self.ipc, int):
+            raise ValueError(f"condense.ipc is a list, {self.ipc}; take the recipe of one size")
+        return self.ipc
+
 
 class PublishSpec(Strict):
     """What the package is called; no namespace, that is whoever publishes."""
@@ -604,7 +633,29 @@ class Recipe(Strict):
                 f"condense.distillation is {self.condense.distillation}, and a pool of one model has nobody to distil "
                 "with; add a model, or leave it out"
             )
+        if isinstance(self.condense.ipc, list):
+            longest = len(str(max(self.condense.ipc)))
+            for key, text, most in (("name", f"{self.name}_ipc", 64), ("publish.config", self.publish.config, 64)):
+                if len(text) + longest > most:
+                    raise ValueError(
+                        f"{key} is {text!r} followed by the images per class, more than {most} characters; shorten it"
+                    )
         return self
+
+    def of_sizes(self) -> list[Recipe]:
+        """List the recipes that make the same sets one by one; this one alone where `condense.ipc` is a number."""
+        if isinstance(self.condense.ipc, int):
+            return [self]
+        return [
+            self.model_copy(
+                update={
+                    "name": f"{self.name}_ipc{size}",
+                    "condense": self.condense.model_copy(update={"ipc": size}),
+                    "publish": self.publish.model_copy(update={"config": f"{self.publish.config}{size}"}),
+                }
+            )
+            for size in self.condense.ipc
+        ]
 
     def without_paths(self, source: SourceInfo) -> Recipe:
         """Return the recipe as it is published, with base names in place of paths; `source` is what it names."""

@@ -77,6 +77,13 @@ class RunDir:
         former = self.path / "start.safetensors"  # as the first program called it
         return former if former.is_file() else self.path / "initialisation.safetensors"
 
+    def of_size(self, ipc: int) -> RunDir:
+        """Give the run directory of one of several sizes, inside this one: all that such a run has alone but its steps.
+
+        Checkpoints and log, which are of all sizes, stay in this one.
+        """
+        return RunDir(self.path / f"ipc{ipc}")
+
     @property
     def finished(self) -> bool:
         """Whether condensing is complete: info.json is there and both data files have the hashes it names.
@@ -254,7 +261,7 @@ def remove(run: RunDir) -> None:
     if not is_run(run.path):
         raise UsageError(f"{run.path} is not a run directory; nothing was deleted.")
     own = [entry.name for entry in vars(RunDir).values() if isinstance(entry, _Named)]
-    own += ["initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", f".*{TEMPORARY}"]
+    own += ["initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", "ipc[1-9]*", f".*{TEMPORARY}"]
     names = sorted(entry.name for entry in run.path.iterdir())
     strangers = [name for name in names if not any(fnmatch(name, pattern) for pattern in own)]
     if strangers:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hmdc_hub.catalog import dump_recipe, load_model, load_recipe, read_recipe_file, stored_recipe_text
 from hmdc_hub.catalog.yaml12 import read_yaml
-from hmdc_hub.errors import FormatError, NotFoundError
+from hmdc_hub.errors import FormatError, NotFoundError, RecipeError
 from hmdc_hub.schema import Recipe
 from tests.catalog.conftest import MODEL, RECIPE, WriteRecipe
 
@@ -23,6 +23,29 @@ def test_a_recipe_is_resolved(write: WriteRecipe, pool: Path) -> None:
     assert [model.id for model in recipe.evaluate.models] == ["mlp", "convnet"]
     assert recipe.condense.images.lr == 0.005
     assert load_recipe(Path(path)) == recipe
+
+
+def test_a_list_of_sizes_stands_for_a_recipe_of_each(write: WriteRecipe) -> None:
+    path, sizes = write(("config: ipc1", "config: ipc")), [10, 1]
+    whole = load_recipe(path, [f"condense.ipc={sizes}"])
+    assert whole.condense.ipc == sizes and whole.condense.sizes == (10, 1)
+    for size, recipe in zip(sizes, whole.of_sizes(), strict=True):
+        alone = [f"condense.ipc={size}", f"name=small_ipc{size}", f"publish.config=ipc{size}"]
+        assert recipe == load_recipe(path, alone)
+        assert recipe.of_sizes() == [recipe] and recipe.condense.sizes == (recipe.condense.size,)
+        assert whole.condense_hash() != recipe.condense_hash() == load_recipe(path, alone[:1]).condense_hash()
+    with pytest.raises(ValueError, match="is a list"):
+        _ = whole.condense.size
+    one = load_recipe(path, ["condense.ipc=[10]"])  # whoever writes a list gets folders of sizes
+    assert one.condense.sizes == (10,) and one.of_sizes() == whole.of_sizes()[:1]
+
+
+@pytest.mark.parametrize("override", [f"name={'n' * 59}", f"publish.config={'c' * 63}"])
+def test_names_leave_room_for_the_size(write: WriteRecipe, override: str) -> None:
+    assert load_recipe(write(), [override])
+    assert load_recipe(write(), [override, "condense.ipc=[9]"])
+    with pytest.raises(RecipeError, match=r"more than 64 characters; shorten it"):
+        load_recipe(write(), [override, "condense.ipc=[1, 10]"])
 
 
 def test_the_name_comes_from_the_file_where_there_is_none(write: WriteRecipe) -> None:

@@ -101,8 +101,8 @@ def shape_errors(value: Any, schema: dict[str, Any], root: dict[str, Any] | None
     root = root or schema
     if "$ref" in schema:
         return shape_errors(value, root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], root)
-    if "anyOf" in schema:
-        tries = [shape_errors(value, option, root) for option in schema["anyOf"]]
+    if alternatives := schema.get("anyOf") or schema.get("oneOf"):
+        tries = [shape_errors(value, option, root) for option in alternatives]
         return [] if [] in tries else [f"{value!r} fits nothing"]
     types: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
     expected = types | {"integer": int, "number": (int, float)}
@@ -137,7 +137,7 @@ def test_the_schema_takes_what_people_write_and_refuses_the_rest() -> None:
     )
     assert shape_errors(good | {"sede": 1}, schema) == ["sede is unknown"]
     assert shape_errors(good | {"pool": [1]}, schema) == ["1 fits nothing"]
-    assert shape_errors(good | {"condense": {"ipc": "1"}}, schema) == ["'1' is no integer"]
+    assert shape_errors(good | {"condense": {"ipc": "1"}}, schema) == ["'1' fits nothing"]
     assert shape_errors(good | {"condense": {}}, schema) == ["ipc is missing"]
     assert shape_errors(good | {"pool": [{"source": "builtin", "id": "mlp"}]}, schema) != []
     assert shape_errors({"source": "builtin", "id": "mlp"}, json.loads(model_json_schema())) == []

@@ -57,8 +57,11 @@ def hmdc_of(recipe: Recipe, callback: Callback = silent) -> HMDC:
     """Make the state at the start of a run."""
     networks = networks_of(recipe)
     real = networks.real
-    pixels = torch.stack([initial_images(real, networks.networks[0], label) for label in range(real.classes)])
-    images = SyntheticImages(range(real.classes), pixels, real.source)
+    model, classes = networks.networks[0], range(real.classes)
+    images = [
+        SyntheticImages(classes, torch.stack([initial_images(real, model, c, ipc) for c in classes]), real.source)
+        for ipc in recipe.condense.sizes
+    ]
     return HMDC(networks, images, choose(networks), Execution(CPU, callback))
 
 

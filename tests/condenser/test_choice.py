@@ -150,7 +150,7 @@ def test_the_initialisation_is_made_of_crops() -> None:
     from hmdc_hub.condenser.images import initial_images
 
     real, models = real_of(initialisation="mosaic")
-    found = initial_images(real, models[0], 2)
-    crops = confident_crops(real, models[0], 2, real.decoded)
+    found = initial_images(real, models[0], 2, 1)
+    crops = confident_crops(real, models[0], 2, real.decoded(1))
     low, high = real.source.bounds()
     torch.testing.assert_close(found, multi_formation.encode(crops, real.spec.factor, real.side).clamp(low, high))

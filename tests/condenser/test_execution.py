@@ -51,8 +51,8 @@ def on_meta(recipe: Recipe, classes: int = 10) -> HMDC:
         for tensors in (module.parameters(), module.buffers()):
             assert all(t.is_meta for t in tensors)
     networks = ModelPool(networks.models, real)
-    pixels = torch.empty(classes, spec.ipc, 1, 8, 8, device="meta")
-    images = SyntheticImages(range(classes), pixels, source)
+    pixels = [torch.empty(classes, ipc, 1, 8, 8, device="meta") for ipc in spec.sizes]
+    images = [SyntheticImages(range(classes), each, source) for each in pixels]
     return HMDC(networks, images, AtOnce(classes, None, 0), Execution(META))
 
 
@@ -79,11 +79,11 @@ def test_no_function_of_a_step_asks_a_tensor_for_its_value(
 ) -> None:
     # Adam counts its steps on the CPU but where it may be captured, which it does not allow on `meta`.
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, capturable: torch.optim.SGD(parameters, lr))
-    recipe = recipe_of(*POOLS[pool], ipc=2, batch=6, augment={}, cutmix={"match": True, "train": True}, **keys)
+    recipe = recipe_of(*POOLS[pool], ipc=[2, 1], batch=6, augment={}, cutmix={"match": True, "train": True}, **keys)
     hmdc = on_meta(recipe)
     hmdc.at_once = AtOnce(10, images, 0)
     chosen = torch.arange(6)
-    classes = hmdc.real.draw_classes(list(range(10)), list(range(10)), [chosen] * 10, (0, 0))
+    classes = hmdc.real.draw_classes(list(range(10)), list(range(10)), [chosen] * 10, (0, 0), recipe.condense.sizes)
     batch = next(hmdc.real.draw_minibatches("test", (0, 0), 1))
     drawn = next(hmdc.execution.upload([classes])).tensors
     batch = next(hmdc.execution.upload([batch])).tensors
@@ -221,14 +221,14 @@ def test_a_run_on_a_gpu_is_that_on_a_cpu(
 
 @pytest.mark.slow
 def test_a_gpu_without_room_for_source_and_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, work = recipe_of(CONVNET, MLP), hmdc.image_gradients
+    recipe, work = recipe_of(CONVNET, MLP), hmdc.distance_gradients
 
-    def full(objectives: Any, real: Tensor, *rest: Any, at_once: int | None) -> Any:
-        if len(real) * (at_once or 8) > 24:
+    def full(objectives: Any, wanted: Any, synthetic: Tensor, *rest: Any, at_once: int | None) -> Any:
+        if len(synthetic) * (at_once or 8) > 24:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return work(objectives, real, *rest, at_once)  # type: ignore[call-arg]
+        return work(objectives, wanted, synthetic, *rest, at_once)  # type: ignore[call-arg]
 
-    monkeypatch.setattr(hmdc, "image_gradients", full)
+    monkeypatch.setattr(hmdc, "distance_gradients", full)
     notes: list[str] = []
     with Gpu(monkeypatch) as gpu:
         monkeypatch.setattr(data, "RESIDENT", 0)
@@ -237,7 +237,7 @@ def test_a_gpu_without_room_for_source_and_graphs(tmp_path: Path, monkeypatch: p
         condense(recipe, tiny_source(), RunDir(tmp_path / "gpu"), device=GPU, callback=callback)
     assert notes == [f"out of memory; going on with the graphs of {n} classes at a time" for n in (5, 3)]
     assert gpu.events[0] == "beside" and "replay" in gpu.events
-    monkeypatch.setattr(hmdc, "image_gradients", work)
+    monkeypatch.setattr(hmdc, "distance_gradients", work)
     one, other = (read_condensed(d.condensed)[0] for d in (run(tmp_path / "cpu", recipe), RunDir(tmp_path / "gpu")))
     torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
 
@@ -275,8 +275,8 @@ def test_a_record_holds_for_other_values(recorded: None, pool: str, distance: st
         hmdc = hmdc_of(recipe_of(*POOLS[pool], **keys))
         for _ in zip(range(3), hmdc.run(), strict=False):
             pass
-        assert len(hmdc._compiled) == (derivative == "compiled")
-        pixels.append(hmdc.images.pixels)
+        assert len(hmdc._compiled) == (2 if derivative == "compiled" else 0), "g(R), and the one size"
+        pixels.append(hmdc.sizes[0].images.pixels)
     torch.testing.assert_close(pixels[0], pixels[1], rtol=0, atol=1e-3 if pool != "bfloat16" else 0.2)
 
 
@@ -288,7 +288,7 @@ def test_the_compiler_itself() -> None:
         hmdc = hmdc_of(recipe_of(CONVNET, MLP, derivative=derivative))
         for _ in zip(range(2), hmdc.run(), strict=False):
             pass
-        steps.append(hmdc.images.pixels)
+        steps.append(hmdc.sizes[0].images.pixels)
     assert not torch.equal(*steps), "nothing was compiled"
     torch.testing.assert_close(*steps, rtol=1e-3, atol=1e-3)
 

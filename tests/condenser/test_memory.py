@@ -39,9 +39,9 @@ def test_the_peak_is_that_of_real_tensors() -> None:
     shapes = [torch.randn(1, count, 1, 8, 8, generator=rng.generator(count, "test")) for count in (8, 4)]
     rest = torch.full((1, 8), 1 / 8), shapes[1], torch.zeros(1, dtype=torch.int64), torch.ones(1, 3)
     found = peak_bytes(lambda: image_gradients(networks.objectives, shapes[0], *rest))
-    told = class_bytes(networks.objectives, networks.real, 1)
+    told = class_bytes(networks.objectives, networks.real, 1, 4)
     assert told == pytest.approx(found, rel=0.1)
-    assert {class_bytes(networks.objectives, networks.real, 1) for _ in range(3)} == {told}
+    assert {class_bytes(networks.objectives, networks.real, 1, 4) for _ in range(3)} == {told}
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_as_many_classes_as_fit_and_then_as_many_images(monkeypatch: pytest.Monk
     recipe = recipe_of(CONVNET, MLP)  # 8 real and 4 decoded images
     assert chosen(recipe).classes == 10 and chosen(recipe).images is None and not chosen(recipe).why
     networks = networks_of(recipe)
-    two = class_bytes(networks.objectives, networks.real, 2)
+    two = class_bytes(networks.objectives, networks.real, 2, 8)  # whatever ipc is: eight of each kind
     for share, classes, images in ((10.1, 10, None), (3.5, 3, None), (1.01, 1, None), (0.51, 1, 4), (0.01, 1, 1)):
         monkeypatch.setattr(cost, "available_bytes", lambda device, n=share * two: int(n / cost.SHARE) + 1)
         found = chosen(recipe)
@@ -70,7 +70,7 @@ def test_as_many_classes_as_fit_and_then_as_many_images(monkeypatch: pytest.Monk
 
 
 def test_on_a_cpu_large_classes_go_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, pixels = recipe_of(CONVNET, MLP), (8 + 4) * 2 * 8 * 8
+    recipe, pixels = recipe_of(CONVNET, MLP), 8 * 2 * 8 * 8  # eight real images, two networks
     for most, classes in ((3.5, 3), (1.5, 1), (0.1, 1)):
         monkeypatch.setattr(cost, "PIXELS", int(most * pixels))
         assert chosen(recipe).classes == classes
@@ -98,25 +98,25 @@ def notes_of(events: list[Event]) -> list[str]:
 
 @pytest.mark.slow
 def test_out_of_memory_takes_fewer_classes_then_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, events, work = recipe_of(CONVNET, MLP), list[Event](), image_gradients
+    recipe, events, work = recipe_of(CONVNET, MLP), list[Event](), hmdc.distance_gradients
     wanted = hmdc_of(recipe)
     next(wanted.run())
 
-    def full(objectives: Any, real: torch.Tensor, *rest: Any, at_once: int | None) -> Any:
-        if len(real) * (at_once or 8) > 3:
+    def full(objectives: Any, given: Any, synthetic: torch.Tensor, *rest: Any, at_once: int | None) -> Any:
+        if len(synthetic) * (at_once or 8) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return work(objectives, real, *rest, at_once)  # type: ignore[call-arg]
+        return work(objectives, given, synthetic, *rest, at_once)  # type: ignore[call-arg]
 
-    monkeypatch.setattr(hmdc, "image_gradients", full)
+    monkeypatch.setattr(hmdc, "distance_gradients", full)
     found = hmdc_of(recipe, events.append)
     next(found.run())
-    torch.testing.assert_close(found.images.pixels, wanted.images.pixels, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.sizes[0].images.pixels, wanted.sizes[0].images.pixels, rtol=0, atol=1e-4)
     assert (found.at_once.classes, found.at_once.images) == (1, 2)
     assert notes_of(events) == [
         f"out of memory; going on with the graphs of {few} at a time"
         for few in ("5 classes", "3 classes", "8 images", "4 images", "2 images")
     ]
-    monkeypatch.setattr(hmdc, "image_gradients", lambda *_, **__: full(None, torch.ones(99), at_once=None))
+    monkeypatch.setattr(hmdc, "distance_gradients", lambda *_, **__: full(None, None, torch.ones(99), at_once=None))
     with pytest.raises(torch.OutOfMemoryError):
         next(found.run())
 
@@ -133,8 +133,9 @@ def test_memory_that_runs_out_late_in_a_step_leaves_nothing_of_it(monkeypatch: p
     monkeypatch.setattr(hmdc, "normalise", full)
     next(found.run())
     assert found.at_once.classes == 5
-    for one, other in ((found.accumulated, wanted.accumulated), (found.images.pixels, wanted.images.pixels)):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    (one,), (other,) = found.sizes, wanted.sizes
+    for here, there in ((one.accumulated, other.accumulated), (one.images.pixels, other.images.pixels)):
+        torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -288,9 +288,9 @@ def test_classes_take_turns() -> None:
     drawn = [hmdc.classes_of_step(0, inner) for inner in range(10)]
     assert all(len(set(labels)) == 3 for labels in drawn)
     assert sorted(label for labels in drawn for label in labels) == sorted([*range(10)] * 3)
-    before = hmdc.images.pixels.clone()
+    before = hmdc.sizes[0].images.pixels.clone()
     next(steps)
-    moved = [label for label in range(10) if not torch.equal(before[label], hmdc.images.pixels[label])]
+    moved = [label for label in range(10) if not torch.equal(before[label], hmdc.sizes[0].images.pixels[label])]
     assert moved == drawn[0], "the others rest"
     for _ in range(9):
         next(steps)
@@ -325,7 +325,7 @@ def test_a_source_that_is_not_on_the_device_gives_the_same_bits() -> None:
     away.real.resident = False
     for _, (one, other) in zip(range(4), zip(there.run(), away.run(), strict=True), strict=False):
         assert one == other
-    assert torch.equal(there.images.pixels, away.images.pixels)
+    assert torch.equal(there.sizes[0].images.pixels, away.sizes[0].images.pixels)
     away.real.images = torch.zeros_like(away.real.images)
     batch = next(away.real.draw_minibatches("test", (0, 0), 1))
     assert batch.images.dtype == torch.uint8 and not batch.images.any(), "and are taken from where they are"

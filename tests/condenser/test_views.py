@@ -28,7 +28,7 @@ def real_of(**keys: Any) -> RealImages:
 
 def drawn_of(real: RealImages) -> Classes:
     chosen = [real.of_class(label)[:count] for label, count in zip(LABELS, COUNTS, strict=True)]
-    return real.draw_classes(LABELS, LABELS, chosen, KEY)
+    return real.draw_classes(LABELS, LABELS, chosen, KEY, real.spec.sizes)
 
 
 def row(draw: Any, place: int) -> Any:
@@ -41,7 +41,7 @@ def test_the_real_batch_is_dealt_out(views: int) -> None:
     real = real_of(views=views)
     drawn = drawn_of(real)
     size = -(-8 // views)
-    assert real.batch == views * size and real.drawn == views * 4
+    assert real.batch == views * size and real.drawn(1) == views * 4
     assert drawn.real.shape == drawn.shares.shape == (3, views * size)
     for label, count, images, shares in zip(LABELS, COUNTS, drawn.real, drawn.shares, strict=True):
         torch.testing.assert_close(shares.view(views, size).sum(1), torch.full((views,), 1 / views))
@@ -58,8 +58,9 @@ def test_the_first_view_is_that_of_a_recipe_without_views() -> None:
     for field, other in zip(one.augmentation, three.augmentation, strict=True):
         if field is not None and other is not None:
             assert torch.equal(field, other[::3]) and not torch.equal(field, other[1::3])
-    assert one.mix_synthetic is not None and three.mix_synthetic is not None
-    assert torch.equal(one.mix_synthetic.box, three.mix_synthetic.box[::3])
+    (mix,), (mixes,) = one.mix_synthetic, three.mix_synthetic
+    assert mix is not None and mixes is not None
+    assert torch.equal(mix.box, mixes.box[::3])
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -69,7 +70,8 @@ def test_each_view_is_transformed_by_its_own_draw_and_alike_on_both_sides(views:
     pixels = torch.randn(3, 2, 1, 8, 8, generator=rng.generator(0, "views"))
     decoded = multi_formation.decode(pixels, 2)
     size = real.batch // views
-    assert drawn.mix_real is not None and drawn.mix_synthetic is not None
+    (mix_synthetic,) = drawn.mix_synthetic
+    assert drawn.mix_real is not None and mix_synthetic is not None
 
     def by_hand(images: Tensor, mix: CutmixDraw, place: int) -> Tensor:
         augmented = augment.apply(row(drawn.augmentation, place), images)
@@ -82,7 +84,7 @@ def test_each_view_is_transformed_by_its_own_draw_and_alike_on_both_sides(views:
             place, few = k * views + v, slice(v * size, (v + 1) * size)
             wanted = by_hand(real.pixels(drawn.real[k, few]), drawn.mix_real, place)
             torch.testing.assert_close(found_real[k, few], wanted)
-            wanted = by_hand(decoded[k], drawn.mix_synthetic, place)
+            wanted = by_hand(decoded[k], mix_synthetic, place)
             torch.testing.assert_close(found_synthetic[k, v * 8 : (v + 1) * 8], wanted)
 
 
@@ -109,8 +111,8 @@ def test_gradients_are_the_mean_over_views() -> None:
 @pytest.mark.slow
 def test_memory_and_images_at_a_time_grow_with_views() -> None:
     one, four = (networks_of(recipe_of(CONVNET, MLP, views=views)) for views in (1, 4))
-    assert (one.real.drawn, four.real.drawn, one.real.batch, four.real.batch) == (4, 16, 8, 8)
-    told = [class_bytes(networks.objectives, networks.real, 1) for networks in (one, four)]
+    assert (one.real.drawn(1), four.real.drawn(1), one.real.batch, four.real.batch) == (4, 16, 8, 8)
+    told = [class_bytes(networks.objectives, networks.real, 1, networks.real.drawn(1)) for networks in (one, four)]
     assert told[1] > 1.5 * told[0]
     low = choose(networks_of(recipe_of(CONVNET, MLP, views=4, memory="low")))
     assert low.images == 1, "a tenth of 16"
@@ -125,7 +127,7 @@ def test_few_images_at_a_time_are_the_same_run_up_to_rounding(distance: str) -> 
         # Not three: there rounding tips a unit that stands at zero, which moves pixels by 1e-3, with any distance.
         for _ in zip(range(2), hmdc.run(), strict=False):
             pass
-        pixels.append(hmdc.images.pixels)
+        pixels.append(hmdc.sizes[0].images.pixels)
     torch.testing.assert_close(*pixels, rtol=0, atol=1e-5)
 
 
