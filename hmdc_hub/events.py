@@ -14,7 +14,7 @@ from hmdc_hub.errors import Interrupted
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the work begins; `name` is source, start, condense, evaluate, package or resume."""
+    """A part of the work begins; `name` is source, initialisation, bank, condense, evaluate, package or resume."""
 
     name: str
     detail: str = ""

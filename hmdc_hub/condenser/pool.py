@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,10 @@ from hmdc_hub.condenser.distillation import MutualDistillation, Pair
 from hmdc_hub.condenser.matching import Objectives
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.models import BATCH_NORMS, Features, PoolModel
+from hmdc_hub.schema import CondenseSpec
+
+if TYPE_CHECKING:
+    from hmdc_hub.condenser.stages import Bank
 
 LOW = 10  # `memory: low` holds the graphs of this part of a batch at a time
 
@@ -33,8 +38,8 @@ class ModelPool:
     def __init__(self, models: Sequence[PoolModel], real: RealImages, ranks: Ranks | None = None) -> None:
         self.models, self.real, self.ranks = list(models), real, ranks or Ranks()
         self.spec, self.seed, spec = real.spec, real.seed, real.spec
-        low = min(LOW, spec.networks.batch) if spec.memory == "low" else 1
-        self.parts = max(spec.networks.accumulation_steps or 1, low)  # that a minibatch is differentiated in
+        self.parts = parts_of_a_minibatch(spec)
+        self.bank: Bank | None = None  # that networks begin from at a reset, in place of fresh weights
         self._distillations = {
             (a, b): MutualDistillation((self.models[a].taps, self.models[b].taps), spec.distillation).to(real.device)
             for a, b in (combinations(range(len(self.models)), 2) if spec.distill else ())
@@ -78,17 +83,24 @@ class ModelPool:
         )
 
     def reset(self, outer: int) -> None:
-        """Make everything that works in an outer iteration fresh, and calibrate batch norm on real images."""
+        """Make everything that works in an outer iteration fresh, and calibrate batch norm on real images.
+
+        Networks from a bank come with the running statistics of their stage.
+        """
         self.activate(outer)
         for m, net in zip(self.active, self.networks, strict=True):
-            net.reset(rng.generator(self.seed, "network", outer, m))
+            if self.bank is not None:
+                self.bank.start(m, net, rng.generator(self.seed, "bank", outer, m))
+            else:
+                net.reset(rng.generator(self.seed, "network", outer, m))
         for a, b in self._pairs:
             self._distillations[a, b].reset(rng.generator(self.seed, "projection", outer, a, b))
             for state in self._adam[a, b].state.values():
                 for value in state.values():
                     value.zero_()
         for net in self.networks:
-            net.calibrate(net.prepare(batch) for batch in self.real.calibration_batches(outer))
+            if self.bank is None:
+                net.calibrate(net.prepare(batch) for batch in self.real.calibration_batches(outer))
             net.eval()
 
     def train(self, batch: Minibatch) -> None:
@@ -186,6 +198,12 @@ class ModelPool:
         mine = [work(part) for part in cut[self.ranks.index :: self.ranks.count] or cut[:1]]
         every = self.ranks.all_parts(mine, parts)
         return [torch.stack(column).sum(0) for column in zip(*every, strict=True)]
+
+
+def parts_of_a_minibatch(spec: CondenseSpec) -> int:
+    """Say in how many parts a minibatch is differentiated."""
+    low = min(LOW, spec.networks.batch) if spec.memory == "low" else 1
+    return max(spec.networks.accumulation_steps or 1, low)
 
 
 def _step(

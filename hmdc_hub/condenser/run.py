@@ -25,7 +25,7 @@ from hmdc_hub.condenser.hmdc import HMDC, Size, prefix
 from hmdc_hub.condenser.images import SyntheticImages, initial_images
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.condenser.ranks import Ranks
-from hmdc_hub.condenser.stages import training
+from hmdc_hub.condenser.stages import Bank, training
 from hmdc_hub.contact_sheet import contact_sheet
 from hmdc_hub.errors import OutOfMemoryError
 from hmdc_hub.events import Callback, ImageGrid, Note, Stage, StopFlag, silent
@@ -66,6 +66,7 @@ def condense(
     try:
         with settings(device):
             session.begin()
+            session.fill_bank()
             session.loop()
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
@@ -164,7 +165,18 @@ class _Session:
             self.earlier_seconds = found.position.seconds
             self.journal.truncate(self.done)
             self.callback(Stage("resume", f"image step {self.done} of {self.total}"))
-        self.callback(Stage("condense", f"{self.total} image steps"))
+
+    def fill_bank(self) -> None:
+        """Let networks begin from the bank, and train what of it is not there.
+
+        Not before: the initialisation, which an evaluation may make again, is as without.
+        """
+        if not self.recipe.condense.networks.bank.models:
+            return
+        networks = self.hmdc.networks
+        networks.bank = Bank(self.recipe, networks.real, self.run.checkpoints, self.callback, self.stop, self.ranks)
+        if self.done < self.total:
+            self.began += networks.bank.fill()  # its time is counted apart
 
     def _observe(self, models: Sequence[PoolModel], real: RealImages) -> None:
         """Train networks that judge real images; a resumed run does it again, and sees the same."""
@@ -182,6 +194,7 @@ class _Session:
 
     def loop(self) -> None:
         """Make image steps until the last; a checkpoint after every outer iteration and where a stop was asked for."""
+        self.callback(Stage("condense", f"{self.total} image steps"))
         try:
             self._raise_if_stopped()
             if self.done == 0:
@@ -279,6 +292,7 @@ class _Session:
             tf32=on_gpu and torch.cuda.get_device_capability(self.device)[0] >= 8,  # `settings` asks for it
             memory="fast" if self.hmdc.at_once.images is None else "low",
             seconds=round(self._seconds(), 1),
+            bank_seconds=None if self.hmdc.networks.bank is None else self.hmdc.networks.bank.seconds(),
             image_steps=self.total,
             peak_memory_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_resident_bytes(),
             clamped_share=clamped,

@@ -111,7 +111,9 @@ class ArtifactInfo(Record):
     threads: int  # CPU threads of torch, on which the last bits depend; 1 on a GPU
     tf32: bool | None = None  # whether products of float32 were rounded to TF32; null: by an older program
     memory: Literal["low", "fast"] | None = None  # how the matching step was computed; null: by an older program
-    seconds: float  # wall time of condensing over all resumes, evaluation apart
+    seconds: float  # wall time of condensing over all resumes, evaluation and the training of a bank apart
+    # Of training the networks of `condense.networks.bank`, by whichever run; null: there is none, or not any more.
+    bank_seconds: float | None = Field(None, exclude_if=lambda seconds: seconds is None)
     image_steps: int
     peak_memory_bytes: int  # of the process on a CPU, of the device otherwise
     clamped_share: float

@@ -368,6 +368,36 @@ class DifficultySpec(Strict):
         return self
 
 
+class BankSpec(Strict):
+    """A bank of early training stages, with weight noise (Acc-DD: Zhang et al., CVPR 2023)."""
+
+    models: NotNegative = Field(
+        0,
+        description="Networks of every pool entry that are trained on the source and kept in the user's cache, for all "
+        "recipes that train them alike. A reset then begins with a stage of one of them; 0: off, with fresh weights.",
+        examples=[5],
+    )
+    epochs: Positive = Field(2, description="Passes over the source that each is trained for.", examples=[2])
+    stages: Positive = Field(
+        4, description="Stages of each that are kept, after equal parts of these epochs; the last one is its end."
+    )
+    noise: Annotated[float, Field(ge=0)] = Field(
+        0.08,
+        description="Weight noise at a reset: the length of what is added to each filter, as a share of the filter's.",
+    )
+    seed: NotNegative = Field(
+        0, description="Of the networks in the bank; not the recipe's, so that runs with several seeds share them."
+    )
+
+    @model_validator(mode="after")
+    def _of_a_bank(self) -> BankSpec:
+        if self.model_fields_set and "models" not in self.model_fields_set:  # models: 0 turns a bank off
+            raise ValueError(
+                "condense.networks.bank describes a bank of no networks; say how many: condense.networks.bank.models"
+            )
+        return self
+
+
 class NetworksSpec(Strict):
     """Training of the pool's networks between image steps."""
 
@@ -386,6 +416,12 @@ class NetworksSpec(Strict):
         "ranks, or hold less memory; networks whose batch norm learns its statistics take a whole one. Another number "
         "gives the same up to rounding.",
         examples=[8],
+    )
+    bank: BankSpec = Field(
+        default_factory=BankSpec,
+        exclude_if=lambda bank: bank.models == 0,
+        description="Early stages of trained networks in place of fresh ones; batches_per_step may then be small, or "
+        "0.",
     )
 
 
@@ -640,6 +676,12 @@ class Recipe(Strict):
                     raise ValueError(
                         f"{key} is {text!r} followed by the images per class, more than {most} characters; shorten it"
                     )
+        kept = [model.name for model in self.pool if model.reset == "body"]
+        if kept and self.condense.networks.bank.models:
+            raise ValueError(
+                f"pool entry {kept[0]} has reset: body, which keeps its classifier over resets, and a reset from "
+                "condense.networks.bank replaces all of it; set reset: all, or leave the bank out"
+            )
         return self
 
     def of_sizes(self) -> list[Recipe]:
