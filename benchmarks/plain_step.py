@@ -41,7 +41,7 @@ class PlainHMDC(HMDC):
                 gradient = torch.autograd.grad((self._weights(accumulated)[0] * losses).sum(), stored)[0]
                 share = torch.zeros_like(accumulated)
         self.accumulated[rows] = accumulated
-        self.images.step(rows, normalise(gradient) if self.spec.normalise else gradient, self.spec.images)
+        self.images.step(rows, self.parametrisation.direction(gradient, normalise if self.spec.normalise else None))
         self.measured[rows] = torch.cat([losses.detach()[None], share, torch.ones_like(share[:, :1])], 1)
 
     def _gradients(

@@ -18,7 +18,7 @@ from hmdc_hub.condenser.images import SyntheticImages, initial_images
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.execution import Execution, Packed, settings
 from hmdc_hub.models import build_for
-from hmdc_hub.schema import ImagesSpec, Recipe
+from hmdc_hub.schema import Recipe
 from hmdc_hub.sources import Source
 
 KEY = (0, 1)
@@ -57,7 +57,7 @@ class Stepper:
         at_once = AtOnce(1, None, 0) if plain else choose(networks)
         labels = range(real.classes)
         pixels = torch.stack([initial_images(real, networks.networks[0], label) for label in labels])
-        images = SyntheticImages(labels, pixels.to(device), source)
+        images = SyntheticImages(labels, pixels.to(device), source, spec.images)
         execution = (Eager if method in ("plain", "eager") else Execution)(device)
         self.hmdc = (PlainHMDC if plain else HMDC)(networks, images, at_once, execution)
         self._functions: dict[Any, Callable[[Packed[Any]], Any]] = {}
@@ -122,7 +122,7 @@ class Stepper:
         """Compute the image gradient of every class in a step without update, on the CPU, and move nothing."""
         images, found = self.hmdc.images, torch.zeros_like(self.hmdc.images.pixels)
 
-        def keep(rows: Tensor, gradient: Tensor, spec: ImagesSpec) -> None:
+        def keep(rows: Tensor, gradient: Tensor) -> None:
             found.index_copy_(0, rows, gradient)
 
         images.step = keep  # type: ignore[method-assign]

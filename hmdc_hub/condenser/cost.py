@@ -231,7 +231,7 @@ class CostEstimate:
     at_once: int | None = None  # images of a class whose graphs the matching step holds at a time; None for all of them
     classes_at_once: int | None = None  # until it is known
     memory: dict[str, int]  # peak of one rank in bytes: `graphs` (once known), `networks`, `source`, `images`
-    checkpoint_bytes: int  # on disk, of a checkpoint between network resets: images and momentum of all classes, sizes
+    checkpoint_bytes: int  # on disk, of one between network resets: images and optimiser of all classes and sizes
     exchanged_bytes: int  # that one rank receives in an image step: gradients of the parts of minibatches
 
     @property
@@ -298,7 +298,8 @@ def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
     """Count what is known without running anything."""
     spec, train, models = networks.spec, networks.real.source.train, networks.models
     images, largest_share = train.num_classes * sum(spec.sizes), -(-train.num_classes // ranks)
-    bytes_each = 4 * train.channels * train.side**2
+    copies = 3 if spec.images.average else 2  # images, momentum, and their average
+    bytes_each = copies * 4 * train.channels * train.side**2
     exchanged = 0
     if ranks > 1 and networks.parts > 1:
         minibatches, rows = -(-len(train.images) // spec.networks.batch), -(-networks.parts // ranks) * ranks
@@ -317,9 +318,9 @@ def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
         memory={
             "networks": sum(2 * t.nbytes for net in models for t in net.state_dict().values()),  # and their gradients
             "source": train.images.nbytes,
-            "images": 2 * bytes_each * largest_share * sum(spec.sizes),  # and momentum
+            "images": bytes_each * largest_share * sum(spec.sizes),
         },
-        checkpoint_bytes=2 * bytes_each * images,
+        checkpoint_bytes=bytes_each * images,
         exchanged_bytes=exchanged,
     )
 

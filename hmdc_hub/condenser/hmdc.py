@@ -31,6 +31,7 @@ from hmdc_hub.condenser.matching import (
     normalise,
     real_gradients,
 )
+from hmdc_hub.condenser.parametrisation import Parametrisation
 from hmdc_hub.condenser.pool import ModelPool
 from hmdc_hub.errors import DivergedError
 from hmdc_hub.events import ImageStep, Note
@@ -67,7 +68,7 @@ class Size:
 
     def rows(self) -> dict[str, Tensor]:
         """Name what a checkpoint between network resets has of it."""
-        return {f"{self.prefix}images": self.images.pixels, f"{self.prefix}momentum": self.images.momentum}
+        return {f"{self.prefix}{name}": rows for name, rows in self.images.state().items()}
 
 
 class HMDC:
@@ -95,6 +96,7 @@ class HMDC:
         self.labels, self.row = images[0].labels, images[0].row  # alike for all
         self.outer = self.inner = 0  # t, outer iterations finished; o, image steps done in the next: 0 before a reset
         self.block = at_once.block(self.real.device)
+        self.parametrisation = Parametrisation(self.spec, self.real.source, self.real.device)
         self.real_batches: dict[int, Tensor] = {}  # of each class, int64 indices into the source
         self.visits: list[int] = []  # steps of each class since the reset
         self.seconds = self._compiling = 0.0  # that the last step took, but for compiling
@@ -113,6 +115,8 @@ class HMDC:
                 began, self._compiling = time.monotonic(), 0.0
                 classes = self.classes_of_step(t, o)
                 self.choose_real_batches(classes, (t, o))
+                for size in self.sizes:
+                    size.images.schedule((t * every + o) / (spec.resets * every))
                 # S moves by the gradients of these networks; then the networks learn, for the next step.
                 self._match(classes, (t, o))
                 networks.correct.zero_()
@@ -213,15 +217,15 @@ class HMDC:
         )
         moves = [self._move(place, drawn, wanted, update=update) for place in range(len(self.sizes))]
         # What stays changes last: where memory runs out before, the whole step is made again.
-        for size, (gradient, accumulated, measured) in zip(self.sizes, moves, strict=True):
-            size.images.step(drawn.rows, gradient, self.spec.images)
+        for size, (direction, accumulated, measured) in zip(self.sizes, moves, strict=True):
+            size.images.step(drawn.rows, direction)
             size.accumulated.index_copy_(0, drawn.rows, accumulated)
             size.measured.index_copy_(0, drawn.rows, measured)
 
     def _move(
         self, place: int, drawn: Classes, wanted: list[Gradient], *, update: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute where the images of a size go: the gradient, A afterwards, and what is to be noted in `measured`."""
+        """Compute where the images of a size go: along what, A afterwards, and what is to be noted in `measured`."""
         spec, size = self.spec, self.sizes[place]
         images = size.images.pixels[drawn.rows].requires_grad_()
         synthetic, accumulated = self.real.view_synthetic(drawn, images, place), size.accumulated[drawn.rows]
@@ -240,7 +244,8 @@ class HMDC:
             gradient, shares = gradients[:, 0], torch.zeros_like(accumulated)
         finite = torch.isfinite(gradient).flatten(1).all(1) & torch.isfinite(losses).all(1)
         measured = torch.cat([losses.to(shares.dtype), shares, finite[:, None].to(shares.dtype)], 1)
-        return normalise(gradient) if spec.normalise else gradient, accumulated, measured
+        direction = self.parametrisation.direction(gradient, normalise if spec.normalise else None)
+        return direction, accumulated, measured
 
     def _weights(self, accumulated: Tensor) -> Tensor:
         return balance_weights(accumulated) if self.spec.balance else torch.ones_like(accumulated)
@@ -342,7 +347,7 @@ class HMDC:
         )
 
     def state(self) -> dict[str, Parts]:
-        """Return all that a checkpoint here needs; just after an outer iteration, images and momentum.
+        """Return all that a checkpoint here needs; just after an outer iteration, images and their optimiser.
 
         With several ranks all of them go through this at the same time, in the order of `store.in_order`; parts of
         all classes come to the first.
@@ -366,7 +371,8 @@ class HMDC:
         """Go on from a checkpoint, which is of all classes; its images are here already."""
         own = self.labels
         for size in self.sizes:
-            size.images.momentum.copy_(checkpoint.rows(f"{size.prefix}momentum", own))
+            for name, rows in size.rows().items():
+                rows.copy_(checkpoint.rows(name, own))
         self.outer, self.inner = checkpoint.position.outer, checkpoint.position.inner
         if self.inner:
             self.networks.load_state(self.outer, checkpoint.below("pool."))

@@ -151,7 +151,7 @@ class _Session:
                 pixels = torch.stack(chosen) if chosen else torch.empty(shape)
             else:
                 pixels = found.rows(f"{prefix(spec, ipc)}images", own)
-            images.append(SyntheticImages(own, pixels.to(self.device), self.source))
+            images.append(SyntheticImages(own, pixels.to(self.device), self.source, spec.images))
         self.hmdc = HMDC(networks, images, at_once, Execution(self.device, self.callback))
         if found is None:
             for size, (recipe, run) in zip(self.hmdc.sizes, self.sets, strict=True):
@@ -254,7 +254,7 @@ class _Session:
 
     def _classes(self, size: Size) -> Iterator[Tensor]:
         """Give the first rank the synthetic images, mapped to [0, 1], class by class; all ranks go through this."""
-        return (self.source.denormalise(one)[0] for one in self.hmdc.all_rows(size.images.pixels))
+        return (self.source.denormalise(one)[0] for one in self.hmdc.all_rows(size.images.condensed))
 
     def _write_set(self, size: Size, recipe: Recipe, path: Path) -> None:
         info, train = self.source.info, self.source.train

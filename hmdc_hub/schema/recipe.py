@@ -320,6 +320,32 @@ class ImagesSpec(Strict):
 
     lr: Rate = Field(5e-3, description="SGD learning rate; made for normalised gradients.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="SGD momentum.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        exclude_if=lambda schedule: schedule == "constant",
+        description="Of the learning rate over the whole run: constant, or cosine to zero (Loshchilov and Hutter, ICLR "
+        "2017, without restarts).",
+    )
+    average: Share = Field(
+        0.0,
+        exclude_if=lambda average: average == 0,
+        description="The condensed set is the average of the synthetic images after every step (Polyak and Juditsky, "
+        "1992), each weighing this much of the one after it: 0.99 averages about the last hundred, 1 all alike, 0 is "
+        "off.",
+        examples=[0.99],
+    )
+    parametrisation: Literal["pixels", "pyramid"] = Field(
+        "pixels",
+        exclude_if=lambda parametrisation: parametrisation == "pixels",
+        description="What is optimised: pixels, or for every tile a pyramid, a sum of 1, 2, 4, ... pixels a side "
+        "enlarged bilinearly (Linear Gradient Matching, Cazenavette et al., NeurIPS 2025).",
+    )
+    color: Literal["rgb", "decorrelated"] = Field(
+        "rgb",
+        exclude_if=lambda color: color == "rgb",
+        description="Colours that are optimised: rgb, or decorrelated by the covariance of the source's channels "
+        "(Olah et al., Feature Visualization, Distill 2017).",
+    )
 
 
 class CondenseCutmix(Strict):
@@ -661,6 +687,17 @@ class Recipe(Strict):
         if self.source.size % self.condense.factor:
             raise ValueError(
                 f"source.size {self.source.size} is not divisible by condense.factor {self.condense.factor}"
+            )
+        images = self.condense.images
+        if images.color == "decorrelated" and self.source.channels == 1:
+            raise ValueError(
+                "condense.images.color is decorrelated, but source.channels is 1: grey has nothing to decorrelate; "
+                "leave the key out"
+            )
+        if images.parametrisation == "pyramid" and self.source.size == self.condense.factor:
+            raise ValueError(
+                "condense.images.parametrisation is pyramid, but condense.factor "
+                f"{self.condense.factor} leaves tiles of one pixel; take a smaller factor"
             )
         if not self.condense.match and len(self.pool) < 2:
             raise ValueError("condense.match: false needs two models or more in the pool, for mutual distillation")

@@ -59,8 +59,10 @@ def hmdc_of(recipe: Recipe, callback: Callback = silent) -> HMDC:
     real = networks.real
     model, classes = networks.networks[0], range(real.classes)
     images = [
-        SyntheticImages(classes, torch.stack([initial_images(real, model, c, ipc) for c in classes]), real.source)
-        for ipc in recipe.condense.sizes
+        SyntheticImages(
+            classes, torch.stack([initial_images(real, model, c, n) for c in classes]), real.source, real.spec.images
+        )
+        for n in recipe.condense.sizes
     ]
     return HMDC(networks, images, choose(networks), Execution(CPU, callback))
 

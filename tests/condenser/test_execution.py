@@ -52,7 +52,7 @@ def on_meta(recipe: Recipe, classes: int = 10) -> HMDC:
             assert all(t.is_meta for t in tensors)
     networks = ModelPool(networks.models, real)
     pixels = [torch.empty(classes, ipc, 1, 8, 8, device="meta") for ipc in spec.sizes]
-    images = [SyntheticImages(range(classes), each, source) for each in pixels]
+    images = [SyntheticImages(range(classes), each, source, spec.images) for each in pixels]
     return HMDC(networks, images, AtOnce(classes, None, 0), Execution(META))
 
 

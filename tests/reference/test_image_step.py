@@ -114,9 +114,9 @@ def test_losses_and_image_gradient(path: Path, form: str) -> None:
 def test_image_optimiser(path: Path) -> None:
     vector = Vector(path)
     pixels = vector.tensors["synthetic"].clone()
-    images = SyntheticImages(range(len(pixels)), pixels, tiny_source())
+    images = SyntheticImages(range(len(pixels)), pixels, tiny_source(), ImagesSpec(lr=5e-3, momentum=0.5))
     images.low, images.high = torch.tensor(-1e6), torch.tensor(1e6)
-    images.step(torch.arange(len(pixels)), vector.tensors["image_grad"], ImagesSpec(lr=5e-3, momentum=0.5))
+    images.step(torch.arange(len(pixels)), vector.tensors["image_grad"])
     torch.testing.assert_close(images.pixels, vector.tensors["synthetic_after_sgd"], rtol=0, atol=1e-6)
 
 
