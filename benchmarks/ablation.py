@@ -112,7 +112,7 @@ def cell(
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder))
         wall, processor = time.monotonic(), time.process_time()
-        info = condense(recipe, source, run, device=CPU)
+        (info,) = condense(recipe, source, run, device=CPU)
         wall, processor = time.monotonic() - wall, time.process_time() - processor
         scores = evaluate(of_run(recipe, run), recipe.evaluate, source, run, Work(CPU))
         assert scores is not None

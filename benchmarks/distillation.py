@@ -5,9 +5,8 @@ r"""What becomes of mutual distillation while a run goes on: step by step, for e
         --pool convnet3_narrow,vit_micro --form paper --steps 16
 
 The run is the condenser's own, with its trainings. Before an image step, and after each: the matching loss of
-`distill/...` and its share of the image gradient (mean over classes; weights of the balance as they are then), on views
-that a later step would draw; and on one fixed minibatch of real images mutual distillation itself, and the variance
-over these images of what P makes of them, mean over taps and dimensions (and positions), semantic and spatial, of the
+`distill/...` and its share of the image gradient (mean over classes; weights of the balance as they are then), always
+on the same views; and on one fixed minibatch of real images mutual distillation itself, and the variance over these images of what P makes of them, mean over taps and dimensions (and positions), semantic and spatial, of the
 first and of the second model. `random` is the paper's form with P and Q as they were drawn; all forms begin with the
 same networks, images and P. Of a pool of more than two, the first pair is shown.
 
@@ -19,7 +18,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 import torch
@@ -33,10 +32,10 @@ from hmdc_hub.schema import Distillation
 from hmdc_hub.sources import load_source, resolve_source
 from hmdc_hub.store.files import write_json_atomic
 
-RANDOM: dict[str, Any] = {"projection": {"batches_per_step": 0}}
 FORMS: dict[str, list[str]] = {
     form: [f"condense.distillation={form}"] if form != "paper" else [] for form in get_args(Distillation)
 } | {"random": ["condense.projection.batches_per_step=0"]}
+DRAW = (0, 4)  # the image step whose views are looked at, whichever step it is
 PROBED = 256  # real images in the fixed minibatch
 COLUMNS = ("matching loss", "share, %", "distillation", "semantic 1", "spatial 1", "semantic 2", "spatial 2")
 
@@ -53,7 +52,7 @@ def _matching(hmdc: HMDC) -> tuple[float, float]:
     losses, shares = [], []
     for few in torch.tensor(labels).split(hmdc.at_once.classes):
         rows = few.tolist()
-        drawn = real.draw_classes(rows, rows, [hmdc.real_batches[c] for c in rows], (0, hmdc.spec.resets))
+        drawn = real.draw_classes(rows, rows, [hmdc.real_batches[c] for c in rows], DRAW)
         (packed,) = hmdc.execution.upload([drawn])
         classes = packed.tensors
         leaf = hmdc.images.pixels[classes.rows].requires_grad_()

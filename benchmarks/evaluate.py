@@ -57,7 +57,7 @@ def protocol_of(recipe: Recipe, sets: Sequence[str], models: Sequence[str], seed
 
 def encoded(recipe: Recipe, source: Source) -> EvaluatedSet:
     """Keep random real images as a condensed set keeps its own."""
-    n, factor, made = recipe.condense.ipc, recipe.condense.factor, []
+    n, factor, made = recipe.condense.size, recipe.condense.factor, []
     for label in range(source.train.num_classes):
         real = source.train.of_class(label)
         order = torch.randperm(len(real), generator=rng.generator(0, "benchmark", label))[: n * factor**2]

@@ -19,12 +19,12 @@ from hmdc_hub.condenser.matching import accumulate, combine, normalise, plain_at
 
 
 class PlainHMDC(HMDC):
-    """The algorithm with a plain matching; `at_once` must be one class."""
+    """The algorithm with a plain matching, for one size; `at_once` must be one class."""
 
     def image_step(self, drawn: Classes, *, update: bool) -> None:
-        rows, (label,), (shares,) = drawn.rows, drawn.labels, drawn.shares
-        stored = self.images.pixels[rows].requires_grad_()
-        accumulated = self.accumulated[rows]
+        rows, (label,), (shares,), (size,) = drawn.rows, drawn.labels, drawn.shares, self.sizes
+        stored = size.images.pixels[rows].requires_grad_()
+        accumulated = size.accumulated[rows]
         real, synthetic = self.real.view_real(drawn)[0], self.real.view_synthetic(drawn, stored)[0]
         with plain_attention():
             wanted = self._gradients(real, label, shares, create_graph=False)
@@ -40,9 +40,9 @@ class PlainHMDC(HMDC):
             else:
                 gradient = torch.autograd.grad((self._weights(accumulated)[0] * losses).sum(), stored)[0]
                 share = torch.zeros_like(accumulated)
-        self.accumulated[rows] = accumulated
-        self.images.step(rows, self.parametrisation.direction(gradient, normalise if self.spec.normalise else None))
-        self.measured[rows] = torch.cat([losses.detach()[None], share, torch.ones_like(share[:, :1])], 1)
+        size.accumulated[rows] = accumulated
+        size.images.step(rows, self.parametrisation.direction(gradient, normalise if self.spec.normalise else None))
+        size.measured[rows] = torch.cat([losses.detach()[None], share, torch.ones_like(share[:, :1])], 1)
 
     def _gradients(
         self, images: Tensor, label: Tensor, shares: Tensor, *, create_graph: bool

@@ -42,15 +42,15 @@ def reduced(networks: list[PoolModel]) -> Iterator[None]:
 
 def gradients(hmdc: HMDC) -> Tensor:
     """Compute classes x (objectives + 1) x numbers: each objective's derivative, and their balanced sum."""
-    found = []
+    found, (size,) = [], hmdc.sizes
     for label in range(hmdc.real.classes):
-        drawn = hmdc.real.draw_classes([label], [label], [hmdc.real_batches[label]], (0, 0))
-        stored = hmdc.images.pixels[drawn.rows].requires_grad_()
+        drawn = hmdc.real.draw_classes([label], [label], [hmdc.real_batches[label]], (0, 0), [size.ipc])
+        stored = size.images.pixels[drawn.rows].requires_grad_()
         real, synthetic = hmdc.real.view_real(drawn), hmdc.real.view_synthetic(drawn, stored)
         given = (real, drawn.shares, synthetic.detach(), drawn.labels)
         _, apart = image_gradients(hmdc.networks.objectives, *given, None, hmdc.at_once.images)
         own = torch.cat([torch.autograd.grad(synthetic, stored, g, retain_graph=True)[0] for g in apart.unbind(1)])
-        whole, _ = combine(own[None], balance_weights(hmdc.accumulated[drawn.rows]))
+        whole, _ = combine(own[None], balance_weights(size.accumulated[drawn.rows]))
         found.append(torch.cat([own.flatten(1), whole.flatten(1)]))
     return torch.stack(found)
 

@@ -56,8 +56,10 @@ class Stepper:
         networks.reset(0)
         at_once = AtOnce(1, None, 0) if plain else choose(networks)
         labels = range(real.classes)
-        pixels = torch.stack([initial_images(real, networks.networks[0], label) for label in labels])
-        images = SyntheticImages(labels, pixels.to(device), source, spec.images)
+        images = []
+        for ipc in spec.sizes:
+            pixels = torch.stack([initial_images(real, networks.networks[0], label, ipc) for label in labels])
+            images.append(SyntheticImages(labels, pixels.to(device), source, spec.images))
         execution = (Eager if method in ("plain", "eager") else Execution)(device)
         self.hmdc = (PlainHMDC if plain else HMDC)(networks, images, at_once, execution)
         self._functions: dict[Any, Callable[[Packed[Any]], Any]] = {}
@@ -94,7 +96,8 @@ class Stepper:
         hmdc = self.hmdc
         count = -(-hmdc.real.classes // hmdc.at_once.classes)
         chunks = [chunk.tolist() for chunk in torch.arange(hmdc.real.classes).tensor_split(count)]
-        drawn = [hmdc.real.draw_classes(few, few, [hmdc.real_batches[c] for c in few], KEY) for few in chunks]
+        batches, sizes = hmdc.real_batches, hmdc.spec.sizes
+        drawn = [hmdc.real.draw_classes(few, few, [batches[c] for c in few], KEY, sizes) for few in chunks]
         return list(hmdc.execution.upload(drawn))
 
     def minibatches(self, count: int) -> list[Packed[Minibatch]]:
@@ -120,7 +123,8 @@ class Stepper:
 
     def gradients(self) -> Tensor:
         """Compute the image gradient of every class in a step without update, on the CPU, and move nothing."""
-        images, found = self.hmdc.images, torch.zeros_like(self.hmdc.images.pixels)
+        (size,) = self.hmdc.sizes
+        images, found = size.images, torch.zeros_like(size.images.pixels)
 
         def keep(rows: Tensor, gradient: Tensor) -> None:
             found.index_copy_(0, rows, gradient)

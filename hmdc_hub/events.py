@@ -28,9 +28,11 @@ class ImageStep:
     inner: int
     done: int
     total: int
-    losses: Mapping[str, float]  # mean over classes of each objective: `match/convnet3`, `distill/convnet3+vit`
-    # Of each objective in the image gradient (mean absolute weighted gradient, normalised to sum 1), at steps where the
-    # balance is updated; empty otherwise.
+    # Mean over classes of each objective: `match/convnet3`, `distill/convnet3+vit`; of several sizes
+    # `ipc10/match/convnet3`.
+    losses: Mapping[str, float]
+    # Of each objective in the image gradient (mean absolute weighted gradient, normalised to sum 1 for each size), at
+    # steps where the balance is updated; empty otherwise.
     shares: Mapping[str, float]
     accuracies: Mapping[str, float]  # of each network on the step's real minibatches, in [0, 1], by name
     clamped: float  # share of pixels at a bound, in [0, 1]

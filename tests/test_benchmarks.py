@@ -116,3 +116,12 @@ def test_protocols_are_compared_on_a_set_of_another_program(tmp_path: Path) -> N
         assert [float(cell.split()[0]) for cell in cells[:2]] == pytest.approx(shown, abs=0.051)
     words, (_, one, other, *ranks) = run(*call, "--long", "paper", "--try", "quick")
     assert (one[0], other[0], len(ranks)) == ("paper", "quick", 4)  # two tables below one another
+
+
+@pytest.mark.slow
+def test_what_becomes_of_mutual_distillation_is_shown_for_a_form() -> None:
+    said, (head, *rows) = run(
+        sys.executable, "benchmarks/distillation.py", "--form", "random", "--steps", "1", "--classes", "2"
+    )
+    assert head[:3] == ["step", "matching loss", "share, %"] and [row[0] for row in rows] == ["0", "1"]
+    assert all(float(number) > 0 for row in rows for number in row[1:]) and "random, 1 image steps" in said

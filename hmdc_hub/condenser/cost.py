@@ -24,16 +24,20 @@ from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.distances import TRANSFORMS, compare
 from hmdc_hub.condenser.matching import Objectives, distance_gradients, real_gradients, takes_classes_together
 from hmdc_hub.condenser.pool import LOW, ModelPool
+from hmdc_hub.condenser.ranks import Ranks
+from hmdc_hub.condenser.stages import missing_networks
 from hmdc_hub.errors import OutOfMemoryError, UsageError
 from hmdc_hub.execution import Execution, Held, settings, tensors_of, timed
-from hmdc_hub.models import build_for, parameter_count
+from hmdc_hub.models import PoolModel, build_for, parameter_count
 from hmdc_hub.schema import CondenseSpec, Recipe
 from hmdc_hub.sources import Source
 from hmdc_hub.text import amount, count
 
 SHARE = 0.6  # of the memory that graphs may take; the rest: networks, their gradients, the source and the libraries
 PROBE = 16  # images of each kind that are run on where something is measured; costs grow linearly from there
-PARTS = ("matching", "clustering", "networks", "projections")  # of the work, in the order that they are measured in
+# Of the work, in the order that they are measured in; after them what is trained before the first image step.
+PARTS = ("matching", "clustering", "networks", "projections")
+BANK, OBSERVERS = "bank", "observers"
 
 # On a CPU: inputs of networks, in pixels, up to which classes are computed together. More work than this fills its
 # cores from within one class, and class by class is up to a third faster (measured, see docs/internals/engine.md).
@@ -233,6 +237,11 @@ class CostEstimate:
     memory: dict[str, int]  # peak of one rank in bytes: `graphs` (once known), `networks`, `source`, `images`
     checkpoint_bytes: int  # on disk, of one between network resets: images and optimiser of all classes and sizes
     exchanged_bytes: int  # that one rank receives in an image step: gradients of the parts of minibatches
+    bank_networks: int = 0  # of `condense.networks.bank`, all of them
+    # Those that no file was found for: nobody read the images, so the source's word counts that it is the same.
+    bank_missing: int = 0
+    bank_bytes: int = 0  # of their files, those that are there too
+    observers: int = 0  # networks that are trained to judge real images
 
     @property
     def memory_bytes(self) -> int:
@@ -240,9 +249,15 @@ class CostEstimate:
         return sum(self.memory.values())
 
     @property
+    def all_parts(self) -> list[str]:
+        """Every part of this run's work, in the order that they are measured in."""
+        return [*PARTS, *[BANK] * bool(self.bank_missing), *[OBSERVERS] * bool(self.observers)]
+
+    @property
     def unmeasured(self) -> list[str]:
         """What is not measured yet, in order: `graphs`, and of `PARTS`."""
-        return [*(["graphs"] if "graphs" not in self.memory else []), *(p for p in PARTS if p not in self.parts)]
+        graphs = [] if "graphs" in self.memory else ["graphs"]
+        return graphs + [part for part in self.all_parts if part not in self.parts]
 
 
 def check_size(recipe: Recipe, counts: Sequence[int]) -> None:
@@ -269,6 +284,8 @@ def estimate_cost_stepwise(
     spec = recipe.condense
     models = [build_for(model, source) for model in recipe.pool]
     found = _counted(ModelPool(models, RealImages(source, spec, 0, torch.device("cpu"))), ranks)
+    missing = missing_networks(recipe, device)
+    found = replace(found, bank_missing=sum(missing))
     yield found
     probe = {"batch": min(PROBE, spec.networks.batch), "accumulation_steps": 1}
     few = spec.model_copy(update={"networks": spec.networks.model_copy(update=probe)})
@@ -286,10 +303,16 @@ def estimate_cost_stepwise(
             for pool in pools:
                 pool.reset(0)
         work: dict[str, Tensor] = {}
-        for part in PARTS:
-            work[part] = torch.stack([_work(part, pool, spec, at_once) for pool in pools]).mean(0)
-            parts = shared_among_ranks(work, spec, real.classes, at_once.block(device), ranks)
-            seconds = sum(parts.values()) if part == PARTS[-1] else None
+        for part in found.all_parts:
+            if part == BANK:
+                work[part] = _trained(models, missing, spec.networks.bank.epochs, real, spec, at_once)
+            elif part == OBSERVERS:
+                once = [int(place < found.observers) for place in range(len(models))]
+                work[part] = _trained(models, once, spec.observer_epochs, real, spec, at_once)
+            else:
+                work[part] = torch.stack([_work(part, pool, spec, at_once) for pool in pools]).mean(0)
+            parts = shared_among_ranks(work, spec, real.classes, at_once.block(device), ranks, found.bank_missing)
+            seconds = sum(parts.values()) if part == found.all_parts[-1] else None
             found = replace(found, parts=parts, flops={k: float(v[1]) for k, v in work.items()}, seconds=seconds)
             yield found
 
@@ -322,16 +345,32 @@ def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
         },
         checkpoint_bytes=bytes_each * images,
         exchanged_bytes=exchanged,
+        observers=len(models) if spec.difficulty.keep < 1 else int(spec.observes),
+        bank_networks=spec.networks.bank.models * len(models),
+        bank_bytes=spec.networks.bank.models
+        * spec.networks.bank.stages
+        * sum(value.nbytes for net in models for value in net.state_dict().values()),
     )
 
 
 def shared_among_ranks(
-    work: dict[str, Tensor], spec: CondenseSpec, classes: int, block: int, ranks: int
+    work: dict[str, Tensor], spec: CondenseSpec, classes: int, block: int, ranks: int, networks: int = 0
 ) -> dict[str, float]:
-    """Share seconds of work (of seconds and operations by part) among ranks, of which each owns blocks of classes."""
+    """Share seconds of work (of seconds and operations by part) among ranks, of which each owns blocks of classes.
+
+    Of a bank so many `networks` are trained, each by one rank.
+    """
     owners = min(ranks, -(-classes // block))
     learners = min(ranks, spec.networks.accumulation_steps or 1)
-    workers = {"matching": owners, "clustering": owners, "networks": learners, "projections": learners}
+    workers: dict[str, float] = {
+        "matching": owners,
+        "clustering": owners,
+        "networks": learners,
+        "projections": learners,
+        OBSERVERS: 1,
+    }
+    if networks:
+        workers[BANK] = networks / -(-networks // ranks)
     if spec.distillation == "variance":
         workers["projections"] = 1  # by every rank
     return {name: float(cost[0]) / workers[name] for name, cost in work.items()}
@@ -356,6 +395,24 @@ def _work(part: str, networks: ModelPool, spec: CondenseSpec, at_once: AtOnce) -
     return _cost(lambda: function(batch), real.device) * (steps * minibatches * scale)
 
 
+def _trained(
+    models: Sequence[PoolModel],
+    wanted: Sequence[int],
+    epochs: int,
+    real: RealImages,
+    spec: CondenseSpec,
+    at_once: AtOnce,
+) -> Tensor:
+    """Measure the training of so many networks of each model, before image steps: seconds and operations."""
+    # As a recipe: an image step for each epoch, with all minibatches after it.
+    networks = {"reset_every": epochs, "batches_per_step": len(real.labels)}
+    one = spec.model_copy(update={"resets": 1, "networks": spec.networks.model_copy(update=networks)})
+    some = [(model, few) for model, few in zip(models, wanted, strict=True) if few]
+    pools = [ModelPool([model], real, Ranks.alone()) for model, _ in some]
+    each = [few * _work("networks", pool, one, at_once) for pool, (_, few) in zip(pools, some, strict=True)]
+    return torch.stack(each).sum(0)
+
+
 def _matching(objectives: Objectives, execution: Execution, real: RealImages, at_once: AtOnce) -> Tensor:
     """Measure one class's matching, averaged over steps with and without balance update."""
     drawn = [real.drawn(ipc) for ipc in real.spec.sizes]
@@ -366,7 +423,7 @@ def _matching(objectives: Objectives, execution: Execution, real: RealImages, at
     few = None if at_once.images is None else min(PROBE, at_once.images)
     comparing = torch.zeros(2, dtype=torch.float64)
     if TRANSFORMS[objectives.distance] is not None:  # takes as long however few the images
-        compared = execution.function(partial(_compare, objectives, at_once.classes), "matching")
+        compared = execution.function(partial(_compare, objectives), "matching")
         comparing = _cost(partial(compared, inputs), real.device) * len(drawn)
     costs = []
     for update in (False, True):
@@ -384,12 +441,13 @@ def _matching(objectives: Objectives, execution: Execution, real: RealImages, at
     return (1 - share) * costs[0] + share * costs[1]
 
 
-def _compare(objectives: Objectives, classes: int, _: _Inputs) -> None:
-    """Compare gradients of k classes, of whatever values, as often as a matching step does."""
+def _compare(objectives: Objectives, given: _Inputs) -> None:
+    """Compare gradients of as many classes, of whatever values, as often as a matching step does."""
+    zero = torch.zeros_like(given[1][:, 0])
     for reached in objectives.reached():
-        for parameter in (p for m in reached for p in objectives.networks[m].trained().values()):
-            gradient = parameter.detach().repeat(classes, *[1] * parameter.ndim)
-            compare(objectives.distance, gradient, gradient)
+        parameters = [p.detach() for m in reached for p in objectives.networks[m].trained().values()]
+        gradients = [p.repeat(len(zero), *[1] * p.ndim) for p in parameters]
+        compare(objectives.distance, gradients, gradients, zero)
 
 
 def _clustering(networks: ModelPool) -> Tensor:

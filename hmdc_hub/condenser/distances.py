@@ -7,7 +7,7 @@ of both gradients, and that difference pulled back through T to g(X), which is h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +26,12 @@ def unit_rows(gradients: Tensor) -> Tensor:
     small number for a trained network; here, as in the paper's formula, the size of a gradient is of no matter.
 
     Args:
-        gradients: Of one parameter for k classes, k x A x ...; convolutions have a row for each output channel.
+        gradients: ... x A x B; convolutions have a row for each output channel.
 
     Returns:
-        k x A x rest. A row of zeros stays zero, with a derivative of zero.
+        Shaped like `gradients`. A row of zeros stays zero, with a derivative of zero.
     """
-    rows = gradients.flatten(2)
-    return rows * _one_over_length(2 * rows.square().sum(2, keepdim=True))
+    return gradients * _one_over_length(2 * gradients.square().sum(-1, keepdim=True))
 
 
 def orthogonal(gradients: Tensor) -> Tensor:
@@ -43,13 +42,12 @@ def orthogonal(gradients: Tensor) -> Tensor:
     ours are brought to 1 by a fixed number of rounds, in which those below some thousandth of the norm stay below 1.
 
     Args:
-        gradients: Of one parameter for k classes, k x A x ...; convolutions are matrices of A rows.
+        gradients: ... x A x B; convolutions have a row for each output channel.
 
     Returns:
-        k x A x rest. A matrix of zeros stays zero, with a derivative of zero.
+        Shaped like `gradients`. A matrix of zeros stays zero, with a derivative of zero.
     """
-    matrices = gradients.flatten(2)
-    unit = matrices * _one_over_length(matrices.square().sum((1, 2), keepdim=True))
+    unit = gradients * _one_over_length(gradients.square().sum((-2, -1), keepdim=True))
     return newton_schulz.orthogonalise(unit, newton_schulz.CONVERGENT)
 
 
@@ -57,29 +55,42 @@ def orthogonal(gradients: Tensor) -> Tensor:
 TRANSFORMS: Mapping[Distance, Transform | None] = {"squares": None, "cosine": unit_rows, "orthogonal": orthogonal}
 
 
-def compare(distance: Distance, real: Tensor, synthetic: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Compare the gradients of one parameter for k classes, each for itself.
+def compare(
+    distance: Distance, real: Sequence[Tensor | None], synthetic: Sequence[Tensor | None], zero: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Compare the gradients of an objective for k classes, each for itself.
 
     Args:
         distance: Which one.
-        real: g(R), k x ...
+        real: g(R), an entry per parameter, k x ...; None where the loss does not reach it.
         synthetic: g(X), likewise.
+        zero: The distance of nothing at all, k zeros.
 
     Returns:
-        The distances, k, and half their derivative with respect to g(X), k x ...; None if the parameter is left out.
+        The distances, k, and half their derivative with respect to g(X), an entry per parameter, k x ...; None where
+        the parameter is left out.
     """
     transform = TRANSFORMS[distance]
     if transform is None:
-        difference = synthetic - real
-        return difference.square().flatten(1).sum(1), difference
-    if synthetic.ndim == 2:
-        return None
-    with torch.enable_grad():
-        leaf = synthetic.detach().requires_grad_()
-        given = transform(leaf)
-    difference = given.detach() - transform(real)
-    (pulled,) = torch.autograd.grad(given, leaf, difference)
-    return difference.square().flatten(1).sum(1), pulled
+        differences = [None if a is None or b is None else b - a for a, b in zip(real, synthetic, strict=True)]
+        squares = [difference.square().flatten(1).sum(1) for difference in differences if difference is not None]
+        return torch.stack(squares).sum(0) if squares else zero, tuple(differences)
+    # Weights of one shape go together: a transformer has the same few in every block.
+    alike: dict[torch.Size, list[tuple[int, Tensor, Tensor]]] = {}
+    for place, (a, b) in enumerate(zip(real, synthetic, strict=True)):
+        if a is not None and b is not None and b.ndim > 2:
+            alike.setdefault(b.shape, []).append((place, a, b))
+    total, halves = zero, dict[int, Tensor]()
+    for few in alike.values():
+        places, wanted, given = zip(*few, strict=True)
+        with torch.enable_grad():
+            leaf = torch.stack(given).flatten(3).detach().requires_grad_()
+            turned = transform(leaf)
+        difference = turned.detach() - transform(torch.stack(wanted).flatten(3))
+        total = total + difference.square().sum((0, 2, 3))
+        (pulled,) = torch.autograd.grad(turned, leaf, difference)
+        halves |= {place: half.view_as(given[0]) for place, half in zip(places, pulled, strict=True)}
+    return total, tuple(halves.get(place) for place in range(len(real)))
 
 
 def _one_over_length(squares: Tensor) -> Tensor:

@@ -314,7 +314,7 @@ class HMDC:
                 into[:-1] = found.view(mine.shape)[self.row[label]]
                 into[-1] = len(self.real_batches[label]) + sum(self.real.drawn(size.ipc) for size in sizes)
         measured = self.ranks.together(measured)
-        each, seen = measured[:, :-1].unflatten(1, (len(sizes), -1)), measured[:, -1]
+        each, seen = measured[:, :-1].reshape(len(classes), len(sizes), -1), measured[:, -1]
         for label, of_class in zip(classes, each, strict=True):
             for size, values in zip(sizes, of_class.tolist(), strict=True):
                 self._raise_if_diverged(size, values, label, key)

@@ -228,14 +228,9 @@ def _differences(
     wanted: list[Gradient], given: list[Gradient], zero: Tensor, distance: Distance
 ) -> tuple[Tensor, list[Gradient]]:
     """Give the distances, k x K, and what differs, half of v: for `squares` g(X) - g(R), of each objective."""
-    distances, differences = [], list[Gradient]()
-    for real, synthetic in zip(wanted, given, strict=True):
-        both = zip(real, synthetic, strict=True)
-        compared = [None if a is None or b is None else compare(distance, a, b) for a, b in both]
-        each = [one[0] for one in compared if one is not None]
-        distances.append(torch.stack(each).sum(0) if each else zero)
-        differences.append(tuple(None if one is None else one[1] for one in compared))
-    return torch.stack(distances, 1), differences
+    both = zip(wanted, given, strict=True)
+    distances, differences = zip(*(compare(distance, *each, zero) for each in both), strict=True)
+    return torch.stack(distances, 1), list(differences)
 
 
 def _pulled(given: list[Gradient], differences: list[Gradient], weights: Tensor | None, images: Tensor) -> Tensor:

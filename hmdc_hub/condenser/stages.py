@@ -102,7 +102,8 @@ def perturbed(values: Tensor, noise: float, gen: torch.Generator) -> Tensor:
         return values
     direction = torch.randn(values.shape, generator=gen).flatten(1)
     length = values.flatten(1).norm(dim=1, keepdim=True) / direction.norm(dim=1, keepdim=True).clamp_min(EPSILON)
-    return values + (noise * length * direction).view_as(values)
+    moved: Tensor = values + (noise * length * direction).view_as(values)
+    return moved
 
 
 class _File(NamedTuple):
@@ -315,6 +316,20 @@ def file_key(model: ModelSpec, spec: CondenseSpec, n: int, device: torch.device)
 def source_key(recipe: Recipe) -> str:
     """Hash what a recipe says of its source: with it a dry run, which reads no images, finds the files of a bank."""
     return sha256_of(recipe.source.model_dump(mode="json"))
+
+
+def missing_networks(recipe: Recipe, device: torch.device) -> list[int]:
+    """Count for each model of the pool the networks of its bank that no file was found for, without reading images."""
+    spec, source = recipe.condense, source_key(recipe)
+
+    def there(model: ModelSpec, n: int) -> bool:
+        for path in cache_folder("bank").glob(f"{file_key(model, spec, n, device)}-*.safetensors"):
+            with suppress(*UNUSABLE):
+                if model.reproducible and _facts(path)["source"] == source:
+                    return True
+        return False
+
+    return [sum(not there(model, n) for n in range(spec.networks.bank.models)) for model in recipe.pool]
 
 
 def _facts(path: Path) -> dict[str, Any]:

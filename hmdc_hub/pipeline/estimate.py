@@ -214,6 +214,7 @@ def _counted_text(found: RunEstimate) -> str:
         f"condensed   {plan.synthetic_images} synthetic images that hold {plan.training_images}",
         f"objectives  {len(plan.objectives)}: {', '.join(plan.objectives)}",
         f"steps       {plan.image_steps}, networks reset {recipe.condense.resets} times",
+        *_bank_lines(plan),
         f"trainings   {found.evaluation.trainings} of {recipe.evaluate.length} in the evaluation",
         f"memory      {amount(plan.memory_bytes)} ({memory}), without libraries and graphs",
         *ranks,
@@ -221,6 +222,13 @@ def _counted_text(found: RunEstimate) -> str:
         columns(["MODEL", "PARAMETERS", "ROLE"], [[name, f"{n:,}", role] for name, (n, role) in roles.items()]),
     ]
     return "\n".join(lines)
+
+
+def _bank_lines(plan: CostEstimate) -> list[str]:
+    if not plan.bank_networks:
+        return []
+    networks, there = count(plan.bank_networks, "network"), plan.bank_networks - plan.bank_missing
+    return [f"bank        {networks}, {amount(plan.bank_bytes)}; there already, if the source is as it was: {there}"]
 
 
 def _measured_text(found: RunEstimate) -> str:

@@ -159,10 +159,10 @@ def progress(event: ImageStep | Training) -> str:
 
 
 def result(event: ImageStep | Training) -> str:
-    """Write the one number of a step or a training; the loss is that of matching, as the mean over models."""
+    """Write the one number of a step or a training; the loss is that of matching, as the mean over models and sizes."""
     if isinstance(event, Training):
         return f"{event.model} on {event.training_set} {event.accuracy:.1%}"
-    matching = [loss for name, loss in event.losses.items() if name.startswith("match/")]
+    matching = [loss for name, loss in event.losses.items() if "match/" in name]
     return f"loss {sum(matching) / len(matching):.3g}" if matching else ""
 
 

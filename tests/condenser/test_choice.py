@@ -18,8 +18,8 @@ from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.errors import Interrupted
 from hmdc_hub.events import Event, ImageStep, StopFlag
 from hmdc_hub.schema import CondenseSpec, Recipe
-from tests.condenser.running import digest, networks_of, recipe_of, run
-from tests.tiny import RECIPE
+from tests.condenser.running import digest, estimate_cost, networks_of, recipe_of, run
+from tests.tiny import RECIPE, tiny_source
 
 MODELS = RECIPE["pool"]
 
@@ -154,3 +154,11 @@ def test_the_initialisation_is_made_of_crops() -> None:
     crops = confident_crops(real, models[0], 2, real.decoded(1))
     low, high = real.source.bounds()
     torch.testing.assert_close(found, multi_formation.encode(crops, real.spec.factor, real.side).clamp(low, high))
+
+
+@pytest.mark.parametrize(("keys", "observers"), [({"initialisation": "mosaic"}, 1), ({"difficulty": {"keep": 0.5}}, 2)])
+def test_the_plan_counts_the_observers(keys: dict[str, Any], observers: int) -> None:
+    plan = estimate_cost(recipe_of(*MODELS[:2], **keys), tiny_source())
+    assert plan.observers == observers and plan.parts["observers"] > 0 and plan.seconds == sum(plan.parts.values())
+    plain = estimate_cost(recipe_of(*MODELS[:2]), tiny_source())
+    assert "observers" not in plain.parts and plain.observers == 0

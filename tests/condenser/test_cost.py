@@ -47,8 +47,8 @@ def test_comparing_gradients_is_counted_once_however_many_images(monkeypatch: py
     flops = {}
     for distance in ("squares", "orthogonal"):
         for batch in (1, 2):
-            recipe = tiny_recipe(resets=1, distance=distance, batch=batch).model_dump() | {"pool": [spec]}
-            flops[distance, batch] = estimate_cost(Recipe.model_validate(recipe), tiny_source(), CPU).flops["matching"]
+            plain = tiny_recipe(resets=1, distance=distance, batch=batch).model_dump() | {"pool": [spec]}
+            flops[distance, batch] = estimate_cost(Recipe.model_validate(plain), tiny_source(), CPU).flops["matching"]
     own = flops["orthogonal", 1] - flops["squares", 1]
     assert flops["orthogonal", 2] - flops["squares", 2] == own
     rounds = sum(2 * (2 * a * a * b + a**3) for a, b in ((4, 64), (4, 10)))

@@ -44,6 +44,13 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=rng.generator(seed, "distances"), dtype=DOUBLE)
 
 
+def of_one(distance: Distance, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare the gradients of a single parameter."""
+    total, halves = compare(distance, [real], [fake], real.new_zeros(len(real)))
+    assert halves[0] is not None and halves[0].shape == real.shape
+    return total, halves[0]
+
+
 def row_by_row(real: Tensor, fake: Tensor) -> Tensor:
     """The distance of Dataset Condensation as its paper writes it, but for rows of dead units."""
     total: Tensor = real.new_zeros(())
@@ -88,8 +95,7 @@ def test_two_rows_by_hand() -> None:
     """Cosines 0 and 1/2: |(1, 0) - (0, 2)|, and (0, 3) to (sqrt 3, 1)."""
     real = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])
     fake = torch.tensor([[[0.0, 2.0], [3**0.5, 1.0]]])
-    found = compare("cosine", real, fake)
-    assert found is not None
+    found = of_one("cosine", real, fake)
     torch.testing.assert_close(found[0], torch.tensor([1.5]))
     # Of 1 - cos, with respect to the row x: (cos x/|x| - r/|r|) / |x|.
     derivative = torch.tensor([[[-1 / 2, 0.0], [3**0.5 / 8, 1 / 8 - 1 / 2]]])
@@ -98,10 +104,9 @@ def test_two_rows_by_hand() -> None:
 
 def test_orthogonal_by_hand() -> None:
     """Diagonal, so U V^T has the signs: of one of two entries they differ, by 2."""
-    found = compare(
+    found = of_one(
         "orthogonal", torch.diag(torch.tensor([3.0, 4.0]))[None], torch.diag(torch.tensor([5.0, -2.0]))[None]
     )
-    assert found is not None
     torch.testing.assert_close(found[0], torch.tensor([4.0]))
 
 
@@ -113,8 +118,7 @@ def test_distance_and_derivative_of_each_class(
     distance: Distance, plain: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
     real, fake = drawn(2, *shape), drawn(2, *shape, seed=1)
-    found = compare(distance, real, fake)
-    assert found is not None
+    found = of_one(distance, real, fake)
     for c in range(2):
         leaf = fake[c].clone().requires_grad_()
         wanted = plain(real[c], leaf)
@@ -126,8 +130,7 @@ def test_distance_and_derivative_of_each_class(
 @pytest.mark.parametrize("distance", BY_DIRECTION)
 def test_size_is_of_no_matter(distance: Distance) -> None:
     real, fake = drawn(1, 4, 6).float(), drawn(1, 4, 6, seed=1).float()
-    one, other = compare(distance, real, fake), compare(distance, 1e4 * real, 1e-12 * fake)
-    assert one is not None and other is not None
+    one, other = of_one(distance, real, fake), of_one(distance, 1e4 * real, 1e-12 * fake)
     torch.testing.assert_close(other[0], one[0])
     torch.testing.assert_close(1e-12 * other[1], one[1])
 
@@ -138,21 +141,37 @@ def test_a_gradient_of_zero_has_no_direction(distance: Distance, dtype: torch.dt
     """Of a unit that is dead, or of a loss that has come to nothing."""
     some, nothing = drawn(2, 3, 4).to(dtype), torch.zeros(2, 3, 4, dtype=dtype)
     for real, fake in ((some, nothing), (nothing, some), (nothing, nothing)):
-        found = compare(distance, real, fake)
-        assert found is not None and all(part.isfinite().all() for part in found)
+        found = of_one(distance, real, fake)
+        assert all(part.isfinite().all() for part in found)
         if fake is nothing:
             assert (found[1] == 0).all()
     one_row = some.clone()
     one_row[:, 1] = 0
-    found = compare(distance, some, one_row)
-    assert found is not None and all(part.isfinite().all() for part in found)
-    equal = compare(distance, one_row, one_row)
-    assert equal is not None and (equal[0] == 0).all() and (equal[1] == 0).all()
+    found = of_one(distance, some, one_row)
+    assert all(part.isfinite().all() for part in found)
+    equal = of_one(distance, one_row, one_row)
+    assert (equal[0] == 0).all() and (equal[1] == 0).all()
 
 
 @pytest.mark.parametrize("distance", BY_DIRECTION)
-def test_vectors_are_left_out(distance: Distance) -> None:
-    assert compare(distance, drawn(2, 5), drawn(2, 5)) is None
+def test_parameters_of_any_shape_each_by_itself(distance: Distance) -> None:
+    """Several of one shape, vectors, which are left out, and what a loss does not reach."""
+    shapes = [(3, 4), (5,), (2, 3, 2, 2), (3, 4), (3, 4), (2, 12)]
+    real: list[Tensor | None] = [drawn(2, *shape, seed=i) for i, shape in enumerate(shapes)]
+    fake: list[Tensor | None] = [drawn(2, *shape, seed=10 + i) for i, shape in enumerate(shapes)]
+    real[3] = fake[4] = None
+    zero = torch.zeros(2, dtype=DOUBLE)
+    total, halves = compare(distance, real, fake, zero)
+    assert [half is None for half in halves] == [False, True, False, True, True, False]
+    each = [
+        of_one(distance, a, b)
+        for a, b in zip(real, fake, strict=True)
+        if a is not None and b is not None and a.ndim > 2
+    ]
+    torch.testing.assert_close(total, torch.stack([one for one, _ in each]).sum(0))
+    for half, (_, alone) in zip([half for half in halves if half is not None], each, strict=True):
+        torch.testing.assert_close(half, alone)
+    assert compare(distance, real[1:2], fake[1:2], zero) == (zero, (None,)), "nothing is left"
 
 
 def in_double(specs: list[object]) -> list[PoolModel]:

@@ -32,8 +32,8 @@ from tests.tiny import CONVNET, MLP, RECIPE, VIT, tiny_recipe, tiny_source
 
 CPU = torch.device("cpu")
 MOST = 4
-PIXELS = 3000
-"""What decides how many of the tiny source's classes are computed together: two or three, so that ranks have owners."""
+PIXELS = 2200
+"""What decides how many of the tiny source's classes are computed together: two or four, so that ranks have owners."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,12 @@ def ranks() -> Iterator[Crew]:
 
 
 def digests(folder: Path) -> list[str]:
-    run = RunDir(folder)
-    return [sha256_file(path) for path in (run.initialisation, run.condensed, run.parquet)]
+    sizes = [RunDir(path) for path in sorted(folder.glob("ipc*"))]
+    return [
+        sha256_file(path)
+        for run in sizes or [RunDir(folder)]
+        for path in (run.initialisation, run.condensed, run.parquet)
+    ]
 
 
 RECIPES: dict[str, Recipe] = {
@@ -121,8 +125,15 @@ RECIPES: dict[str, Recipe] = {
         RECIPE | {"pool": [CONVNET, MLP, VIT], "condense": RECIPE["condense"] | {"pool_strategy": "pair"}}
     ),
     "three classes a step": tiny_recipe(classes_per_step=3, networks={"reset_every": 5, "batches_per_step": 1}),
+    "projections learn from whole minibatches": tiny_recipe(
+        distillation="variance", networks={"reset_every": 3, "batches_per_step": 2, "batch": 70, "parts": 3}
+    ),
     "one model": Recipe.model_validate(RECIPE | {"pool": [CONVNET]}),
     "views and directions": tiny_recipe(views=3, distance="orthogonal"),
+    "two sizes": tiny_recipe(ipc=[3, 1]),
+    "averaged, three classes a step": tiny_recipe(
+        classes_per_step=3, images={"schedule": "cosine", "average": 0.9, "parametrisation": "pyramid"}
+    ),
 }
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hmdc_hub import augment, rng
-from hmdc_hub.condenser import condense, stages
+from hmdc_hub.condenser import condense, cost, stages
+from hmdc_hub.condenser.cost import shared_among_ranks
 from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.ranks import Ranks
 from hmdc_hub.condenser.stages import Bank, file_key, perturbed, stage_ends, trained, training
@@ -26,7 +27,8 @@ from hmdc_hub.store.files import read_info
 from hmdc_hub.store.rundir import RunDir
 from hmdc_hub.text import amount
 from tests.builders import RESNET
-from tests.condenser.running import CPU, digest, recipe_of, run
+from tests.condenser.running import CPU, digest, estimate_cost, recipe_of, run
+from tests.condenser.test_ranks import PIXELS, Crew, Order
 from tests.gpu import GPU, Gpu
 from tests.tiny import CONVNET, MLP, VIT, tiny_recipe, tiny_source
 
@@ -47,7 +49,7 @@ def test_a_network_is_trained_as_a_plain_loop_over_the_same_minibatches_does() -
     steps = 0
     for epoch in range(2):
         order = torch.randperm(len(images), generator=rng.generator(3, "trained", "order", 0, epoch))
-        for i, rows in enumerate(order.split(16)):
+        for i, rows in enumerate(torch.split(order, 16)):
             gen = rng.generator(3, "trained", "augment", 0, epoch, i)
             draw = augment.draw(real.spec.augment, gen, 8, len(rows))
             mix = augment.draw_cutmix(gen, len(rows), 8, 0.5)
@@ -117,7 +119,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SMALL = {"models": 2, "epochs": 1, "stages": 2, "noise": 0.05}
 
 
-UNCLUSTERED = {"initialisation": "random", "cluster": {"enabled": False}}
+UNCLUSTERED: dict[str, Any] = {"initialisation": "random", "cluster": {"enabled": False}}
 
 
 def banked(*models: dict[str, Any], bank: dict[str, Any] = SMALL, **condense: Any) -> Recipe:
@@ -322,6 +324,54 @@ def test_a_run_on_a_gpu_is_that_on_a_cpu(
     torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
 
 
+# several ranks
+
+
+class Second(Ranks):
+    """The second of two, whose peer says the same as it does, and has a cache of its own."""
+
+    def __init__(self) -> None:
+        self.index, self.count = 1, 2
+
+    def together(self, rows: torch.Tensor) -> torch.Tensor:
+        return 2 * rows
+
+
+def test_a_rank_trains_its_share_and_then_what_its_cache_lacks(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, order = banked(CONVNET, bank=SMALL | {"models": 3}), list[int]()
+    real, work = RealImages(tiny_source(), recipe.condense, 0, CPU), stages.training
+
+    def told(*args: Any, **keys: Any) -> Iterator[int]:
+        order.append(keys["seed"])
+        return work(*args, **keys)
+
+    monkeypatch.setattr(stages, "training", told)
+    Bank(recipe, real, tmp_path, silent, StopFlag(), Second()).fill()
+    assert order == [rng.derived_seed(0, "bank", n) for n in (1, 0, 2)]
+    made = {path.name: path.read_bytes()[-1000:] for path in cache.iterdir()}
+    monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path / "alone"))
+    bank_of(recipe, tmp_path).fill()
+    assert {path.name: path.read_bytes()[-1000:] for path in (tmp_path / "alone" / "bank").iterdir()} == made
+
+
+@pytest.mark.slow
+def test_ranks_share_a_bank(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew()
+    try:
+        assert crew.run(Order(3, f"{tmp_path}/store", tmp_path / "3", banked())) == [""] * 3
+        assert len(list(cache.iterdir())) == 4
+        monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path / "alone"))
+        monkeypatch.setattr(cost, "PIXELS", PIXELS)
+        assert digest(run(tmp_path / "1", banked())) == digest(RunDir(tmp_path / "3"))
+    finally:
+        for end in crew.ends:
+            end.close()
+        for process in crew.processes:
+            process.join(60)
+
+
 # the recipe
 
 
@@ -354,3 +404,31 @@ def test_what_makes_no_sense_is_refused() -> None:
         banked(CONVNET, MLP | {"reset": "body"})
     with pytest.raises(ValueError, match="a bank of no networks; say how many: condense.networks.bank.models"):
         banked(bank={"epochs": 3})
+
+
+# what it costs
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_is_not_there(cache: Path, tmp_path: Path) -> None:
+    recipe = banked()
+    before = estimate_cost(recipe, tiny_source())
+    assert (before.bank_networks, before.bank_missing) == (4, 4) and before.unmeasured == []
+    assert before.parts["bank"] > 0 and before.seconds == pytest.approx(sum(before.parts.values()))
+    # Twice two networks for an epoch, where the pool trains on all minibatches after six image steps.
+    networks = {"reset_every": 3, "batches_per_step": 1000, "batch": 256}
+    pool = estimate_cost(recipe_of(CONVNET, MLP, distill=False, networks=networks), tiny_source())
+    assert before.flops["bank"] == pytest.approx(2 * pool.flops["networks"] / 6)
+    run(tmp_path / "a", recipe)
+    files = [load_file(path) for path in cache.iterdir()]
+    assert before.bank_bytes == sum(value.nbytes for file in files for value in file.values())
+    after = estimate_cost(banked(bank=SMALL | {"models": 3}), tiny_source())
+    assert (after.bank_networks, after.bank_missing) == (6, 2)
+    assert after.flops["bank"] == pytest.approx(before.flops["bank"] / 2)
+    whole = estimate_cost(recipe, tiny_source())
+    assert whole.bank_missing == 0 and "bank" not in whole.parts and whole.seconds is not None
+
+
+def test_networks_of_a_bank_are_shared_among_ranks() -> None:
+    work, spec = {"bank": torch.tensor([60.0, 0.0])}, banked().condense
+    assert [shared_among_ranks(work, spec, 10, 1, ranks, 4)["bank"] for ranks in (1, 2, 3, 9)] == [60, 30, 30, 15]

@@ -118,7 +118,7 @@ def test_a_run_passes_its_progress_on() -> None:
     recipe = tiny_recipe(images={"schedule": "cosine", "lr": 2.0})
     hmdc, seen = hmdc_of(recipe), list[float]()
     for _ in hmdc.run():
-        seen.append(float(hmdc.images.rate))
+        seen.append(float(hmdc.sizes[0].images.rate))
     assert seen == pytest.approx([1 + math.cos(math.pi * i / 6) for i in range(6)])
 
 
@@ -356,7 +356,7 @@ def test_an_averaged_run_writes_and_shows_the_average(tmp_path: Path) -> None:
     assert torch.equal(*(read_condensed(d.initialisation)[0] for d in (directory, RunDir(tmp_path / "plain"))))
     hmdc, seen = hmdc_of(plain), list[Tensor]()
     for _ in hmdc.run():
-        seen.append(tiny_source().denormalise(hmdc.images.pixels))
+        seen.append(tiny_source().denormalise(hmdc.sizes[0].images.pixels))
     wanted = torch.stack(seen).mean(0).flatten(0, 1)
     torch.testing.assert_close(read_condensed(directory.condensed)[0], wanted, rtol=0, atol=1e-5)
     picture = Image.open(io.BytesIO([event.png for event in events if isinstance(event, ImageGrid)][-1]))

@@ -173,7 +173,7 @@ def test_condensing_with_a_network_built_in_and_one_of_one_s_own(kind: type[Net]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         runs.append(RunDir(tmp_path / name))
-        info = condense(own_recipe(spec), tiny_source(), runs[-1], device=CPU)
+        (info,) = condense(own_recipe(spec), tiny_source(), runs[-1], device=CPU)
     assert estimate_cost(own_recipe(spec), tiny_source(), CPU).memory["graphs"] > 1000
     assert digest(runs[0]) == digest(runs[1]), "the same bytes again"
     assert [model.id for model in info.models] == [RECIPE["pool"][0]["id"], spec.id]
