@@ -6,9 +6,10 @@ r"""What becomes of mutual distillation while a run goes on: step by step, for e
 
 The run is the condenser's own, with its trainings. Before an image step, and after each: the matching loss of
 `distill/...` and its share of the image gradient (mean over classes; weights of the balance as they are then), always
-on the same views; and on one fixed minibatch of real images mutual distillation itself, and the variance over these images of what P makes of them, mean over taps and dimensions (and positions), semantic and spatial, of the
-first and of the second model. `random` is the paper's form with P and Q as they were drawn; all forms begin with the
-same networks, images and P. Of a pool of more than two, the first pair is shown.
+on the same views; and on one fixed minibatch of real images mutual distillation itself, and the variance over these
+images of what P makes of them, mean over taps and dimensions (and positions), semantic and spatial, of the first and of
+the second model. `random` is the paper's form with P and Q as they were drawn; all forms begin with the same networks,
+images and P. Of a pool of more than two, the first pair is shown.
 
 Prints Markdown tables.
 """
@@ -50,7 +51,7 @@ def _matching(hmdc: HMDC) -> tuple[float, float]:
     real, labels = hmdc.real, list(range(hmdc.real.classes))
     place = [name.startswith("distill/") for name in hmdc.networks.objectives.names()].index(True)
     losses, shares = [], []
-    for few in torch.tensor(labels).split(hmdc.at_once.classes):
+    for few in torch.split(torch.tensor(labels), hmdc.at_once.classes):
         rows = few.tolist()
         drawn = real.draw_classes(rows, rows, [hmdc.real_batches[c] for c in rows], DRAW)
         (packed,) = hmdc.execution.upload([drawn])

@@ -81,11 +81,22 @@ def emphasised(text: str, stream: TextIO, colour: str | None = None) -> str:
 
 def evaluation_document(found: Evaluation) -> dict[str, Any]:
     """Write scores by another protocol than a run's own, or of another program's set, as plain data for `--json`."""
+    if found.sizes != [found]:
+        return {"directory": str(found.path), "sizes": [evaluation_document(one) for one in found.sizes]}
     return {"directory": str(found.path), **found.scores.model_dump(mode="json", include=SHOWN)}
 
 
 def run_document(run: Run) -> dict[str, Any]:
-    """Write what a run came to as plain data for `--json`."""
+    """Write what a run came to as plain data for `--json`; of several sizes each in a list."""
+    if run.several:
+        return {
+            "run": str(run.path),
+            "condense_hash": run.recipe.condense_hash(),
+            "protocol_hash": run.recipe.protocol_hash(),
+            "sizes": [run_document(size) for size in run.sizes],
+            "package": run.package_folder and str(run.package_folder),
+            "seconds": run.seconds,
+        }
     info, scores = run.info, run.scores
     return {
         "run": str(run.path),

@@ -43,9 +43,10 @@ def compare(
 ) -> None:
     """Put scored sets side by side: the first against every other.
 
-    NAME is a run, a directory with scores.json (such as one below `evaluations` in a run), a scores.json, a package
-    folder, or a dataset on the Hub, owner/name or owner/name:config. All must have been scored on one source by one
-    protocol. Sets of one recipe with several seeds are put together, and stand for their recipe.
+    NAME is a run (of several sizes each is a set), a directory with scores.json (such as one below `evaluations` in a
+    run), a scores.json, a package folder, or a dataset on the Hub, owner/name or owner/name:config. All must have been
+    scored on one source by one protocol. Sets of one recipe with several seeds are put together, and stand for their
+    recipe.
     """
     if as_json and markdown:
         raise UsageError("--json and --markdown print the same in two ways.", hint="Give one of them.")
@@ -58,8 +59,8 @@ def compare(
         raise UsageError("--config is about packages and datasets on the Hub.", hint="Leave it out.")
     # What is here goes first: nothing is downloaded for a command that has a mistake in it.
     order = sorted(range(len(targets)), key=lambda place: targets[place].kind == "hub")
-    sets = {place: _scored(targets[place], config, root) for place in order}
-    found = put_side_by_side([sets[place] for place in range(len(targets))])
+    sets = {place: [_scored(one, config, root) for one in _sizes(targets[place])] for place in order}
+    found = put_side_by_side([one for place in range(len(targets)) for one in sets[place]])
     if report is not None:
         _write(report, found)
     text = comparison_markdown if markdown else comparison_text
@@ -70,10 +71,18 @@ def compare(
         output.hint("--report DIR writes a page with pictures")
 
 
+def _sizes(found: Target) -> list[Target]:
+    """List a target for each size of a run of several."""
+    from hmdc_hub.store.rundir import RunDir
+
+    return [found._replace(path=size.path) for size in RunDir(found.path).sizes] if found.kind == "run" else [found]
+
+
 def _scored(found: Target, config: str | None, root: Path) -> ScoredSet:
     """Read the scores of a target, with the command that scores it again; there may be none: a NotFoundError."""
     from hmdc_hub.report.comparison import ScoredSet
     from hmdc_hub.store.files import read_scores
+    from hmdc_hub.store.rundir import RunDir
 
     if found.kind in ("package", "hub"):
         package, facts = found.open(config)
@@ -100,10 +109,10 @@ def _scored(found: Target, config: str | None, root: Path) -> ScoredSet:
             raise
         raise UsageError(f"{file} is no scores.json.", hint="Name the directory that scores.json is in.") from error
     place, target = folder.resolve(), _quoted(folder)
-    label = file.stem if found.kind == "file" else place.name
+    label = file.stem if found.kind == "file" else RunDir(place).name
     if place.parent.name == "evaluations" and found.kind != "file":
         # Its own name says the protocol, which is that of all: called by its run.
-        label, target = place.parent.parent.name, _quoted(normpath(folder / ".." / ".."))
+        label, target = RunDir(place.parent.parent).name, _quoted(normpath(folder / ".." / ".."))
     _check_images(folder, scores, target)
     if scores.condense_hash is None:
         target = "FILE --recipe RECIPE"

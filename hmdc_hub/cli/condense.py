@@ -98,7 +98,7 @@ def condense(
             output.talk(f"{run.path} has it all already; --force would start again")
         output.emit(as_json, lambda: output.run_document(run), run.summary)
         name = run.path.name if run.path.parent == api.RUNS else str(run.path)
-        output.hint(f"hmdc-hub runs show {name}, hmdc-hub push {name}" if run.scores else again)
+        output.hint(f"hmdc-hub runs show {name}, hmdc-hub push {name}" if run.scored else again)
 
 
 def _again(recipe: str, started: Launched | None, **given: object) -> str:

@@ -41,13 +41,14 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
     from hmdc_hub.publish.card import read_facts
 
     folder = named_or_newest(run, root).package(config)
-    (facts,) = read_facts(folder)
-    rows = [[file.path, amount(file.size), file.sha256[:12]] for file in facts.manifest.files]
+    facts = read_facts(folder)
+    rows = [[file.path, amount(file.size), file.sha256[:12]] for one in facts for file in one.manifest.files]
+    manifests = [one.manifest.model_dump(mode="json") for one in facts]
     output.emit(
         as_json,
-        lambda: {"package": str(folder), **facts.manifest.model_dump(mode="json")},
+        lambda: {"package": str(folder), **({"configs": manifests} if facts[1:] else manifests[0])},
         lambda: f"package    {folder}\n" + output.columns(["FILE", "SIZE", "SHA-256"], rows),
-        f'load_dataset("{folder.as_posix()}", "{facts.name}"), hmdc-hub push {run or ""}'.rstrip(),
+        f'load_dataset("{folder.as_posix()}", "{facts[0].name}"), hmdc-hub push {run or ""}'.rstrip(),
     )
 
 
@@ -55,7 +56,11 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
 @click.argument("run", required=False)
 @ROOT
 @click.option("--repo-id", metavar="ID", help="OWNER/NAME or NAME.  [default: you / the recipe's publish.name]")
-@click.option("--config", metavar="NAME", help="Configuration to fill.  [default: the recipe's publish.config]")
+@click.option(
+    "--config",
+    metavar="NAME",
+    help="Configuration to fill; of several sizes the one to push.  [default: the recipe's publish.config; all sizes]",
+)
 @click.option("--private/--public", default=None, help="Visibility of a new dataset; never changed afterwards.")
 @click.option("--default", is_flag=True, help="Make this the configuration that load_dataset(ID) gives.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
@@ -69,8 +74,8 @@ def package(run: str | None, root: Path, config: str | None, as_json: bool) -> N
 def push(run: str | None, root: Path, dry_run: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Publish RUN, or the newest finished run, as a dataset on the Hugging Face Hub.
 
-    Shows what will change and asks first. Everything goes in one commit, is tagged, and is read back and checked as a
-    stranger would load it. You are whoever `hf auth login` or HF_TOKEN says.
+    Shows what will change and asks first. Everything, all sizes of a run of several, goes in one commit, is tagged, and
+    is read back and checked as a stranger would load it. You are whoever `hf auth login` or HF_TOKEN says.
     """
     from hmdc_hub.pipeline.progress import reporting
     from hmdc_hub.pipeline.target import named_or_newest
@@ -124,7 +129,7 @@ def plan_text(plan: PushPlan, run: str) -> str:
     """Write a plan for a person; of a set that does not beat all that it must beat it says so."""
     from hmdc_hub.report.headline import headline
 
-    remote, head = plan.remote, headline(plan.facts.scores) if plan.facts.scores else None
+    remote, heads = plan.remote, {one.name: headline(one.facts.scores) for one in plan.pushed if one.facts.scores}
     visible, place, there = "private" if plan.private else "public", "a new dataset", frozenset[str]()
     if remote is not None:
         place, there = f"at {remote.head[:12]}", frozenset(remote.files)
@@ -138,10 +143,14 @@ def plan_text(plan: PushPlan, run: str) -> str:
         f"to         {plan.repo_id} ({visible}), branch {plan.options.branch}, {place}",
         *(["by         a pull request"] if plan.options.create_pr else []),
         *(f"           {note}" for note in plan.notes),
-        *([f"verdict    {head.verdict}"] if head and not head.beats_all else []),
+        *(
+            f"verdict    {f'{name}: ' if plan.pushed[1:] else ''}{head.verdict}"
+            for name, head in heads.items()
+            if not head.beats_all
+        ),
         *(f"  {what:<8} {path:<{width}}  {size}".rstrip() for what, path, size in rows),
     ]
-    others = [name for name in plan.configs if name != plan.config]
+    others = [name for name in plan.configs if name not in {one.name for one in plan.pushed}]
     if others:
         lines.append(f"  keep     {', '.join(others)}")
     lines.append(f"default    {plan.default}")
@@ -164,7 +173,7 @@ def plan_document(plan: PushPlan) -> dict[str, Any]:
         "branch": plan.options.branch,
         "create_pr": plan.options.create_pr,
         "parent_commit": remote and remote.head,
-        "config": plan.config,
+        "pushed": [one.name for one in plan.pushed],
         "configs": list(plan.configs),
         "default": plan.default,
         "uploads": sorted(plan.uploads),

@@ -64,17 +64,22 @@ def show(name: str, root: Path, as_json: bool) -> None:
             return
         raise NotFoundError(f"{run.path} is not a run directory", hint=f"`hmdc-hub runs ls --root {root}` lists them.")
     entry = run_entry(run)
+    several = run.sizes != [run] and entry.state not in ("empty", "unfinished")
 
     def text() -> str:
-        if entry.info is None:
+        if entry.info is None and not several:
             about = entry.problem or _standing(run)
             return f"run        {run.path}\nstate      {entry.state}\n{about}"
         from hmdc_hub.pipeline.api import Run
 
         return f"state      {entry.state}, {_date(run)}\n{Run(run.path).details(output.room())}"
 
-    output.emit(as_json, lambda: summary(entry), text)
-    if entry.info is None and not entry.problem and not as_json:
+    def document() -> dict[str, Any]:
+        sizes = [summary(run_entry(size)) for size in run.sizes] if several else []
+        return summary(entry) | ({"sizes": sizes} if several else {})
+
+    output.emit(as_json, document, text)
+    if entry.info is None and not several and not entry.problem and not as_json:
         output.talk(_go_on(run).strip() or "it goes on")
 
 
@@ -129,7 +134,7 @@ def summary(entry: RunEntry) -> dict[str, Any]:
     done, total = (0, 0) if info else entry.run.last_step()
     plain = {} if scores is None else scores.model_dump(mode="json", include={"protocol_hash", "table", "gain"})
     return {
-        "name": entry.run.path.name,
+        "name": entry.name,
         "path": str(entry.run.path),
         "state": entry.state,
         "problem": entry.problem or None,
@@ -148,7 +153,7 @@ def summary(entry: RunEntry) -> dict[str, Any]:
 def _table(entries: list[RunEntry]) -> str:
     header, rows = ["NAME", "STATE", "DATE", "SOURCE", "IPC", "SCORE", "GAIN", "TIME"], []
     for entry in entries:
-        info, scores, name = entry.info, entry.scores, entry.run.path.name
+        info, scores, name = entry.info, entry.scores, entry.name
         date = _date(entry.run).partition(" ")[0]
         if info is None:
             rows.append([name, "unreadable" if entry.problem else entry.state, date, "", "", "", "", ""])

@@ -305,7 +305,7 @@ def estimate_cost_stepwise(
         work: dict[str, Tensor] = {}
         for part in found.all_parts:
             if part == BANK:
-                work[part] = _trained(models, missing, spec.networks.bank.epochs, real, spec, at_once)
+                work[part] = _trained(models, missing, spec.networks.bank.pretrain_epochs, real, spec, at_once)
             elif part == OBSERVERS:
                 once = [int(place < found.observers) for place in range(len(models))]
                 work[part] = _trained(models, once, spec.observer_epochs, real, spec, at_once)
@@ -346,8 +346,8 @@ def _counted(networks: ModelPool, ranks: int) -> CostEstimate:
         checkpoint_bytes=bytes_each * images,
         exchanged_bytes=exchanged,
         observers=len(models) if spec.difficulty.keep < 1 else int(spec.observes),
-        bank_networks=spec.networks.bank.models * len(models),
-        bank_bytes=spec.networks.bank.models
+        bank_networks=spec.networks.bank.num_models * len(models),
+        bank_bytes=spec.networks.bank.num_models
         * spec.networks.bank.stages
         * sum(value.nbytes for net in models for value in net.state_dict().values()),
     )

@@ -171,7 +171,7 @@ class _Session:
 
         Not before: the initialisation, which an evaluation may make again, is as without.
         """
-        if not self.recipe.condense.networks.bank.models:
+        if not self.recipe.condense.networks.bank.num_models:
             return
         networks = self.hmdc.networks
         networks.bank = Bank(self.recipe, networks.real, self.run.checkpoints, self.callback, self.stop, self.ranks)

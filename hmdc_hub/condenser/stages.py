@@ -142,14 +142,14 @@ class Bank:
     @cached_property
     def networks(self) -> list[tuple[int, int]]:
         """All of them: places in the pool, with the number of the network."""
-        return [(m, n) for n in range(self.spec.models) for m in range(len(self.recipe.pool))]
+        return [(m, n) for n in range(self.spec.num_models) for m in range(len(self.recipe.pool))]
 
     def start(self, m: int, net: PoolModel, gen: torch.Generator) -> None:
         """Give a model of the pool, in place, the values of a stage that `gen` draws, perturbed by weight noise.
 
         Running statistics of batch norm are those of the stage.
         """
-        n, stage = (int(torch.randint(most, (), generator=gen)) for most in (self.spec.models, self.spec.stages))
+        n, stage = (int(torch.randint(most, (), generator=gen)) for most in (self.spec.num_models, self.spec.stages))
         values = self._read(m, n, stage, net)
         if values is None:  # it was damaged or removed since the run began
             self._train(m, n)
@@ -174,7 +174,10 @@ class Bank:
         ]
         if missing:
             self.callback(
-                Stage("bank", f"{count(len(missing), 'network')} of {len(self.networks)}, {self.spec.epochs} epochs")
+                Stage(
+                    "bank",
+                    f"{count(len(missing), 'network')} of {len(self.networks)}, {self.spec.pretrain_epochs} epochs",
+                )
             )
         for i in range(0, len(missing), self.ranks.count):
             for m, n in missing[i : i + self.ranks.count][self.ranks.index :][:1]:
@@ -255,10 +258,10 @@ class Bank:
         spec, real = self.spec, self.real
         if m not in self._models:
             self._models[m] = build_for(self.recipe.pool[m], real.source).to(real.device)
-        model, total, stages = self._models[m], spec.epochs * minibatches(real), dict[str, Tensor]()
+        model, total, stages = self._models[m], spec.pretrain_epochs * minibatches(real), dict[str, Tensor]()
         began, wanted = time.monotonic(), stage_ends(total, spec.stages)
         seed = rng.derived_seed(spec.seed, "bank", n)
-        for done in training(model, real, epochs=spec.epochs, seed=seed, callback=self.callback):
+        for done in training(model, real, epochs=spec.pretrain_epochs, seed=seed, callback=self.callback):
             if self._alone and self.stop.signal_number:
                 self._stopped()
             for stage in (stage for stage, end in enumerate(wanted) if end == done):
@@ -298,7 +301,7 @@ def file_key(model: ModelSpec, spec: CondenseSpec, n: int, device: torch.device)
     whole = {
         "form": FORM,
         "model": entry | {"lr": model.lr.condense},
-        "epochs": networks.bank.epochs,
+        "epochs": networks.bank.pretrain_epochs,
         "stages": networks.bank.stages,
         "seed": networks.bank.seed,
         "network": n,
@@ -329,7 +332,7 @@ def missing_networks(recipe: Recipe, device: torch.device) -> list[int]:
                     return True
         return False
 
-    return [sum(not there(model, n) for n in range(spec.networks.bank.models)) for model in recipe.pool]
+    return [sum(not there(model, n) for n in range(spec.networks.bank.num_models)) for model in recipe.pool]
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -303,7 +303,7 @@ class EvaluationCost:
 
     trainings: int  # architectures x training sets with their draws x seeds
     seconds: float | None  # estimated, over all workers; None until all architectures are measured
-    per_model: dict[str, float]  # estimated, of one training on the condensed set, by architecture that is measured
+    per_model: dict[str, float]  # estimated, of a training on the (largest) condensed set, by measured architecture
 
 
 def planned(
@@ -315,23 +315,9 @@ def planned(
     is put on the device before the first estimate was taken.
     """
     protocol, train = recipe.evaluate.settled(), source.train
-    synthetic = train.num_classes * recipe.condense.size
-    sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
-    soft = protocol.soft_labels.teacher != "none"
-    names = [name for name, _ in protocol.training_sets()]
-    seeds = dict.fromkeys(names, protocol.seeds)
-    if metrics.adds_full(protocol):
-        flops = [forward_flops(build_for(spec, source)) for spec in protocol.models]
-        guess = {of: sum(_guessed(protocol, flops, sizes[TRAINING_SETS[of].size], of)) for of in (*names, metrics.FULL)}
-        if guess[metrics.FULL] <= protocol.seeds * sum(guess[name] for name in names):
-            names.append(metrics.FULL)
-            seeds[metrics.FULL] = 1
-    images = []  # that a training sees, and how many such trainings a model has
-    for name in names:
-        size = sizes[TRAINING_SETS[name].size]
-        seen = steps_of(protocol, size, full=name == metrics.FULL) * min(protocol.batch, size)
-        times = seeds[name] * (3 if soft and name in metrics.SOFT_SETS else 1)  # on hard labels, and twice on soft ones
-        images.append((seen, times))
+    images = list[tuple[int, int]]()
+    for ipc in sorted(recipe.condense.sizes, reverse=True):
+        images += _planned_images(recipe, source, ipc, known=bool(images))
     found = EvaluationCost(len(protocol.models) * sum(times for _, times in images), None, {})
     yield found
     total, parallel = 0.0, 1 if device.type != "cpu" else min(workers or usable_cores(), usable_cores())
@@ -346,6 +332,32 @@ def planned(
         seconds = total / parallel if len(per_model) == len(protocol.models) else None
         found = replace(found, per_model=per_model, seconds=seconds)
         yield found
+
+
+def _planned_images(recipe: Recipe, source: Source, ipc: int, *, known: bool) -> list[tuple[int, int]]:
+    """List for the training sets of one size how many images a training sees, and how many trainings a model has.
+
+    The condensed set comes first. `known`: a larger size has trained on the full set.
+    """
+    protocol, train = recipe.evaluate.settled(), source.train
+    synthetic = train.num_classes * ipc
+    sizes = {"decoded": synthetic * recipe.condense.factor**2, "chosen": synthetic, "all": len(train.images)}
+    soft = protocol.soft_labels.teacher != "none"
+    names = [name for name, _ in protocol.training_sets() if not (known and name == metrics.FULL)]
+    seeds = dict.fromkeys(names, protocol.seeds)
+    if metrics.adds_full(protocol) and not known:
+        flops = [forward_flops(build_for(spec, source)) for spec in protocol.models]
+        guess = {of: sum(_guessed(protocol, flops, sizes[TRAINING_SETS[of].size], of)) for of in (*names, metrics.FULL)}
+        if guess[metrics.FULL] <= protocol.seeds * sum(guess[name] for name in names):
+            names.append(metrics.FULL)
+            seeds[metrics.FULL] = 1
+    images = []
+    for name in names:
+        size = sizes[TRAINING_SETS[name].size]
+        seen = steps_of(protocol, size, full=name == metrics.FULL) * min(protocol.batch, size)
+        times = seeds[name] * (3 if soft and name in metrics.SOFT_SETS else 1)  # on hard labels, and twice on soft ones
+        images.append((seen, times))
+    return images
 
 
 def _guessed(protocol: EvaluateSpec, flops: Sequence[float], images: int, name: str) -> list[float]:

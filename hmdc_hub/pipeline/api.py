@@ -19,7 +19,7 @@ from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import NotFoundError, UsageError
 from hmdc_hub.events import Callback, StopFlag
 from hmdc_hub.metrics import MEAN
-from hmdc_hub.pipeline.ending import score_lines
+from hmdc_hub.pipeline.ending import score_lines, size_lines
 from hmdc_hub.pipeline.recipe import Recipe, load_recipe
 from hmdc_hub.processes import Work, launched, parse_share, stop_on_signals
 from hmdc_hub.report import soft_labels
@@ -45,6 +45,9 @@ RUNS = Path("runs")  # folder of runs, in the current one
 
 class Run:
     """A run directory: what was condensed, its scores, its package. Everything is read when it is asked for.
+
+    Of a run of several sizes, `sizes` has a run for each, which has `info`, `condensed`, `scores` and `preview`; asked
+    for those, the whole is a UsageError. State, package, push, summary and evaluation are of all sizes.
 
     Args:
         path: The directory.
@@ -75,9 +78,29 @@ class Run:
         return Recipe.of(read_recipe_file(self.directory.recipe))
 
     @property
+    def sizes(self) -> list[Run]:
+        """A run for each size, in the order of the recipe; itself alone if `condense.ipc` is one number."""
+        found = self.directory.sizes
+        return [self] if found == [self.directory] else [Run(size.path) for size in found if size.path.is_dir()]
+
+    @property
+    def several(self) -> bool:
+        """Whether its recipe lists several sizes."""
+        return self.directory.sizes != [self.directory]
+
+    def _one(self, what: str) -> RunDir:
+        if self.several:
+            names = ", ".join(size.path.name for size in self.directory.sizes)
+            raise UsageError(
+                f"{self.path} is a run of several sizes, {names}: {what} is of one of them.",
+                hint=f"`sizes` has a run for each: [run.{what} for run in run.sizes].",
+            )
+        return self.directory
+
+    @property
     def info(self) -> ArtifactInfo:
         """Provenance of the condensed set."""
-        return read_info(self.directory.info)
+        return read_info(self._one("info").info)
 
     @property
     def state(self) -> RunState:
@@ -89,12 +112,18 @@ class Run:
         """The condensed set, as a torch dataset."""
         from hmdc_hub.store.dataset import load
 
-        return load(self.path)
+        return load(self._one("condensed").path)
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has scores by its own protocol, of every size."""
+        return self.state in ("scored", "finished")
 
     @property
     def scores(self) -> Scores | None:
         """The scores by its own protocol; None if there are none."""
-        return read_scores(self.directory.scores) if self.state in ("scored", "finished") else None
+        found = self._one("scores").scores
+        return read_scores(found) if self.scored else None
 
     @property
     def package_folder(self) -> Path | None:
@@ -108,13 +137,13 @@ class Run:
 
         from hmdc_hub.pipeline.job import pictures
 
-        return PIL.Image.open(io.BytesIO(pictures(self.directory).preview))
+        return PIL.Image.open(io.BytesIO(pictures(self._one("preview()")).preview))
 
     def package(self, config: str | None = None) -> Path:
         """Build the folder that a Hub dataset will hold; doing it twice gives the same bytes.
 
         Args:
-            config: Name of the configuration; None: the recipe's `publish.config`.
+            config: Name of the configuration; None: the recipe's `publish.config`. Of several sizes all are packaged.
         """
         from hmdc_hub.publish.build import package
 
@@ -140,7 +169,8 @@ class Run:
         Args:
             repo_id: `owner/name` or `name`; None: you / the recipe's `publish.name`.
             private: Visibility of a new dataset; None: public, unless the source is not.
-            config: Configuration to fill; None: the recipe's `publish.config`.
+            config: Configuration to fill; None: the recipe's `publish.config`. Of several sizes: the one to push; None:
+                all, in one commit.
             default: Make it the configuration that `load_dataset(repo_id)` gives.
             create_pr: Open a pull request instead of committing.
             revision: Branch to commit to.
@@ -171,7 +201,12 @@ class Run:
         return evaluate(self, **options)
 
     def summary(self) -> str:
-        """Write in five lines what it came to: accuracy beside baselines, gains, unseen and seen models, its files."""
+        """Write in five lines what it came to: accuracy beside baselines, gains, unseen and seen models, its files.
+
+        Of several sizes a line each, with the accuracy beside baselines.
+        """
+        if self.several:
+            return "\n".join(self._size_lines())
         info, scores = self.info, self.scores
         lines = [f"condensed  {info.source.id}, {info.ipc} per class: {info.synthetic_images} synthetic images"]
         if scores is not None:
@@ -179,53 +214,91 @@ class Run:
         preview = self.directory.preview
         return "\n".join(lines + [f"preview    {preview}"] * preview.is_file())
 
+    def _size_lines(self) -> list[str]:
+        each = f"{self.path}/{{{','.join(run.path.name for run in self.sizes)}}}"
+        lines = [f"{run.path.name:<10} {run.info.source.id}, {_held(run.info)}" for run in self.sizes]
+        if self.scored:
+            scores = {run.path.name: read_scores(run.directory.scores) for run in self.sizes}
+            lines = size_lines(scores, f"{each}/report/report.html")
+        shown = all(run.directory.preview.is_file() for run in self.sizes)
+        return lines + [f"preview    {each}/preview.png"] * shown
+
     def details(self, width: int = 80) -> str:
         """Write all that it came to in lines of `width`: directory, protocol, score table, gains, time, package."""
+        if self.several:
+            return "\n\n".join(run.details(width) for run in self.sizes)
         info, scores, package = self.info, self.scores, self.package_folder
         spent = {"condense": info.seconds} | {name: s for name, s in self.seconds.items() if name != "condense"}
         return "\n".join(
             [
                 f"run        {self.path}",
-                f"condensed  {info.source.id}, {info.ipc} per class: {info.synthetic_images} synthetic images that "
-                f"hold {info.training_images}",
+                f"condensed  {info.source.id}, {_held(info)}",
                 *([] if scores is None else [*_scored(scores, self.directory, width), "", table_text(scores, width)]),
                 *([soft_labels.text(scores)] if scores is not None and scores.soft_labels else []),
                 f"time       {', '.join(f'{name} {duration(seconds)}' for name, seconds in spent.items())}",
-                *([] if package is None else [f'package    load_dataset("{package.as_posix()}")']),
+                *([] if package is None else [f'package    load_dataset("{package.as_posix()}"{self._named()})']),
             ]
         )
+
+    def _named(self) -> str:
+        """Write which configuration of the package this is, where it has several."""
+        whole, own = self.directory.whole, self.directory
+        return "" if whole == own else next(f', "{name}"' for name, one in whole.sets().items() if one == own)
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
     def __repr__(self) -> str:
-        scores = self.scores
-        mean = "" if scores is None else f", {100 * scores.table[CONDENSED][MEAN].mean:.1f} %"
-        return f"Run({str(self.path)!r}, {self.state}{mean})"
+        means = ""
+        for run in self.sizes if self.scored else ():
+            scores = read_scores(run.directory.scores)
+            means += f", {f'{run.path.name} ' * self.several}{100 * scores.table[CONDENSED][MEAN].mean:.1f} %"
+        return f"Run({str(self.path)!r}, {self.state}{means})"
 
     def _repr_html_(self) -> str:
         if self.state in ("empty", "unfinished"):
             return f"<code>{escape(repr(self))}</code>"
-        return f"<pre>{escape(self.summary())}</pre>{self.condensed._repr_html_()}"
+        return f"<pre>{escape(self.summary())}</pre>{''.join(run.condensed._repr_html_() for run in self.sizes)}"
+
+
+def _held(info: ArtifactInfo) -> str:
+    return f"{info.ipc} per class: {info.synthetic_images} synthetic images that hold {info.training_images}"
 
 
 class Evaluation:
-    """What an evaluation came to.
+    """What an evaluation came to; of several sizes, `sizes` has one for each.
 
     Args:
         path: Directory with scores.json.
         run: The run, if it was scored by its own protocol.
         published: How the scores compare with published ones of the same protocol.
+        parts: Of several sizes of the run in `path`: the directories with the scores of each, if they are not its own.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], run: Run | None = None, published: Agreement | None = None
+        self,
+        path: str | os.PathLike[str],
+        run: Run | None = None,
+        published: Agreement | None = None,
+        parts: Sequence[Path] = (),
     ) -> None:
         self.path, self.run, self.published = Path(path), run, published
+        own = [Evaluation(one.path, one) for one in run.sizes] if run is not None and run.several else []
+        self._sizes = [Evaluation(part) for part in parts] or own
+
+    @property
+    def sizes(self) -> list[Evaluation]:
+        """An evaluation for each size of a run of several, in the order of its recipe; itself alone of one set."""
+        return self._sizes or [self]
 
     @cached_property
     def scores(self) -> Scores:
         """The scores: every training, the table of means with intervals, and the protocol."""
+        if self._sizes:
+            raise UsageError(
+                f"{self.path} is a run of several sizes: there are scores of each.",
+                hint="`sizes` has an evaluation for each: [one.scores for one in evaluation.sizes].",
+            )
         return read_scores(self.path / "scores.json")
 
     @property
@@ -234,22 +307,34 @@ class Evaluation:
         return RunDir(self.path).report / "report.html"
 
     def to_pandas(self) -> pd.DataFrame:
-        """Give a row for each training: model, training set, draw, seed, accuracy."""
+        """Give a row for each training: model, training set, draw, seed, accuracy; of several sizes `name` first."""
         from hmdc_hub.metrics import scores_frame
 
-        return scores_frame(self.scores)
+        if not self._sizes:
+            return scores_frame(self.scores)
+        import pandas as pd
+
+        frames = {one.scores.name: scores_frame(one.scores) for one in self._sizes}
+        return pd.concat(frames, names=["name"]).reset_index("name").reset_index(drop=True)
 
     def summary(self) -> str:
         """Write in four lines what it came to: accuracy beside baselines, gains, unseen and seen models, its report."""
+        if self._sizes:
+            each = {one.scores.name: one.scores for one in self._sizes}
+            return "\n".join(size_lines(each, ", ".join(str(one.report) for one in self._sizes)))
         return "\n".join(score_lines(self.scores, self.report))
 
     def details(self, width: int = 80) -> str:
         """Write the protocol and the table of means in lines of `width`, with gains over what the set must beat."""
+        if self._sizes:
+            return "\n\n".join(one.details(width) for one in self._sizes)
         about = _scored(self.scores, RunDir(self.path), width)
         soft = [soft_labels.text(self.scores)] if self.scores.soft_labels else []
         return "\n".join([f"set        {self.scores.name}", *about, "", table_text(self.scores, width), *soft])
 
     def __repr__(self) -> str:
+        if self._sizes:
+            return f"Evaluation({', '.join(map(repr, self._sizes))})"
         means = (f"{name} {100 * row[MEAN].mean:.1f}" for name, row in self.scores.table.items())
         return f"Evaluation({self.scores.name}: {', '.join(means)})"
 
@@ -446,7 +531,8 @@ def evaluate(
     )  # fmt: skip
     with stop_on_signals(stop) as flag, reporting(progress, callbacks) as callback:
         found = request.score(Work(chosen, workers, callback, flag, resume, shared))
-    return Evaluation(found.where.path, Run(found.where.path) if found.of_run else None, found.published)
+    own = Run(found.where.path) if found.of_run else None
+    return Evaluation(found.where.path, own, found.published, [part.path for part in found.parts])
 
 
 def _unknown_argument(name: str) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hmdc_hub.report.headline import Headline, Part, headline
@@ -15,8 +16,7 @@ def score_lines(scores: Scores, report: Path) -> list[str]:
     Where the set does not beat all that it must beat, that is a line of its own.
     """
     found = headline(scores)
-    on = "" if scores.protocol.holdout is None else f" on {scores.test_count} {scored_on(scores)} images"
-    lines = [f"accuracy   {_accuracy(found, on)}"]
+    lines = [f"accuracy   {_accuracy(found, _on(scores))}"]
     if found.gains:
         lines.append(f"gain over  {', '.join(f'{_label(name)} {short(gain)}' for name, gain in found.gains.items())}")
     over = "" if found.strongest is None else f" over {_label(found.strongest)}"
@@ -24,6 +24,23 @@ def score_lines(scores: Scores, report: Path) -> list[str]:
     if not found.beats_all:
         lines.append(f"verdict    {found.verdict}")
     return [*lines, f"report     {report} ({found.protocol})"]
+
+
+def size_lines(sizes: Mapping[str, Scores], report: str) -> list[str]:
+    """Write for each size its mean beside its baselines, then which of them do not beat all that they must."""
+    lines, verdicts, protocol = list[str](), list[str](), ""
+    for name, scores in sizes.items():
+        found = headline(scores)
+        lines.append(f"{name:<10} {_accuracy(found, _on(scores))}")
+        if not found.beats_all:
+            verdicts.append(f"verdict    {name}: {found.verdict}")
+        protocol = found.protocol
+    return [*lines, *verdicts, f"report     {report} ({protocol})"]
+
+
+def _on(scores: Scores) -> str:
+    """Say what was scored on, where that is not the test split."""
+    return "" if scores.protocol.holdout is None else f" on {scores.test_count} {scored_on(scores)} images"
 
 
 def _accuracy(found: Headline, on: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from hmdc_hub.errors import UsageError
 from hmdc_hub.evaluator import EvaluatedSet, evaluated_set, of_run
 from hmdc_hub.events import Note, Stage
 from hmdc_hub.models import build_for, settle
-from hmdc_hub.pipeline.job import Job, disk_errors, score
+from hmdc_hub.pipeline.job import Job, disk_errors, score, told_of
 from hmdc_hub.pipeline.recipe import changed, load_recipe
 from hmdc_hub.pipeline.target import Agreement, agreement, find_or_adopt
 from hmdc_hub.processes import Work
@@ -30,6 +30,7 @@ class Found(NamedTuple):
     where: RunDir
     of_run: bool = False
     published: Agreement | None = None
+    parts: tuple[RunDir, ...] = ()  # where the scores of several sizes are, if those are not the run's own
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,16 @@ class EvaluateRequest:
         self.changes()  # a mistake in it is found before anything is downloaded
         own = Path(self.run_dir) if self.run_dir else None
         run, published = find_or_adopt(value, Path(self.root), self.config, self.revision, own)
-        where = self._score_run(run, work)
-        if where != run or not run.scores.is_file():
-            return Found(where)
+        parts = self._score_run(run, work)
+        if parts != run.sizes or not all(part.scores.is_file() for part in parts):
+            return Found(parts[0]) if parts[:1] == parts else Found(run, parts=tuple(parts))
         return Found(run, True, None if published is None else agreement(published, read_scores(run.scores)))
 
-    def _score_run(self, run: RunDir, work: Work) -> RunDir:
-        """Score a run; by its own protocol into it, by another one into a directory below `evaluations`."""
+    def _score_run(self, run: RunDir, work: Work) -> list[RunDir]:
+        """Score all sizes of a run; by its own protocol into it, by another one into directories below `evaluations`.
+
+        Gives where the scores of each size are.
+        """
         recipe = read_recipe_file(run.recipe)
         wanted = own = _settled(recipe.evaluate)
         changes = self.changes()
@@ -116,15 +120,19 @@ class EvaluateRequest:
         same = own.protocol_hash() == wanted.protocol_hash()
         if same and not work.assists:
             Job(recipe, run, work).prepared().do()
-            return run
+            return run.sizes
         recipe = recipe.model_copy(update={"evaluate": wanted})
         work.callback(Stage("source", recipe.source.id))
         source = load_source(recipe.source, callback=work.callback)
         # One of several processes cannot have the lock; what it writes is then the same bytes as the others write.
+        job = Job(recipe, run, work)
         with nullcontext() if work.assists else run.lock():
-            Job(recipe, run, work).complete(source)
-        where = run if same else self._directory(run.path, wanted)
-        return _score(of_run(recipe, run), wanted, source, where, work, run)
+            job.complete(source)
+        places = {size: size if same else self._directory(size.path, wanted) for size in run.sizes}
+        for of_size, size in sorted(job.sets, key=lambda pair: -pair[0].condense.size):  # as `Job` does
+            told = replace(work, callback=told_of(size, work.callback))
+            _score(of_run(of_size, size), wanted, source, places[size], told, size)
+        return list(places.values())
 
     def _score_set(self, value: Any, like: str | os.PathLike[str] | Recipe, work: Work) -> RunDir:
         """Score a set of another program on a recipe's source, by its protocol."""

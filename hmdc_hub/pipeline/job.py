@@ -18,7 +18,7 @@ import torch
 
 from hmdc_hub.catalog import read_recipe_file, stored_recipe_text
 from hmdc_hub.errors import FormatError, HmdcError, NewerFormatError, RunError, RunExistsError, UsageError
-from hmdc_hub.events import Note, Stage
+from hmdc_hub.events import Callback, Event, Note, Stage, Training
 from hmdc_hub.models import build_for, settle
 from hmdc_hub.processes import Work
 from hmdc_hub.publish.verify import verify
@@ -59,6 +59,13 @@ class Job:
     evaluate: bool = True  # False: condense and package, without scores
     image_grids: bool = False  # tell the callback at every network reset what the synthetic images look like
     ranks: Ranks | None = None  # the processes of torchrun that do it together, of which this is one
+
+    @property
+    def sets(self) -> list[tuple[Recipe, RunDir]]:
+        """The recipe and the directory of every set that is made: its own, or one of each size."""
+        if isinstance(self.recipe.condense.ipc, int):
+            return [(self.recipe, self.run)]
+        return [(one, self.run.of_size(one.condense.size)) for one in self.recipe.of_sizes()]
 
     def prepared(self) -> Job:
         """Look at the directory, and fill what the recipe leaves open; writes nothing.
@@ -149,7 +156,9 @@ class Job:
                     "starts again.",
                 )
             return wanted
-        scored = state != "condensed" and read_scores(run.scores).protocol_hash == recipe.protocol_hash()
+        scored = state != "condensed" and all(
+            read_scores(size.scores).protocol_hash == recipe.protocol_hash() for _, size in self.sets
+        )
         if self.evaluate and not (scored and self.work.reuse):
             return ["evaluate", "package"]
         return [] if package_is_current(recipe, run) else ["package"]
@@ -159,7 +168,11 @@ class Job:
 
         FormatError if the images that are to be scored are not those that info.json names.
         """
-        recipe, run, callback = self.recipe, self.run, self.work.callback
+        for recipe, run in self.sets:
+            self._complete(recipe, run, source)
+
+    def _complete(self, recipe: Recipe, run: RunDir, source: Source) -> None:
+        callback = self.work.callback
         if not run.finished:
             raise FormatError(
                 f"The images in {run.path} are not those that its info.json names.",
@@ -210,8 +223,10 @@ class Job:
             from hmdc_hub.publish.build import package
 
             work.callback(Stage("package", str(run.package)))
-            picture = package(run) / "assets" / recipe.publish.config / "preview.png"
-            write_bytes_atomic(run.preview, picture.read_bytes())  # where a person looks first
+            folder = package(run)
+            for config, size in run.whole.sets().items():
+                picture = folder / "assets" / config / "preview.png"
+                write_bytes_atomic(size.preview, picture.read_bytes())  # where a person looks first
             return
         assert source is not None
         if stage == "condense":
@@ -227,7 +242,10 @@ class Job:
         if not work.assists:
             self.complete(source)
         self._tell(())  # the first process has made what else the scores need
-        score(of_run(recipe, run), recipe.evaluate, source, run, work, shown=run)
+        # The largest first: what it trains on the full set, which it can afford, the others then know.
+        for of_size, size in sorted(self.sets, key=lambda pair: -pair[0].condense.size):
+            told = replace(work, callback=told_of(size, work.callback))
+            score(of_run(of_size, size), recipe.evaluate, source, size, told, shown=size)
 
     def _tell(self, stages: Sequence[StageName]) -> None:
         """Tell the other processes what is to be done; all of them meet here."""
@@ -236,20 +254,44 @@ class Job:
 
     def _store_recipe(self) -> None:
         """Write the resolved recipe, and let the other files follow where only protocol or name changed."""
-        recipe, run, text = self.recipe, self.run, stored_recipe_text(self.recipe)
-        if run.recipe.is_file() and run.recipe.read_text(encoding="utf-8") == text:
+        place, text = self.run.recipe, stored_recipe_text(self.recipe)
+        if place.is_file() and place.read_text(encoding="utf-8") == text:
             return
-        if run.info.is_file():
-            changed = {"protocol_hash": recipe.protocol_hash(), "recipe_name": recipe.name}
-            write_json_atomic(run.info, read_info(run.info).model_copy(update=changed))
-        if run.scores.is_file() and read_scores(run.scores).protocol_hash != recipe.protocol_hash():
-            run.scores.unlink()  # they are of another protocol
+        for recipe, run in self.sets:
+            if run.info.is_file():
+                changed = {"protocol_hash": recipe.protocol_hash(), "recipe_name": recipe.name}
+                write_json_atomic(run.info, read_info(run.info).model_copy(update=changed))
+            if run.scores.is_file() and read_scores(run.scores).protocol_hash != recipe.protocol_hash():
+                run.scores.unlink()  # they are of another protocol
+            if run.recipe != place and run.recipe.is_file():
+                write_text_atomic(run.recipe, stored_recipe_text(recipe))
         # Last: as long as it is the old one, the next run does all of this again.
-        write_text_atomic(run.recipe, text)
+        write_text_atomic(place, text)
+
+
+def told_of(size: RunDir, callback: Callback) -> Callback:
+    """Give a callback for the evaluation of one set: of several sizes it says which one, `ipc10/condensed`."""
+    if size.whole == size:
+        return callback
+    name = size.path.name
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Training):
+            event = replace(event, training_set=f"{name}/{event.training_set}")
+        elif isinstance(event, Stage) and event.name == "evaluate":
+            event = replace(event, detail=f"{name}, {event.detail}")
+        callback(event)
+
+    return tell
 
 
 def package_is_current(recipe: Recipe, run: RunDir) -> bool:
     """Tell whether the package of a complete run is of this recipe, these images and these scores, and in order."""
+    parts = zip(recipe.of_sizes(), run.sizes, strict=True)
+    return all(_is_packaged(*part) for part in parts) and all(finding.ok for finding in verify(run.package))
+
+
+def _is_packaged(recipe: Recipe, run: RunDir) -> bool:
     info, folder = read_info(run.info), run.package / recipe.publish.config
     wanted = {
         "recipe.yaml": stored_recipe_text(recipe.without_paths(info.source)).encode(),
@@ -257,7 +299,7 @@ def package_is_current(recipe: Recipe, run: RunDir) -> bool:
         "scores.json": run.public_scores() if run.scores.is_file() else None,
     }
     there = {name: path.read_bytes() if (path := folder / name).is_file() else None for name in wanted}
-    return there == wanted and all(finding.ok for finding in verify(run.package))
+    return there == wanted
 
 
 def _stored_recipe(run: RunDir) -> Recipe | None:

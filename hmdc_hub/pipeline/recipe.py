@@ -39,7 +39,7 @@ class Recipe(schema.Recipe):
 
     def __repr__(self) -> str:
         return (
-            f"Recipe({self.name}: {self.source.id}, {self.condense.ipc} per class, condensed by "
+            f"Recipe({self.name}: {self.source.id}, {', '.join(map(str, self.condense.sizes))} per class, condensed by "
             f"{', '.join(model.name for model in self.pool)})"
         )
 

@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
     def run(self, *needed: str) -> RunDir:
         """Give the run, once these of its files say that it is condensed; else a NotFoundError."""
-        if not all((self.path / name).is_file() for name in needed):
+        if not all((size.path / name).is_file() for size in RunDir(self.path).sizes for name in needed):
             raise NotFoundError(
                 f"{self.path} is not completely condensed.",
                 hint="`hmdc-hub condense` with its recipe and --resume does that.",
@@ -151,7 +151,7 @@ def named_or_newest(name: str | None, root: Path, *, whole: bool = False) -> Run
             f"there is no finished run in {root}",
             hint="`hmdc-hub condense` makes one, `hmdc-hub runs ls` lists what there is; or name the run.",
         )
-    return Run(max(finished, key=lambda run: (run.scores.stat().st_mtime, run.path.name)).path)
+    return Run(max(finished, key=lambda run: (run.scores.stat().st_mtime, run.path.name)).whole.path)
 
 
 def find_or_adopt(

@@ -36,16 +36,48 @@ from hmdc_hub.store.rundir import RunDir
 def package(run: RunDir, *, config: str | None = None) -> Path:
     """Build `<run>/package` from the files of a condensed run, in the place of an earlier one; gives the folder.
 
+    A run of several sizes gives a configuration for each, of which the first in its recipe is the default; and so does
+    the directory of one size.
+
     Packaging twice gives the same bytes. Data files are copied unchanged. A local source's path becomes its base name
     and fingerprint. Without scores.json the parts about scores are left out. `config` names the configuration in place
-    of the recipe's `publish.config`. What was built is put there only if `verify` finds nothing wrong with it.
+    of the recipe's `publish.config`; of several sizes it can only be one of theirs. What was built is put there only if
+    `verify` finds nothing wrong with it.
     """
-    if not run.info.is_file():
+    run = run.whole
+    if not all(size.info.is_file() for size in run.sizes):
         raise NotFoundError(
             f"{run.path} holds no complete condensed set to package.",
             hint="`hmdc-hub condense` with its recipe and --resume goes on with it.",
         )
-    refuse_damaged(run)
+    for size in run.sizes:
+        refuse_damaged(size)
+    several = run.sizes != [run]
+    if several and config is not None and config not in (there := run.sets()):
+        raise UsageError(
+            f"{run.path} has a configuration for each of its sizes, {', '.join(there)}, and none that is called "
+            f"{config!r}.",
+            hint=f"Name one of them, --config {next(iter(there))}, or leave --config out.",
+        )
+    facts = [_facts(size, None if several else config) for size in run.sizes]
+    try:
+        with workplace(run.package) as folder:
+            building = folder / "new"
+            for size, (recipe, info, scores) in zip(run.sizes, facts, strict=True):
+                _build(building, size, info.without_paths(), recipe.without_paths(info.source), scores)
+            default = facts[0][0].publish.config
+            write_text_atomic(building / "README.md", render(building, default=default))
+            write_text_atomic(building / CROISSANT, croissant(read_facts(building), default))
+            refuse_damaged(run, building)
+            refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
+            put(building, run.package)
+    except OSError as error:
+        raise RunError(f"Cannot write {run.package}: {error.strerror or error}.") from error
+    return run.package
+
+
+def _facts(run: RunDir, config: str | None) -> tuple[Recipe, ArtifactInfo, Scores | None]:
+    """Read what one set's configuration is made of, with another name of it if one is given."""
     recipe, info = read_recipe_file(run.recipe), read_info(run.info)
     scores = read_scores(run.scores) if run.scores.is_file() else None
     if scores is not None and scores.protocol.holdout is not None:
@@ -63,16 +95,7 @@ def package(run: RunDir, *, config: str | None = None) -> Path:
                 hint="For example --config ipc10.",
             ) from error
         recipe = recipe.model_copy(update={"publish": publish})
-    try:
-        with workplace(run.package) as folder:
-            building = folder / "new"
-            _build(building, run, info.without_paths(), recipe.without_paths(info.source), scores)
-            refuse_damaged(run, building)
-            refuse_secrets({path.relative_to(building).as_posix(): path for path in files_of(building)})
-            put(building, run.package)
-    except OSError as error:
-        raise RunError(f"Cannot write {run.package}: {error.strerror or error}.") from error
-    return run.package
+    return recipe, info, scores
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -85,7 +108,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores: Scores | None) -> None:
-    """Write every file of the package into an empty folder."""
+    """Write every file of one configuration into the folder of a package."""
     from hmdc_hub.store.parquet import rows_and_bytes
 
     config = recipe.publish.config
@@ -113,11 +136,10 @@ def _build(folder: Path, run: RunDir, info: ArtifactInfo, recipe: Recipe, scores
         files=[
             PackagedFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
             for path in files_of(folder)
+            if config in (parts := path.relative_to(folder).parts)[:-1] or parts == ("scores", f"{config}.parquet")
         ],
     )
     write_text_atomic(data / "manifest.json", json_text(manifest))
-    write_text_atomic(folder / "README.md", render(folder))
-    write_text_atomic(folder / CROISSANT, croissant(read_facts(folder), config))
 
 
 def write_scores_parquet(path: Path, scores: Scores, config: str) -> None:

@@ -1,8 +1,9 @@
 """Planning a push: what the Hub holds now, what it will hold, and whether it may.
 
-The package of a run is laid over what the repository holds, and the outcome is decided per group of files. When
-pixels, labels and tensors are the repository's, its data and their provenance stay, so that the same recipe run again
-with other library versions, or on another day, makes no commit.
+The package of a run, which has a configuration for each of its sizes, is laid over what the repository holds, and the
+outcome is decided per configuration and group of files. When pixels, labels and tensors are the repository's, its data
+and their provenance stay, so that the same recipe run again with other library versions, or on another day, makes no
+commit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,60 @@ class PushOptions:
     """How to push."""
 
     repo_id: str | None = None  # `owner/name` or `name`; None: the recipe's `publish.name`
-    config: str | None = None  # None: the recipe's `publish.config`
+    config: str | None = None  # None: the recipe's `publish.config`, or all of a run of several sizes
     private: bool | None = None  # visibility of a new repository; None: public, unless the source is not
-    default: bool = False  # make this configuration the default one
+    default: bool = False  # make this configuration the default one, of several the package's
     branch: str = "main"  # where to commit
     create_pr: bool = False  # open a pull request instead of committing to the branch
     tag: str | None = None  # a further tag; it does not move either
     scores_only: bool = False  # leave images and tensors alone
     force: bool = False  # replace everything of the configuration, whatever it holds
+
+
+@dataclass(frozen=True)
+class ConfigPlan:
+    """What one configuration will be."""
+
+    facts: ConfigFacts
+    there: str | None  # SHA-256 of its manifest.json on the Hub; None: not there
+    manifest: bytes  # manifest.json as it will be
+    contents: Mapping[str, bytes | Path]  # by path, of its files but for those that stay and are not small
+    gone: tuple[str, ...]  # paths of its files that it will not have any more
+    note: str  # what was decided of what is there; may be empty
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration."""
+        return self.facts.name
+
+    @property
+    def manifest_path(self) -> str:
+        """Path of its manifest in the repository."""
+        return f"{self.name}/manifest.json"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of its manifest as it will be."""
+        return hashlib.sha256(self.manifest).hexdigest()
+
+    @property
+    def tag(self) -> str:
+        """Name of the tag: configuration and the first 8 hex digits of the manifest's SHA-256."""
+        return f"{self.name}-{self.digest[:8]}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 (hex) by path of everything that it will be, with its manifest."""
+        return {file.path: file.sha256 for file in self.facts.manifest.files} | {self.manifest_path: self.digest}
+
+    @property
+    def text(self) -> str:
+        """What the message of the commit says of it."""
+        info = self.facts.info
+        return (
+            f"{info.ipc} synthetic images per class of {info.source.id}, condense hash {info.condense_hash[:12]}; "
+            f"hmdc-hub {info.hmdc_hub_version}."
+        )
 
 
 @dataclass(frozen=True)
@@ -50,34 +97,25 @@ class PushPlan:
     remote: Remote | None  # the repository now; None: it will be created
     private: bool  # whether it is or will be private
     options: PushOptions
-    config: str  # the configuration it is about
-    facts: ConfigFacts  # what that will be
-    there: str | None  # SHA-256 of its manifest.json on the Hub; None: not there
-    manifest: bytes  # manifest.json as it will be
+    pushed: tuple[ConfigPlan, ...]  # the configurations that it is about: one, or each size of the run
     top: Mapping[str, bytes]  # files that are about all configurations: the card, croissant.json
     uploads: Mapping[str, bytes | Path]  # content by path in the repository, of files that are new or differ
-    deletes: tuple[str, ...]  # paths of this configuration that go
+    deletes: tuple[str, ...]  # paths of these configurations that go
     configs: tuple[str, ...]  # all of ours there will be
     default: str  # configuration that the card names as default afterwards
     notes: tuple[str, ...]  # what was decided, for the person at the terminal
 
     @property
-    def tag(self) -> str:
-        """Name of the tag: configuration and the first 8 hex digits of the manifest's SHA-256."""
-        return f"{self.config}-{hashlib.sha256(self.manifest).hexdigest()[:8]}"
-
-    @property
     def tags(self) -> tuple[str, ...]:
         """Tags to create, or to find at a commit of the same content."""
-        wanted = filter(None, (self.tag, self.options.tag))
+        wanted = [*(one.tag for one in self.pushed), *filter(None, [self.options.tag])]
         return () if self.options.create_pr else tuple(dict.fromkeys(wanted))
 
     @property
     def files(self) -> dict[str, str]:
-        """SHA-256 (hex) by path of everything that this configuration will be, with its manifest, and of `top`."""
-        own = {f"{self.config}/manifest.json": self.manifest, **self.top}
-        listed = {file.path: file.sha256 for file in self.facts.manifest.files}
-        return listed | {path: hashlib.sha256(data).hexdigest() for path, data in own.items()}
+        """SHA-256 (hex) by path of everything that these configurations will be, and of `top`."""
+        every = {path: digest for one in self.pushed for path, digest in one.files.items()}
+        return every | {path: hashlib.sha256(data).hexdigest() for path, data in self.top.items()}
 
     @property
     def changes(self) -> bool:
@@ -94,18 +132,18 @@ class PushPlan:
     @property
     def title(self) -> str:
         """First line of the commit message."""
-        if set(self.uploads) <= set(self.top) and not self.deletes:
-            return "Update the card"
-        return f"{'Add' if self.there is None else 'Update'} {self.config}"
+        changed = {*self.uploads, *self.deletes}
+        touched = [one for one in self.pushed if changed & {*one.files, *one.gone}]
+        added = ", ".join(one.name for one in touched if one.there is None)
+        updated = ", ".join(one.name for one in touched if one.there is not None)
+        words = [f"add {added}"] * bool(added) + [f"update {updated or 'the card'}"] * bool(updated or not added)
+        text = " and ".join(words)
+        return text[0].upper() + text[1:]
 
     @property
     def text(self) -> str:
         """Rest of the commit message."""
-        info = self.facts.info
-        return (
-            f"{info.ipc} synthetic images per class of {info.source.id}, condense hash {info.condense_hash[:12]}; "
-            f"hmdc-hub {info.hmdc_hub_version}."
-        )
+        return "\n".join(one.text for one in self.pushed)
 
 
 # The rules: whose repository it is, who may see it, and what may be written to it
@@ -127,8 +165,8 @@ def repository_id(wanted: str | None, account: str, name: str) -> str:
     return found
 
 
-def refuse_foreign(remote: Remote, config: str, card: str, *, force: bool) -> dict[str, Any]:
-    """Refuse what is not ours by the card, repository or configuration, unless forced, and what a newer program wrote.
+def refuse_foreign(remote: Remote, configs: Sequence[str], card: str, *, force: bool) -> dict[str, Any]:
+    """Refuse what is not ours by the card, repository or configurations, unless forced, and what a newer program wrote.
 
     Gives the card's `hmdc` block; empty for a new or foreign repository.
     """
@@ -140,9 +178,10 @@ def refuse_foreign(remote: Remote, config: str, card: str, *, force: bool) -> di
             f"{remote.repo_id} holds something that hmdc-hub did not publish: {', '.join(remote.own_files[:4])}.",
             hint="--repo-id publishes elsewhere; --force adds to it all the same and keeps its files and card text.",
         )
-    if not force and config in read_card(card)[0] and config not in configs_of(block):
+    foreign = set(read_card(card)[0]) - set(configs_of(block))
+    if not force and (taken := [config for config in configs if config in foreign]):
         raise UsageError(
-            f"The card there has a configuration {config} that hmdc-hub did not publish.",
+            f"The card there has a configuration {taken[0]} that hmdc-hub did not publish.",
             hint="--config publishes under another name; --force puts yours in its place.",
         )
     return ours if isinstance(ours, dict) else {}
@@ -207,7 +246,7 @@ def check_tag(tag: str, remote: Remote | None, *, changes: bool) -> None:
 
 
 def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, options: PushOptions, work: Path) -> PushPlan:
-    """Look at the Hub, which is only read, and plan to push a package of one configuration.
+    """Look at the Hub, which is only read, and plan to push a package, or one configuration of it (`options.config`).
 
     `closed` says why not everybody may read the source; `work` is a folder of this plan's own, which must outlive it.
     A UsageError if what was asked for does not go with the run or the repository, a FormatError if a published
@@ -217,51 +256,61 @@ def make_plan(hub: Hub, package: Path, closed: str, repo_id: str, options: PushO
     check_branch(options.branch, remote)
     if remote is None and options.create_pr:
         raise UsageError(f"--create-pr: there is no {repo_id} yet.", hint="Push without --create-pr first.")
-    (local,) = read_facts(package)
-    private, closed_note = visibility(options.private, local.info.source, closed, remote, force=options.force)
+    local = [one for one in read_facts(package) if options.config in (None, one.name)]
+    private, closed_note = visibility(options.private, local[0].info.source, closed, remote, force=options.force)
     union, notes = work / "union", list[str]()
     union.mkdir(parents=True)
     if remote is not None:
-        notes = _gather(hub, remote, local.name, union, work / "cache", force=options.force)
-    own = union / local.name
-    there = read_config(own) if own.is_dir() else None
-    published = sha256_file(own / "manifest.json") if there is not None else None
-    images = work / "images"
-    keep, why = _keep(
-        local, there, options, lambda one: remote is not None and _same_images(hub, remote, package, one, images)
-    )
-    contents = _laid(local, there, keep, package, union)
+        notes = _gather(hub, remote, [one.name for one in local], union, work / "cache", force=options.force)
+    published = any(union.glob("*/manifest.json"))
+    pushed = tuple(_plan_config(hub, remote, one, package, union, options, work / "images") for one in local)
+    contents = {path: content for one in pushed for path, content in one.contents.items()}
     before = union / "README.md"
     previous = read_card_text(before) if before.is_file() else None
-    card = render(union, repo_id=repo_id, default=local.name if options.default else None, previous=previous)
+    default = None  # stays what it is
+    if options.default or not (published or read_card(previous or "")[1]):
+        of_package, names = read_card(read_card_text(package / "README.md"))[1], [one.name for one in local]
+        default = of_package if of_package in names else names[0]
+    card = render(union, repo_id=repo_id, default=default, previous=previous)
     contents["README.md"], every = card.encode(), read_facts(union)
     # One in a repository that was not ours is its author's.
     if remote is None or CROISSANT not in remote.files or isinstance(split_card(previous or "")[0].get("hmdc"), dict):
         contents[CROISSANT] = croissant(every, read_card(card)[1] or "", repo_id).encode()
-    facts = read_config(own)
-    gone = [file.path for file in there.manifest.files if not facts.file(file.path)] if there is not None else []
     plan = PushPlan(
         repo_id=repo_id,
         remote=remote,
         private=private,
         options=options,
-        config=local.name,
-        facts=facts,
-        there=published,
-        manifest=(own / "manifest.json").read_bytes(),
+        pushed=pushed,
         top={name: bytes(data) for name in ("README.md", CROISSANT) if isinstance(data := contents.get(name), bytes)},
         uploads={path: data for path, data in contents.items() if remote is None or not remote.holds(path, data)},
-        deletes=tuple(path for path in gone if remote is not None and path in remote.files),
+        deletes=tuple(path for one in pushed for path in one.gone if remote is not None and path in remote.files),
         configs=tuple(one.name for one in every),
         default=read_card(card)[1] or "",
-        notes=tuple(note for note in (closed_note, *notes, why) if note),
+        notes=tuple(note for note in (closed_note, *notes, *(one.note for one in pushed)) if note),
     )
     if options.tag is not None:
         check_tag(options.tag, remote, changes=plan.changes)
     return plan
 
 
-def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, *, force: bool) -> list[str]:
+def _plan_config(
+    hub: Hub, remote: Remote | None, local: ConfigFacts, package: Path, union: Path, options: PushOptions, cache: Path
+) -> ConfigPlan:
+    """Lay one configuration of a package over what the union has of it; its small files come into the union."""
+    own = union / local.name
+    there = read_config(own) if own.is_dir() else None
+    published = sha256_file(own / "manifest.json") if there is not None else None
+    keep, why = _keep(
+        local, there, options, lambda one: remote is not None and _same_images(hub, remote, package, one, cache)
+    )
+    contents = _laid(local, there, keep, package, union)
+    facts = read_config(own)
+    gone = [file.path for file in there.manifest.files if not facts.file(file.path)] if there is not None else []
+    return ConfigPlan(facts, published, (own / "manifest.json").read_bytes(), contents, tuple(gone), why)
+
+
+def _gather(hub: Hub, remote: Remote, own: Sequence[str], union: Path, cache: Path, *, force: bool) -> list[str]:
     """Download the card and the small files of every published configuration into the union, and check them."""
     card, notes = "", []
     if "README.md" in remote.files:
@@ -271,7 +320,7 @@ def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, *, for
         path.split("/")[0] for path in remote.files if path.count("/") == 1 and path.endswith("/manifest.json")
     )
     # Without a list of ours (a card that was lost, or somebody else's), whatever can be read as one of ours is.
-    configs = [name for name in found if name in listed or name == own] if isinstance(listed, dict) else found
+    configs = [name for name in found if name in listed or name in own] if isinstance(listed, dict) else found
     names = ["README.md", *(f"{config}/{name}" for config in configs for name in SMALL)]
     names = [name for name in names if name in remote.files]
     folder = hub.fetch(remote, names, cache) if names else cache
@@ -291,7 +340,7 @@ def _gather(hub: Hub, remote: Remote, own: str, union: Path, cache: Path, *, for
                     f"{remote.repo_id}` says more.",
                 ) from error
             shutil.rmtree(union / config)
-            if config != own:
+            if config not in own:
                 notes.append(f"{config} cannot be read, so the card leaves it out; its files stay")
     return notes
 

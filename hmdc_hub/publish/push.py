@@ -7,7 +7,7 @@ wherever this process is killed, the repository is as before or as planned, and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hmdc_hub.errors import FormatError, NetworkError, RunError, UsageError
@@ -57,7 +57,7 @@ class _Commit:
 
 
 class Push:
-    """A push of one complete run, with temporary files that live as long as the `with` block.
+    """A push of a complete run, all its sizes or one, with temporary files that live as long as the `with` block.
 
     The run is packaged anew, which gives the same bytes; the callback is told about every stage.
     """
@@ -70,7 +70,7 @@ class Push:
             raise UsageError(message, hint="Leave --revision out.")
         if options.create_pr and options.tag is not None:
             raise UsageError("--tag: a pull request is not tagged.", hint="Push with --tag once it is merged.")
-        self.run, self.options, self.hub, self.callback = run, options, hub or Hub(), callback
+        self.run, self.options, self.hub, self.callback = run.whole, _of_size(run, options), hub or Hub(), callback
         self._temporary = TemporaryFolder()
         self._folders = 0
         self._package, self._closed = Path(), ""
@@ -88,7 +88,7 @@ class Push:
         """
         self.callback(Stage("package", str(self.run.package)))
         self._package = package(self.run, config=self.options.config)
-        (local,) = read_facts(self._package)
+        local, *_ = read_facts(self._package)  # what follows is alike of all sizes of a run
         account = self.hub.account()
         repo_id = repository_id(self.options.repo_id, account.name, local.recipe.publish.name)
         self.callback(Stage("plan", f"looking at {repo_id}"))
@@ -106,7 +106,7 @@ class Push:
     def apply(self, plan: PushPlan) -> Published:
         """Do what a plan says, planning anew whenever the Hub is no longer as it was.
 
-        A RunError if this configuration was changed on the Hub meanwhile, or reading back found other bytes.
+        A RunError if one of these configurations was changed on the Hub meanwhile, or reading back found other bytes.
         """
         done = self._commit(plan)
         plan, tags = done.plan, () if done.pull else done.plan.tags
@@ -114,7 +114,9 @@ class Push:
             if self.hub.tag(plan.repo_id, tag, done.oid):
                 continue
             there = self.hub.look(plan.repo_id, tag)  # it exists: good if at content like this
-            alike = tag == plan.tag and there is not None and there.holds(f"{plan.config}/manifest.json", plan.manifest)
+            alike = there is not None and any(
+                tag == one.tag and there.holds(one.manifest_path, one.manifest) for one in plan.pushed
+            )
             if there is None or not there.branch_exists or not (alike or there.head == done.oid):
                 raise RunError(
                     f"{plan.repo_id} has a tag {tag} at other content, and a tag never moves. The commit itself is "
@@ -179,16 +181,17 @@ class Push:
         raise failure
 
     def _again(self, plan: PushPlan, first: PushPlan) -> PushPlan:
-        """Plan anew on what the Hub holds now; refuse if somebody else changed this very configuration."""
+        """Plan anew on what the Hub holds now; refuse if somebody else changed one of these very configurations."""
         new = make_plan(self.hub, self._package, self._closed, plan.repo_id, self.options, self._folder())
-        ours, hint = first.files[f"{first.config}/manifest.json"], ""
+        pairs, hint = zip(first.pushed, new.pushed, strict=True), ""
+        changed = [one.name for one, now in pairs if now.there not in (one.there, one.digest)]
         if new.remote is None:
             what, hint = f"{plan.repo_id} was deleted or renamed meanwhile", "Push again to create it anew."
         elif first.private and not new.private:
             what = f"{plan.repo_id} is public now, and this push was to be private"
             hint = "Look at it on the Hub, then push again."
-        elif new.there not in (first.there, ours) and not self.options.force:
-            what = f"Somebody else published another {first.config} in {plan.repo_id} meanwhile"
+        elif changed and not self.options.force:
+            what = f"Somebody else published another {changed[0]} in {plan.repo_id} meanwhile"
             hint = "Look at it on the Hub; --force puts yours in its place."
         if hint:
             raise RunError(f"{what}; nothing of yours was published.", hint=hint)
@@ -197,12 +200,21 @@ class Push:
     def _pull_of(self, plan: PushPlan) -> tuple[str, str] | None:
         """Find the pull request that a lost answer was about: its ref and commit."""
         now = self.hub.look(plan.repo_id, "main", pulls=True)
-        manifest = f"{plan.config}/manifest.json"
         for ref in sorted(now.pulls - plan.existing.pulls) if now is not None else []:
             found = self.hub.look(plan.repo_id, ref)
-            if found is not None and found.holds(manifest, plan.manifest):
+            if found is not None and all(found.holds(one.manifest_path, one.manifest) for one in plan.pushed):
                 return ref, found.head
         return None
+
+
+def _of_size(run: RunDir, options: PushOptions) -> PushOptions:
+    """Let one size of several stand for its configuration."""
+    if run.whole == run:
+        return options
+    own = next(name for name, size in run.whole.sets().items() if size == run)
+    if options.config not in (None, own):
+        raise UsageError(f"{run.path} is the configuration {own}, not {options.config}.", hint="Leave --config out.")
+    return replace(options, config=own)
 
 
 def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str, int]:
@@ -213,8 +225,9 @@ def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str,
     """
     import datasets
 
-    facts = plan.facts
-    names = [*plan.files, *(["scores/*.parquet"] if facts.scores else [])]
+    due = {one.name: one.facts.manifest.rows for one in plan.pushed}
+    scored = any(one.facts.scores for one in plan.pushed)
+    names = [*plan.files, *(["scores/*.parquet"] if scored else [])]
     try:
         folder = hub.snapshot(plan.repo_id, names, plan.files, revision=revision, cache=work / "hub")
     except FormatError as error:
@@ -235,7 +248,7 @@ def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str,
     rows, shown = dict[str, int](), not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()  # thousands of small images load at once
     try:
-        for config in [plan.config, *([SCORES_CONFIG] if facts.scores else [])]:
+        for config in [*due, *([SCORES_CONFIG] if scored else [])]:
             loaded = datasets.load_dataset(str(folder), config, split="train", cache_dir=str(work / "datasets"))
             rows[config] = loaded.num_rows
     except Exception as error:  # whatever a loader raises means the same here: others cannot load it either
@@ -246,7 +259,7 @@ def _read_back(hub: Hub, plan: PushPlan, revision: str, work: Path) -> dict[str,
     finally:
         if shown:
             datasets.enable_progress_bars()
-    found, due = rows[plan.config], facts.manifest.rows
-    if found != due:
-        raise RunError(f"Published, but {plan.config} loads {found} rows instead of {due}.")
+    for config, wanted in due.items():
+        if (found := rows[config]) != wanted:
+            raise RunError(f"Published, but {config} loads {found} rows instead of {wanted}.")
     return rows

@@ -48,7 +48,9 @@ ROW = 4096  # most bytes of a training in scores/*.parquet: three names and some
 class Finding:
     """One check."""
 
-    config: str  # a configuration of a package, `evaluations/<name>` of a run; empty: the card, or the run itself
+    config: (
+        str  # a configuration of a package, `evaluations/<name>` or a size `ipc10/` of a run; empty: the card, or a run
+    )
     check: str  # what was checked, such as `files`: the names of `_OF_PACKAGES`, `_OF_RUNS`, or `card`
     ok: bool
     detail: str  # what was looked at, or what is wrong
@@ -112,31 +114,37 @@ def verify(folder: Path, configs: list[str] | None = None) -> list[Finding]:
 
 def verify_run(run: RunDir) -> list[Finding]:
     """Check a condensed run: its own files, evaluations by other protocols, its package; what is wrong has a step."""
-    found = _looked("", _OF_RUNS, _Set(run.path))
-    found = [one if one.ok else replace(one, step=one.step or step_of(run, one.check)) for one in found]
-    for folder in sorted(path for path in run.evaluations.glob("*") if path.is_dir()):
-        again = f"`rm -r {shlex.quote(str(folder))}`, and evaluate by that protocol again."
-        other = _looked(f"{run.evaluations.name}/{folder.name}", _OF_EVALUATIONS, _Set(folder), run.path)
-        found += [one if one.ok else replace(one, step=again) for one in other]
+    found = list[Finding]()
+    for size in run.sizes:
+        place = "" if size == run else f"{size.path.name}/"
+        own = _looked(place, _OF_RUNS, _Set(size.path))
+        found += [one if one.ok else replace(one, step=one.step or step_of(size, one.check)) for one in own]
+        for folder in sorted(path for path in size.evaluations.glob("*") if path.is_dir()):
+            again = f"`rm -r {shlex.quote(str(folder))}`, and evaluate by that protocol again."
+            name = f"{place}{size.evaluations.name}/{folder.name}"
+            other = _looked(name, _OF_EVALUATIONS, _Set(folder), size.path)
+            found += [one if one.ok else replace(one, step=again) for one in other]
     if run.package.is_dir():
         again = f"`hmdc-hub package {shlex.quote(str(run.path))}` builds it again."
-        found += [one if one.ok else replace(one, step=again) for one in verify(run.package)]
+        configs = None if run.whole == run else [name for name, one in run.whole.sets().items() if one == run]
+        found += [one if one.ok else replace(one, step=again) for one in verify(run.package, configs)]
     return found
 
 
 def refuse_damaged(run: RunDir, package: Path | None = None) -> None:
     """Refuse a run whose facts do not belong together, or the package that was built of it, with what mends the run."""
+    sets = dict[str, RunDir]()
     if package is None:
         # Of the scores only that they can be read: what is packaged of them is checked there.
         read = {"scores": lambda at: at.scores.name if at.files.scores.is_file() else "none"}
         found = _looked("", {"provenance": _provenance, "recipe": _recipe, **read}, _Set(run.path))
     else:
-        found = verify(package)
+        found, sets = verify(package), run.sets()
     if wrong := [one for one in found if not one.ok]:
         listed = "\n".join(f"  {one.check}: {one.detail}" for one in wrong)
         raise FormatError(
             f"{run.path} is not in order, and was not packaged:\n{listed}",
-            hint="\n".join(dict.fromkeys(one.step or step_of(run, one.check) for one in wrong)),
+            hint="\n".join(dict.fromkeys(one.step or step_of(sets.get(one.config, run), one.check) for one in wrong)),
         )
 
 

@@ -397,13 +397,13 @@ class DifficultySpec(Strict):
 class BankSpec(Strict):
     """A bank of early training stages, with weight noise (Acc-DD: Zhang et al., CVPR 2023)."""
 
-    models: NotNegative = Field(
+    num_models: NotNegative = Field(
         0,
         description="Networks of every pool entry that are trained on the source and kept in the user's cache, for all "
         "recipes that train them alike. A reset then begins with a stage of one of them; 0: off, with fresh weights.",
         examples=[5],
     )
-    epochs: Positive = Field(2, description="Passes over the source that each is trained for.", examples=[2])
+    pretrain_epochs: Positive = Field(2, description="Passes over the source that each is trained for.", examples=[2])
     stages: Positive = Field(
         4, description="Stages of each that are kept, after equal parts of these epochs; the last one is its end."
     )
@@ -417,9 +417,10 @@ class BankSpec(Strict):
 
     @model_validator(mode="after")
     def _of_a_bank(self) -> BankSpec:
-        if self.model_fields_set and "models" not in self.model_fields_set:  # models: 0 turns a bank off
+        if self.model_fields_set and "num_models" not in self.model_fields_set:  # 0 turns a bank off
             raise ValueError(
-                "condense.networks.bank describes a bank of no networks; say how many: condense.networks.bank.models"
+                "condense.networks.bank describes a bank of no networks; say of how many: "
+                "condense.networks.bank.num_models"
             )
         return self
 
@@ -445,7 +446,7 @@ class NetworksSpec(Strict):
     )
     bank: BankSpec = Field(
         default_factory=BankSpec,
-        exclude_if=lambda bank: bank.models == 0,
+        exclude_if=lambda bank: bank.num_models == 0,
         description="Early stages of trained networks in place of fresh ones; batches_per_step may then be small, or "
         "0.",
     )
@@ -714,7 +715,7 @@ class Recipe(Strict):
                         f"{key} is {text!r} followed by the images per class, more than {most} characters; shorten it"
                     )
         kept = [model.name for model in self.pool if model.reset == "body"]
-        if kept and self.condense.networks.bank.models:
+        if kept and self.condense.networks.bank.num_models:
             raise ValueError(
                 f"pool entry {kept[0]} has reset: body, which keeps its classifier over resets, and a reset from "
                 "condense.networks.bank replaces all of it; set reset: all, or leave the bank out"

@@ -23,6 +23,7 @@ from hmdc_hub.store.condensed import read_condensed, training_shape
 from hmdc_hub.store.configs import check_name, choose, read_card, read_card_text, refuse_links
 from hmdc_hub.store.files import read_info, sha256_file
 from hmdc_hub.store.parquet import png_bytes, to_uint8
+from hmdc_hub.store.rundir import RunDir
 
 if TYPE_CHECKING:
     import datasets
@@ -129,7 +130,8 @@ def load(source: str | os.PathLike[str], config: str | None = None, revision: st
     Args:
         source: A run directory, a package folder, one configuration's folder in it, or a Hub dataset id such as
             `someone/cifar10-hmdc`. A path that exists wins over a Hub id.
-        config: Which configuration of a package, such as `ipc10`; None: the only one, or the default one.
+        config: Which configuration of a package or size of a run, such as `ipc10`; None: the only one, or the default
+            one.
         revision: Branch, tag or commit of a Hub dataset; None: the main branch.
 
     Raises:
@@ -153,6 +155,9 @@ def load(source: str | os.PathLike[str], config: str | None = None, revision: st
     )
 
 
+_UNFINISHED = "An unfinished run goes on with `hmdc-hub condense` and its recipe."
+
+
 def _config_folder(path: Path, config: str | None) -> Path:
     """Find the folder with condensed.safetensors in a run, a package or a configuration's folder."""
     if path.is_file():
@@ -163,11 +168,16 @@ def _config_folder(path: Path, config: str | None) -> Path:
         return path
     if config is not None:
         check_name(config)
+    run = RunDir(path)
+    if run.sizes != [run]:
+        sets = run.sets()
+        place = sets[choose(list(sets), next(iter(sets)), config, str(path))]
+        if not place.info.is_file():
+            raise NotFoundError(f"{path} holds no condensed set.", hint=_UNFINISHED)
+        return place.path
     found = sorted(folder.parent.name for folder in path.glob("*/condensed.safetensors"))
     if not found:
-        raise NotFoundError(
-            f"{path} holds no condensed set.", hint="An unfinished run goes on with `hmdc-hub condense` and its recipe."
-        )
+        raise NotFoundError(f"{path} holds no condensed set.", hint=_UNFINISHED)
     card = path / "README.md"
     _, default = read_card(read_card_text(card)) if card.is_file() else ([], None)
     return path / choose(found, default, config, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from hmdc_hub.catalog import read_recipe_file
 from hmdc_hub.errors import (
@@ -41,18 +42,21 @@ _held: dict[Path, tuple[int, int]] = {}
 
 
 class _Named:
-    """A path below a run directory, as an attribute of `RunDir`."""
+    """A path below a run directory, as an attribute of `RunDir`; `shared`: the sizes of a run have one together."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, shared: bool = False) -> None:
+        self.name, self.shared = name, shared
 
     def __get__(self, run: RunDir, owner: type[RunDir]) -> Path:
-        return run.path / self.name
+        return (run.whole if self.shared else run).path / self.name
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """The directory of one run; the attributes are the paths in it, whether or not they exist yet."""
+    """The directory of one run; the attributes are the paths in it, whether or not they exist yet.
+
+    A run of several sizes has a directory for each inside it, which is a run directory of its own (`sizes`, `whole`).
+    """
 
     path: Path
     recipe: ClassVar = _Named("recipe.yaml")  # resolved
@@ -68,8 +72,8 @@ class RunDir:
     evaluations: ClassVar = _Named("evaluations")  # a directory for each protocol other than the recipe's
     trackers: ClassVar = _Named("trackers")
     preview: ClassVar = _Named("preview.png")
-    package: ClassVar = _Named("package")  # exactly what the Hub repository will hold
-    lock_file: ClassVar = _Named(".lock")
+    package: ClassVar = _Named("package", shared=True)  # exactly what the Hub repository will hold
+    lock_file: ClassVar = _Named(".lock", shared=True)
 
     @property
     def initialisation(self) -> Path:
@@ -85,24 +89,53 @@ class RunDir:
         return RunDir(self.path / f"ipc{ipc}")
 
     @property
+    def sizes(self) -> list[RunDir]:
+        """Where each of its sets is: here, or inside it if its recipe lists several sizes, in that order."""
+        recipe = None if self.info.is_file() else _readable(self.recipe, read_recipe_file)
+        if recipe is None or isinstance(recipe.condense.ipc, int):
+            return [self]
+        return [self.of_size(size) for size in recipe.condense.sizes]
+
+    @property
+    def whole(self) -> RunDir:
+        """The run of several sizes that this is one of; itself if it is none."""
+        above = RunDir(self.path.parent)
+        return above if re.fullmatch(r"ipc[1-9]\d*", self.path.name) and self in above.sizes else self
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: the name of the directory, of a size `digits/ipc10`."""
+        whole = self.whole
+        return self.path.name if whole == self else f"{whole.path.resolve().name}/{self.path.name}"
+
+    def sets(self) -> dict[str, RunDir]:
+        """Give `sizes` by the configuration that each fills; a FormatError if the recipe cannot be read."""
+        return dict(
+            zip((one.publish.config for one in read_recipe_file(self.recipe).of_sizes()), self.sizes, strict=True)
+        )
+
+    @property
     def finished(self) -> bool:
         """Whether condensing is complete: info.json is there and both data files have the hashes it names.
 
         A newer program's run is not to be taken for an unfinished one: it is a NewerFormatError.
         """
-        return self._condensed_info(verify=True) is not None
+        return all(size._condensed_info(verify=True) is not None for size in self.sizes)
 
     def state(self, *, verify: bool = True) -> RunState:
         """Say how far the run came; a file of a newer format version is a NewerFormatError.
 
         `empty`: no recipe in it; `unfinished`: condensing is not complete; `condensed`: no scores of these images;
         `scored`: no package of these images and scores; `finished`: all there. `verify=False` hashes no data files and
-        trusts that they are what info.json was written for.
+        trusts that they are what info.json was written for. Several sizes are as far as the last of them.
         """
         if not self.recipe.is_file():
             return "empty"
+        return min((size._state(verify) for size in self.sizes), key=get_args(RunState).index)
+
+    def _state(self, verify: bool) -> RunState:
         info = self._condensed_info(verify=verify)
-        if info is None:
+        if info is None or not self.recipe.is_file():
             return "unfinished"
         scores = _readable(self.scores, read_scores)
         if scores is None or scores.parquet_sha256 != info.parquet_sha256:
@@ -146,9 +179,10 @@ class RunDir:
 
     def written(self) -> float:
         """Give the time when the scores, else the images, else the log or the recipe were written, as Unix time."""
-        for path in (self.scores, self.info, self.log, self.recipe):
-            with suppress(OSError):
-                return path.stat().st_mtime
+        for paths in zip(*((one.scores, one.info, one.log, one.recipe) for one in (self, *self.sizes)), strict=True):
+            times: list[float] = [path.stat().st_mtime for path in paths if path.is_file()]
+            if times:
+                return max(times)
         return 0.0
 
     def public_scores(self) -> bytes:
@@ -167,17 +201,19 @@ class RunDir:
         """Keep other processes out of this run directory while the block runs; RunExistsError if one is in it.
 
         The lock belongs to the process: the kernel frees it however the process ends, so nothing is left to clean up
-        after a kill. A block may lock again inside. Leftovers of interrupted writes are removed.
+        after a kill. A block may lock again inside. Leftovers of interrupted writes are removed. A size of several has
+        the lock of all.
         """
-        key = self.path.resolve()
+        whole = self.whole
+        key = whole.path.resolve()
         descriptor, count = _held.get(key, (-1, 0))
         if count == 0:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                whole.path.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise RunError(
-                    f"Cannot use {self.path} as a run directory: {error.strerror or error}.",
+                    f"Cannot use {whole.path} as a run directory: {error.strerror or error}.",
                     hint="Once that is mended, run the same command again; --run-dir takes another directory.",
                 ) from error
             if os.name != "nt":  # there are no such locks: nothing keeps two processes out of one directory
@@ -185,13 +221,14 @@ class RunDir:
                     owner = _owner(descriptor)
                     os.close(descriptor)
                     raise RunExistsError(
-                        f"Another process (id {owner}) works in {self.path}.",
+                        f"Another process (id {owner}) works in {whole.path}.",
                         hint="Wait until it ends, or stop it; what it has done so far is kept.",
                     )
                 with suppress(OSError):  # a full disk: the lock holds without saying whose it is
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            for leftover in (*self.path.glob(f".*{TEMPORARY}"), *self.checkpoints.glob(f".*{TEMPORARY}")):
+            folders = dict.fromkeys((whole.path, whole.checkpoints, *(size.path for size in whole.sizes)))
+            for leftover in [path for folder in folders for path in folder.glob(f".*{TEMPORARY}")]:
                 shutil.rmtree(leftover, ignore_errors=True)
                 with suppress(OSError):
                     leftover.unlink(missing_ok=True)
@@ -227,22 +264,36 @@ class RunEntry:
 
     run: RunDir
     state: RunState  # `unfinished` if that cannot be read
-    info: ArtifactInfo | None  # None before condensing is complete
-    scores: Scores | None  # None before evaluation
+    info: ArtifactInfo | None  # None before condensing is complete, and of several sizes
+    scores: Scores | None  # None before evaluation, and of several sizes
     problem: str = ""  # why the run cannot be read
+
+    @property
+    def name(self) -> str:
+        """What the run is called; a size of several `digits/ipc10`."""
+        return self.run.name
 
 
 def list_runs(root: Path) -> list[RunEntry]:
-    """List the run directories directly below a folder such as `runs`, by name; data files are not hashed."""
-    return [run_entry(RunDir(path)) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []
+    """List the run directories directly below a folder such as `runs`, by name; data files are not hashed.
+
+    A run of several sizes has an entry for each, one in all until they are condensed.
+    """
+    found = [RunDir(path) for path in sorted(root.iterdir()) if is_run(path)] if root.is_dir() else []
+    entries = list[RunEntry]()
+    for run in found:
+        entry = run_entry(run)
+        several = run.sizes != [run] and entry.state not in ("empty", "unfinished")
+        entries += [run_entry(size) for size in run.sizes] if several else [entry]
+    return entries
 
 
 def run_entry(run: RunDir) -> RunEntry:
     """Read the line of one run; data files are not hashed."""
     try:
-        state = run.state(verify=False)
-        info = read_info(run.info) if state not in ("empty", "unfinished") else None
-        scores = read_scores(run.scores) if state in ("scored", "finished") else None
+        state, one = run.state(verify=False), run.sizes == [run]
+        info = read_info(run.info) if one and state not in ("empty", "unfinished") else None
+        scores = read_scores(run.scores) if one and state in ("scored", "finished") else None
         return RunEntry(run, state, info, scores)
     except HmdcError as error:
         return RunEntry(run, "unfinished", None, None, error.message)
@@ -260,10 +311,18 @@ def remove(run: RunDir) -> None:
         raise NotFoundError(f"There is no run directory {run.path}.", hint="`hmdc-hub runs ls` lists the runs.")
     if not is_run(run.path):
         raise UsageError(f"{run.path} is not a run directory; nothing was deleted.")
+    if run.whole != run:
+        raise UsageError(
+            f"{run.path} is one size of the run {run.whole.path}; nothing was deleted.",
+            hint="Remove the run with all of its sizes.",
+        )
     own = [entry.name for entry in vars(RunDir).values() if isinstance(entry, _Named)]
-    own += ["initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", "ipc[1-9]*", f".*{TEMPORARY}"]
-    names = sorted(entry.name for entry in run.path.iterdir())
-    strangers = [name for name in names if not any(fnmatch(name, pattern) for pattern in own)]
+    own += ["initialisation.safetensors", "start.safetensors", "cells-*of*.jsonl", f".*{TEMPORARY}"]
+    inside = {size.path.name for size in run.sizes if size != run}
+    folders = [run.path, *(run.path / name for name in inside if (run.path / name).is_dir())]
+    names = sorted(entry.relative_to(run.path).as_posix() for folder in folders for entry in folder.iterdir())
+    own_paths = [*own, *inside, *(f"{name}/{pattern}" for name in inside for pattern in own)]
+    strangers = [name for name in names if not any(fnmatch(name, pattern) for pattern in own_paths)]
     if strangers:
         raise UsageError(
             f"{run.path} holds files that hmdc-hub did not write: {', '.join(strangers[:5])}; nothing was deleted.",

@@ -16,7 +16,7 @@ from torch import Tensor
 from hmdc_hub import rng
 from hmdc_hub.condenser import condense, cost, hmdc
 from hmdc_hub.condenser.cost import choose, shared_among_ranks
-from hmdc_hub.condenser.data import RealImages
+from hmdc_hub.condenser.data import Minibatch, RealImages
 from hmdc_hub.condenser.distillation import MutualDistillation, Pair
 from hmdc_hub.condenser.hmdc import HMDC
 from hmdc_hub.condenser.matching import Objectives, image_gradients, plain_attention
@@ -147,11 +147,9 @@ def test_images_without_weight_count_nowhere(form: Distillation) -> None:
 def test_scale_and_offset_of_what_is_projected_do_not_matter(form: Distillation) -> None:
     """So that no projection is better for being smaller."""
     distillation = distillation_of(form)
-    compared = distillation.compared(features_of(TAPS, 1, 7), features_of(TAPS[:2], 2, 7))
-    moved = [30 * x + 5 for x in compared]
-    torch.testing.assert_close(
-        distillation._losses(*moved, None), distillation._losses(*compared, None), rtol=0, atol=1e-3
-    )
+    a, b = distillation.compared(features_of(TAPS, 1, 7), features_of(TAPS[:2], 2, 7))
+    moved = distillation._losses(30 * a + 5, 30 * b - 5, None)
+    torch.testing.assert_close(moved, distillation._losses(a, b, None), rtol=0, atol=1e-3)
 
 
 # what is matched
@@ -164,13 +162,13 @@ def plain_gradient(
     leaf = fake.clone().requires_grad_()
     parameters = [p for model in models for p in model.trained().values()]
 
-    def gradients(x: Tensor, **keys: bool) -> tuple[Tensor | None, ...]:
+    def gradients(x: Tensor, *, create_graph: bool) -> tuple[Tensor | None, ...]:
         loss = plain_losses(form, *pair.distillation.compared(*(m(m.prepare(x)) for m in models))).mean()
-        return torch.autograd.grad(loss, parameters, allow_unused=True, **keys)
+        return torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=create_graph)
 
     terms = [
         (a - b).square().sum()
-        for a, b in zip(gradients(real), gradients(leaf, create_graph=True), strict=True)
+        for a, b in zip(gradients(real, create_graph=False), gradients(leaf, create_graph=True), strict=True)
         if a is not None and b is not None
     ]
     distance = torch.stack(terms).sum()
@@ -215,16 +213,13 @@ def test_classes_together_are_each_alone(form: Distillation) -> None:
 @pytest.mark.parametrize("count", [1, 4])
 def test_where_nothing_varies_derivatives_are_finite(form: Distillation, count: int) -> None:
     """P of zeros gives every image the same; a single image of a network without positions has no variance."""
-    for specs, dead in (([WIDE, DEEP], True), ([MLP, MLP | {"name": "other"}], False)):
-        if dead:
-            models = build(specs)  # type: ignore[arg-type]
-            real, fake = drawn(3), drawn(count)
-        else:
-            models = networks_of(recipe_of(*specs)).networks  # type: ignore[arg-type]
-            real, fake = torch.rand(3, 1, 8, 8), torch.rand(count, 1, 8, 8)
+    mlps, shape = networks_of(recipe_of(MLP, MLP | {"name": "other"})).networks, (3 + count, 1, 8, 8)
+    grey = torch.rand(shape, generator=rng.generator(0, "images"))
+    cases = [(build([WIDE, DEEP]), drawn(3), drawn(count)), (mlps, grey[:3], grey[3:])]
+    for models, real, fake in cases:
         (pair,) = pairs_of(models)
         pair.distillation.form = form
-        if dead:
+        if models is not mlps:
             with torch.no_grad():
                 for parameter in pair.distillation.projections.parameters():
                     parameter.zero_()
@@ -278,15 +273,18 @@ def test_parts_of_a_minibatch_sum_up_or_stay_whole(form: Distillation) -> None:
 
 def test_projections_stay_as_drawn_where_none_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     state = hmdc_of(recipe_of(CONVNET, MLP, **RANDOM))
-    drawn, work = list[str](), RealImages.draw_minibatches
-    monkeypatch.setattr(
-        RealImages, "draw_minibatches", lambda self, what, *rest: drawn.append(what) or work(self, what, *rest)
-    )  # type: ignore[func-returns-value]
+    purposes, work = list[str](), RealImages.draw_minibatches
+
+    def spy(self: RealImages, purpose: str, key: tuple[int, int], most: int) -> Iterator[Minibatch]:
+        purposes.append(purpose)
+        return work(self, purpose, key, most)
+
+    monkeypatch.setattr(RealImages, "draw_minibatches", spy)
     (pair,) = state.networks.objectives.pairs
     before = {name: value.clone() for name, value in pair.distillation.state_dict().items()}
     steps = state.run()
     done = [next(steps) for _ in range(3)]
-    assert set(drawn) == {"train-networks"}
+    assert set(purposes) == {"train-networks"}
     assert all(torch.equal(value, before[name]) for name, value in pair.distillation.state_dict().items())
     assert torch.equal(pair.distillation.layer_matching, torch.zeros(1, 2)), "a softmax of it is uniform"
     assert all(step.losses["distill/convnet_tiny+mlp_tiny"] > 0 for step in done)

@@ -116,7 +116,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "bank"
 
 
-SMALL = {"models": 2, "epochs": 1, "stages": 2, "noise": 0.05}
+SMALL = {"num_models": 2, "pretrain_epochs": 1, "stages": 2, "noise": 0.05}
 
 
 UNCLUSTERED: dict[str, Any] = {"initialisation": "random", "cluster": {"enabled": False}}
@@ -188,7 +188,7 @@ def test_a_second_recipe_trains_no_networks_and_has_the_same_bytes(
     infos = [read_info(directory.info) for directory in (first, second)]
     assert infos[0].bank_seconds == infos[1].bank_seconds and infos[0].bank_seconds is not None
     # Another seed, noise, pool and number of networks: what of it is there serves.
-    other = banked(MLP, bank=SMALL | {"models": 1, "noise": 0.2}).model_copy(update={"seed": 5})
+    other = banked(MLP, bank=SMALL | {"num_models": 1, "noise": 0.2}).model_copy(update={"seed": 5})
     run(tmp_path / "c", other)
 
 
@@ -340,7 +340,7 @@ class Second(Ranks):
 def test_a_rank_trains_its_share_and_then_what_its_cache_lacks(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, order = banked(CONVNET, bank=SMALL | {"models": 3}), list[int]()
+    recipe, order = banked(CONVNET, bank=SMALL | {"num_models": 3}), list[int]()
     real, work = RealImages(tiny_source(), recipe.condense, 0, CPU), stages.training
 
     def told(*args: Any, **keys: Any) -> Iterator[int]:
@@ -377,7 +377,7 @@ def test_ranks_share_a_bank(cache: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_bank_is_part_of_what_decides_the_images() -> None:
     hashes = [
-        banked(bank=SMALL | change).condense_hash() for change in ({}, {"models": 3}, {"noise": 0.1}, {"seed": 1})
+        banked(bank=SMALL | change).condense_hash() for change in ({}, {"num_models": 3}, {"noise": 0.1}, {"seed": 1})
     ]
     assert len({*hashes, recipe_of(CONVNET, MLP).condense_hash()}) == 5
 
@@ -389,10 +389,10 @@ def test_a_file_is_named_after_what_decides_its_network() -> None:
 
     same = [
         key(), key(CONVNET | {"name": "other", "cutmix": False, "lr": {"evaluate": 0.5}}), key(ipc=2),
-        key(bank=SMALL | {"models": 7, "noise": 0.3}),
+        key(bank=SMALL | {"num_models": 7, "noise": 0.3}),
     ]  # fmt: skip
     other = [
-        key(MLP), key(n=1), key(CONVNET | {"lr": {"condense": 0.5}}), key(bank=SMALL | {"epochs": 3}),
+        key(MLP), key(n=1), key(CONVNET | {"lr": {"condense": 0.5}}), key(bank=SMALL | {"pretrain_epochs": 3}),
         key(bank=SMALL | {"seed": 1}), key(bank=SMALL | {"stages": 3}), key(augment={"flip": True}),
         key(cutmix={"train": False}), key(memory="low"),
     ]  # fmt: skip
@@ -402,8 +402,8 @@ def test_a_file_is_named_after_what_decides_its_network() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="pool entry mlp_tiny has reset: body.*set reset: all, or leave the bank out"):
         banked(CONVNET, MLP | {"reset": "body"})
-    with pytest.raises(ValueError, match="a bank of no networks; say how many: condense.networks.bank.models"):
-        banked(bank={"epochs": 3})
+    with pytest.raises(ValueError, match="a bank of no networks; say of how many: condense.networks.bank.num_models"):
+        banked(bank={"pretrain_epochs": 3})
 
 
 # what it costs
@@ -422,7 +422,7 @@ def test_a_dry_run_counts_what_is_not_there(cache: Path, tmp_path: Path) -> None
     run(tmp_path / "a", recipe)
     files = [load_file(path) for path in cache.iterdir()]
     assert before.bank_bytes == sum(value.nbytes for file in files for value in file.values())
-    after = estimate_cost(banked(bank=SMALL | {"models": 3}), tiny_source())
+    after = estimate_cost(banked(bank=SMALL | {"num_models": 3}), tiny_source())
     assert (after.bank_networks, after.bank_missing) == (6, 2)
     assert after.flops["bank"] == pytest.approx(before.flops["bank"] / 2)
     whole = estimate_cost(recipe, tiny_source())

@@ -40,29 +40,29 @@ def test_what_cannot_be_a_repository_is_refused(wanted: str) -> None:
 
 
 def test_a_repository_without_our_block_is_foreign_unless_empty() -> None:
-    assert refuse_foreign(remote(".gitattributes"), "ipc1", "", force=False) == {}
+    assert refuse_foreign(remote(".gitattributes"), ["ipc1"], "", force=False) == {}
     for card in ("", "# theirs", "---\nlicense: mit\n---\n# theirs", "---\nhmdc: yes\n---\n"):
         with pytest.raises(UsageError, match=r"README\.md"):
-            refuse_foreign(remote("README.md", ".gitattributes"), "ipc1", card, force=False)
-        assert refuse_foreign(remote("README.md"), "ipc1", card, force=True) == {}
+            refuse_foreign(remote("README.md", ".gitattributes"), ["ipc1"], card, force=False)
+        assert refuse_foreign(remote("README.md"), ["ipc1"], card, force=True) == {}
     ours = f"---\nhmdc:\n  format_version: {FORMAT_VERSION}\n---\n"
-    assert refuse_foreign(remote("README.md"), "ipc1", ours, force=False) == {"format_version": FORMAT_VERSION}
+    assert refuse_foreign(remote("README.md"), ["ipc1"], ours, force=False) == {"format_version": FORMAT_VERSION}
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_newer_format_is_refused_with_the_way_out(force: bool) -> None:
     card = f"---\nhmdc:\n  format_version: {FORMAT_VERSION + 1}\n---\n"
     with pytest.raises(NewerFormatError, match="pip install -U"):
-        refuse_foreign(remote("README.md"), "ipc1", card, force=force)
+        refuse_foreign(remote("README.md"), ["ipc1"], card, force=force)
 
 
 def test_a_foreign_configuration_keeps_its_name() -> None:
     card = "---\nconfigs:\n- config_name: raw\n- config_name: ipc1\nhmdc:\n  configs:\n    ipc1: {}\n---\n"
-    refuse_foreign(remote("README.md"), "ipc1", card, force=False)
-    refuse_foreign(remote("README.md"), "ipc10", card, force=False)
+    refuse_foreign(remote("README.md"), ["ipc1"], card, force=False)
+    refuse_foreign(remote("README.md"), ["ipc10"], card, force=False)
     with pytest.raises(UsageError, match="raw"):
-        refuse_foreign(remote("README.md"), "raw", card, force=False)
-    refuse_foreign(remote("README.md"), "raw", card, force=True)
+        refuse_foreign(remote("README.md"), ["raw"], card, force=False)
+    refuse_foreign(remote("README.md"), ["raw"], card, force=True)
 
 
 @pytest.mark.parametrize(
