@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmdc_hub.errors import UsageError
+from hmdc_hub.schema import Encoding
 
 
 def resize(x: Tensor, side: int) -> Tensor:
@@ -57,16 +58,19 @@ def decode(images: Tensor, factor: int) -> Tensor:
     return _resize(tiles, height, width).reshape(*lead, factor * factor * n, channels, height, width)
 
 
-def encode(images: Tensor, factor: int, side: int) -> Tensor:
+def encode(images: Tensor, factor: int, side: int, method: Encoding = "antialias") -> Tensor:
     """Shrink images and lay factor x factor of them into each synthetic image: the inverse of `decode`, shape by shape.
 
     Args:
         images: Floats ... x (n f f) x ch x h x w, in the order of `decode`.
         factor: f, tiles per row and per column.
         side: Height and width of a synthetic image, divisible by `factor`.
+        method: How an image becomes a tile of side/f. `antialias`: resized with antialiasing; `bilinear`: resized with
+            aligned corners, as `decode` enlarges; `least-squares`: the tile whose enlargement as in `decode`, to the
+            size that the image has, is nearest to the image in the sum of squares.
 
     Returns:
-        ... x n x ch x side x side; every image was resized with antialiasing to side/f.
+        ... x n x ch x side x side. The nearest tiles go a little below and above the range of `images`: clamp them.
 
     Raises:
         UsageError: `side`, or the number of images, does not fit `factor`.
@@ -80,19 +84,24 @@ def encode(images: Tensor, factor: int, side: int) -> Tensor:
         )
     n, small = count // factor**2, side // factor
     tiles = images.reshape(-1, channels, height, width)
-    tiles = F.interpolate(tiles, size=(small, small), mode="bilinear", align_corners=False, antialias=True)
+    if method == "antialias":
+        tiles = F.interpolate(tiles, size=(small, small), mode="bilinear", align_corners=False, antialias=True)
+    else:
+        tiles = _resize(tiles, small, small, nearest=method == "least-squares")
     tiles = tiles.reshape(prod(lead), factor, factor, n, channels, small, small)  # lead, tile column, tile row, n, ...
     return tiles.permute(0, 3, 4, 2, 5, 1, 6).reshape(*lead, n, channels, side, side)
 
 
-def _resize(x: Tensor, height: int, width: int) -> Tensor:
+def _resize(x: Tensor, height: int, width: int, nearest: bool = False) -> Tensor:
     if x.shape[-2:] == (height, width):
         return x
     # Under autocast, or for half precision, the products would round pixels to 8 bits; interpolation does not.
     with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         wide = x if x.dtype == torch.float64 else x.float()
-        rows = _interpolation(x.shape[-2], height, wide.dtype, x.device)
-        columns = _interpolation(x.shape[-1], width, wide.dtype, x.device)
+        matrix = _nearest if nearest else _interpolation
+        rows, columns = (
+            matrix(old, new, wide.dtype, x.device) for old, new in zip(x.shape[-2:], (height, width), strict=True)
+        )
         return (rows @ (wide @ columns.mT)).to(x.dtype)
 
 
@@ -103,6 +112,17 @@ def _interpolation(old: int, new: int, dtype: torch.dtype, device: torch.device)
     with torch.inference_mode(False), torch.no_grad():
         unit = torch.eye(old, dtype=dtype, device="cpu")[None]
         return F.interpolate(unit, size=new, mode="linear", align_corners=True)[0].mT.contiguous().to(device)
+
+
+@cache
+def _nearest(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix new x old that makes of old values the new ones whose interpolation is nearest to them."""
+    if new > old:  # then many are equally near
+        return _interpolation(old, new, dtype, device)
+    with torch.inference_mode(False), torch.no_grad():
+        enlarge = _interpolation(new, old, torch.float64, torch.device("cpu"))
+        inverse: Tensor = torch.linalg.pinv(enlarge)
+        return inverse.to(dtype).to(device)
 
 
 def _check_divisible(side: int, factor: int) -> None:

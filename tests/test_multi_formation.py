@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hmdc_hub import multi_formation, rng
 from hmdc_hub.errors import UsageError
+from hmdc_hub.schema import Encoding
 
 SIDES = st.integers(1, 40)
 LEAD = st.lists(st.integers(1, 3), max_size=2).map(tuple)
@@ -136,6 +137,68 @@ def test_encode_shrinks_with_antialiasing_into_exact_tiles() -> None:
         torch.testing.assert_close(got, small[index])
 
 
+def test_the_nearest_tile_by_hand() -> None:
+    """Two values are enlarged to four as (1, 0), (2/3, 1/3), (1/3, 2/3), (0, 1): their pseudo-inverse is this."""
+    inverse = torch.tensor([[0.7, 0.4, 0.1, -0.2], [-0.2, 0.1, 0.4, 0.7]])
+    images = noise(4, 3, 4, 4)
+    stored = multi_formation.encode(images, 2, 4, "least-squares")
+    torch.testing.assert_close(stored[0, :, 2:, :2], inverse @ images[1] @ inverse.mT)
+
+
+@settings(deadline=None)
+@given(factor=st.integers(2, 4), small=st.integers(1, 6))
+def test_the_nearest_tile_is_what_a_solver_finds_for_all_of_its_pixels_at_once(factor: int, small: int) -> None:
+    side = factor * small
+    images = noise(factor**2, 2, side, side, dtype=torch.float64)
+    stored = multi_formation.encode(images, factor, side, "least-squares")
+    unit = torch.eye(small**2, dtype=torch.float64).view(-1, 1, small, small)
+    enlarge = interpolate(unit, side, side).flatten(1).mT  # every pixel of a tile, seen by every pixel of an image
+    wanted = torch.linalg.lstsq(enlarge, images.flatten(2).flatten(0, 1).mT).solution.mT
+    got = torch.stack([part for row in stored[0].split(small, -1) for part in row.split(small, -2)])
+    torch.testing.assert_close(got.flatten(2).flatten(0, 1), wanted)
+
+
+@pytest.mark.parametrize("method", ["antialias", "bilinear"])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_no_other_tile_is_nearer(method: Encoding, factor: int) -> None:
+    images = noise(factor**2, 3, 12, 12, dtype=torch.float64)
+
+    def error(method: Encoding) -> Tensor:
+        stored = multi_formation.encode(images, factor, 12, method)
+        return (multi_formation.decode(stored, factor) - images).square().sum((1, 2, 3))
+
+    assert (error("least-squares") < error(method)).all()
+
+
+def test_bilinear_shrinks_with_aligned_corners() -> None:
+    images = noise(4, 3, 12, 12)
+    stored = multi_formation.encode(images, 2, 12, "bilinear")
+    torch.testing.assert_close(stored[0, :, 6:, :6], interpolate(images, 6, 6)[1])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 11), (30, 20)])
+def test_the_nearest_tile_of_an_image_that_one_enlarges_to_is_that_tile(size: tuple[int, int]) -> None:
+    tiles = noise(4, 3, 5, 5)
+    stored = multi_formation.encode(interpolate(tiles, *size), 2, 10, "least-squares")
+    torch.testing.assert_close(stored[0, :, 5:, :5], tiles[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "least-squares"])
+def test_images_smaller_than_a_tile_are_enlarged_as_decode_does(method: Encoding) -> None:
+    images = noise(4, 3, 3, 7)
+    stored = multi_formation.encode(images, 2, 20, method)
+    assert stored.shape == (1, 3, 20, 20)
+    torch.testing.assert_close(stored[0, :, 10:, :10], interpolate(images, 10, 10)[1])
+
+
+def test_the_nearest_tiles_are_the_same_in_other_units_and_leave_the_range_of_pixels() -> None:
+    """So that S may be encoded after normalisation and the baseline before it."""
+    images = (noise(4, 3, 16, 16) > 0).float()
+    stored = multi_formation.encode(images, 2, 16, "least-squares")
+    torch.testing.assert_close(multi_formation.encode(images * 4 - 1, 2, 16, "least-squares"), stored * 4 - 1)
+    assert stored.min() < 0 and stored.max() > 1
+
+
 def test_decode_is_nearly_the_inverse_for_smooth_images() -> None:
     at = torch.linspace(-1, 1, 32)
     centre = torch.linspace(-0.5, 0.5, 8)
@@ -145,9 +208,10 @@ def test_decode_is_nearly_the_inverse_for_smooth_images() -> None:
     assert torch.equal(error.argmin(dim=1), torch.arange(8))
 
 
-def test_encode_keeps_tiles_that_have_the_size_already() -> None:
+@pytest.mark.parametrize("method", ["antialias", "bilinear", "least-squares"])
+def test_encode_keeps_tiles_that_have_the_size_already(method: Encoding) -> None:
     tiles = noise(4, 3, 5, 5)
-    stored = multi_formation.encode(tiles, 2, 10)
+    stored = multi_formation.encode(tiles, 2, 10, method)
     assert torch.equal(stored[0, :, 5:, :5], tiles[1])
     assert torch.equal(stored[0, :, :5, 5:], tiles[2])
 
@@ -155,7 +219,8 @@ def test_encode_keeps_tiles_that_have_the_size_already() -> None:
 def test_factor_one_changes_nothing() -> None:
     x = noise(2, 3, 4, 4)
     assert torch.equal(multi_formation.decode(x, 1), x)
-    assert torch.equal(multi_formation.encode(x, 1, 4), x)
+    for method in ("antialias", "bilinear", "least-squares"):
+        assert torch.equal(multi_formation.encode(x, 1, 4, method), x)
 
 
 def test_a_side_that_factor_does_not_divide_is_refused() -> None:

@@ -19,7 +19,7 @@ from hmdc_hub.catalog.entries import MODELS, PROTOCOLS, RECIPES, find, given_as_
 from hmdc_hub.catalog.problems import all_keys, check, example_line, line_of, node_at, schema_of, unknown_key
 from hmdc_hub.catalog.yaml12 import Document, parse, read_value, show, write_yaml
 from hmdc_hub.errors import FormatError, FormerNameWarning, NotFoundError, Problem, RecipeError, UsageError
-from hmdc_hub.schema import FORMER_BASELINES, NAME, EvaluateSpec, ModelSpec, Recipe, Strict
+from hmdc_hub.schema import FORMER_BASELINES, NAME, NEW_ENCODING, EvaluateSpec, ModelSpec, Recipe, Strict
 from hmdc_hub.text import close, did_you_mean, flat
 
 _LISTS_OF_MODELS = (("pool",), ("evaluate", "models"))
@@ -51,6 +51,8 @@ def load_recipe(
         _refuse_python(document)
     for key, value in flat(sections or {}):
         _apply(document, key, _plain(value), path.parent)
+    if not stored:
+        _new_defaults(document)
     if "name" not in document.data:
         document.data["name"] = path.stem
         if re.match(NAME, path.stem) is None:
@@ -61,7 +63,9 @@ def load_recipe(
 
 def recipe_from_dict(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Make a recipe of nested dicts as a file has them; paths of pool entries begin at the current folder."""
-    return _resolve(rename(Recipe, Document(_plain(data))), where, Path())
+    document = rename(Recipe, Document(_plain(data)))
+    _new_defaults(document)
+    return _resolve(document, where, Path())
 
 
 def change(recipe: Recipe, overrides: Sequence[str], sections: Mapping[str, Any], where: str) -> Recipe:
@@ -72,6 +76,13 @@ def change(recipe: Recipe, overrides: Sequence[str], sections: Mapping[str, Any]
     for key, value in flat(sections):
         _apply(document, key, _plain(value), Path())
     return _resolve(document, where, Path())
+
+
+def _new_defaults(document: Document) -> None:
+    """Fill in what a recipe of today means that does not say it, and a stored one does not mean."""
+    for name in ("condense", "evaluate"):
+        if isinstance(section := document.data.get(name), dict):
+            section.setdefault("encode", NEW_ENCODING)
 
 
 def _resolve(document: Document, where: str, folder: Path) -> Recipe:

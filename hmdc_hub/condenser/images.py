@@ -105,4 +105,5 @@ def initial_images(real: RealImages, model: PoolModel, label: int, ipc: int) -> 
         images = real.read(chosen)
     # A class with fewer images than there are places shows each of them more than once.
     images = images.repeat(-(-wanted // len(images)), 1, 1, 1)[:wanted]
-    return multi_formation.encode(images, real.spec.factor, real.side).cpu().clamp(low, high)
+    stored = multi_formation.encode(images, real.spec.factor, real.side, real.spec.encode)
+    return stored.cpu().clamp(low, high)

@@ -178,7 +178,7 @@ class _Maker(NamedTuple):
             # A class with fewer images than are wanted shows each of them more than once, as in the initialisation.
             rows = rows.repeat(-(-wanted // max(len(rows), 1)))[:wanted]
             unit, side = self.source.train.images[rows].float() / 255, self.source.train.side
-            stored = to_uint8(multi_formation.encode(unit, factor, side))
+            stored = to_uint8(multi_formation.encode(unit, factor, side, self.protocol.encode))
             made.append(to_uint8(multi_formation.decode(stored.float() / 255, factor)))
         return made
 

@@ -143,6 +143,7 @@ class BaselineCache:
         self.folder, self.images, self.protocol = folder, images, protocol
         # Which trainings there are; the number of steps is in the key of each, and those on soft labels are not here.
         about = {"seeds", "random_draws", "baselines", "epochs", "steps", "full", "full_epochs", "soft_labels"}
+        about.add("encode")  # which is seen in the images
         plain = protocol.model_dump(mode="json", exclude=about)
         models = zip(protocol.models, plain_models(plain.pop("models")), strict=True)
         self.models = {spec.name: model for spec, model in models if spec.source != "python"}

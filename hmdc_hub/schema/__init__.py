@@ -20,6 +20,7 @@ from hmdc_hub.schema.base import (
     RESERVED,
     TRAINING_SETS,
     Baseline,
+    Encoding,
     ModelSpec,
     Strict,
     canonical_json,
@@ -50,6 +51,7 @@ from hmdc_hub.schema.files import (
     SourceInfo,
 )
 from hmdc_hub.schema.recipe import (
+    NEW_ENCODING,
     AugmentSpec,
     CondenseSpec,
     Distance,

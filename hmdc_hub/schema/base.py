@@ -66,6 +66,7 @@ class SetKind(NamedTuple):
     real: bool  # only real images, so the same for every condensed set of one source, protocol and budget
 
 
+Encoding = Literal["antialias", "bilinear", "least-squares"]
 Baseline = Literal["exact", "random", "random-encoded", "initialisation", "k-means", "herding", "full"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 CONDENSED, RANDOM, RANDOM_ENCODED, FULL = "condensed", "random", "random-encoded", "full"

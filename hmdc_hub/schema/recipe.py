@@ -13,6 +13,7 @@ from hmdc_hub.schema.base import (
     NAME,
     RESERVED,
     Baseline,
+    Encoding,
     ModelSpec,
     NotNegative,
     Positive,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 
 Distance = Literal["squares", "cosine", "orthogonal"]
+# What `encode` is in a recipe that somebody writes and that does not say it. Files of ours, and what is made of them,
+# mean antialias by that, as in all of them before there was the key.
+NEW_ENCODING: Encoding = "least-squares"
 
 
 class AugmentSpec(Strict):
@@ -99,6 +103,12 @@ class EvaluateSpec(Strict):
         "random, random-encoded (random images at the storage of the condensed set), initialisation (it before the "
         "first image step), k-means, herding, full (the whole source).",
         examples=["[random, initialisation]"],
+    )
+    encode: Encoding = Field(
+        "antialias",
+        exclude_if=lambda method: method == "antialias",
+        json_schema_extra={"default": NEW_ENCODING},
+        description="How random-encoded shrinks its images; the ways of condense.encode.",
     )
     epochs: Positive = Field(2000, description="Passes over the training images; the last one counts.")
     steps: Positive | None = Field(
@@ -498,6 +508,14 @@ class CondenseSpec(Strict):
         exclude_if=lambda epochs: epochs == 10,
         description="Passes over the source that networks are trained for before they judge real images, for mosaic "
         "and difficulty.",
+    )
+    encode: Encoding = Field(
+        "antialias",
+        exclude_if=lambda method: method == "antialias",
+        json_schema_extra={"default": NEW_ENCODING},
+        description="How real images are shrunk into synthetic ones at the start: antialias; bilinear, with aligned "
+        "corners as they are enlarged again; or least-squares, to the tile whose enlargement is nearest to the image. "
+        "Without effect at factor 1.",
     )
     match: bool = Field(True, description="Gradient matching, one objective per model.")
     distance: Distance = Field(

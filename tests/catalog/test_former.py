@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 import hmdc_hub
-from hmdc_hub.catalog import load_recipe, protocol_overrides, read_published_recipe, read_recipe_file
+from hmdc_hub.catalog import (
+    load_recipe,
+    protocol_overrides,
+    read_published_recipe,
+    read_recipe_file,
+    recipe_from_dict,
+    stored_recipe_text,
+    write_yaml,
+)
 from hmdc_hub.cli.main import run
 from hmdc_hub.errors import FormatError, FormerNameWarning, NewerFormatError, RecipeError
 from hmdc_hub.pipeline.evaluation import EvaluateRequest
@@ -26,6 +34,10 @@ FORMATS = ["format1", "format2"]
 CONDENSE_HASH = "47d7a4ec03f4d27c95ca7b77e90951986d92ea5399d0d79184d7fd660560b1e2"
 FAMILY_HASH = "adcb6d241dac265d6e7235440378134c36948a062f4f20708332bbf8e018b58a"
 PROTOCOL_HASH = "e078ad4fd40edc1955edfe425542be10048b5d213a3183bc737bdf4ccf3a29f9"
+
+# What every recipe meant before there was the key.
+KEYS = ("condense.encode", "evaluate.encode")
+ANTIALIAS = [f"{key}=antialias" for key in KEYS]
 
 IPC, SEEDS = "  ipc: 1\n", "evaluate:\n"
 
@@ -103,9 +115,42 @@ def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
         read_info(path)
 
 
+@pytest.mark.parametrize("version", FORMATS)
+def test_files_that_do_not_say_how_images_were_shrunk_mean_antialias(version: str, tmp_path: Path) -> None:
+    """Those of all programs before there was the key, whichever way is the default of new recipes."""
+    path, scores = FORMER / version / "recipe.yaml", FORMER / version / "scores.json"
+    for recipe in (read_recipe_file(path), read_published_recipe(path), load_recipe(path)):
+        assert (recipe.condense.encode, recipe.evaluate.encode) == ("antialias", "antialias")
+        assert load_recipe(path, ["seed=1"]).condense.encode == "antialias"
+        again = tmp_path / "again.yaml"
+        again.write_text(stored_recipe_text(recipe), encoding="utf-8")
+        assert "encode" not in again.read_text(encoding="utf-8")  # so an older program reads it
+        assert read_recipe_file(again) == recipe
+    read = read_scores(scores)
+    assert read.protocol.encode == "antialias" and '"encode"' not in json_text(read)
+    assert 'evaluate.encode="antialias"' in protocol_overrides(str(scores))
+
+
+def test_a_new_recipe_has_the_nearest_tiles_and_says_so_in_its_files_and_hashes(tmp_path: Path) -> None:
+    former, new = load_recipe("digits_ipc1"), load_recipe("digits_ipc1", [f"{key}=least-squares" for key in KEYS])
+    assert all(one != other for one, other in zip(hashes(former), hashes(new), strict=True))
+    assert hashes(load_recipe("digits_ipc1", ["condense.encode=bilinear"]))[2] == hashes(former)[2]
+    plain = former.model_dump(mode="json")
+    assert recipe_from_dict(plain) == new, "nested dicts of a program that says nothing"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(stored_recipe_text(new), encoding="utf-8")
+    assert path.read_text(encoding="utf-8").count("encode: least-squares") == 2
+    assert read_recipe_file(path) == read_published_recipe(path) == load_recipe(path) == new
+    written = tmp_path / "mine.yaml"
+    written.write_text(write_yaml(plain), encoding="utf-8")
+    assert load_recipe(written, ["name=digits_ipc1"]) == new
+    mixed = load_recipe(written, ["name=digits_ipc1", "condense.encode=antialias"])
+    assert (mixed.condense.encode, mixed.evaluate.encode) == ("antialias", "least-squares")
+
+
 def test_what_people_wrote_is_read_with_one_note_for_each_name() -> None:
     with pytest.warns(FormerNameWarning) as caught:
-        recipe = load_recipe(FORMER / "tiny.yaml")
+        recipe = load_recipe(FORMER / "tiny.yaml", ANTIALIAS)
     assert [str(one.message).rpartition("tiny.yaml: ")[2] for one in caught] == [
         "line 11: condense.start is now condense.initialisation; the old name is still read",
         "line 12: condense.networks.parts is now condense.networks.accumulation_steps; the old name is still read",

@@ -15,12 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from hmdc_hub import multi_formation
 from hmdc_hub.condenser import condense
 from hmdc_hub.condenser.cost import AtOnce
 from hmdc_hub.errors import DivergedError, Interrupted, RunError
 from hmdc_hub.events import Event, ImageGrid, ImageStep, Note, StopFlag
 from hmdc_hub.models import PoolModel
-from hmdc_hub.schema import ModelSpec, Recipe
+from hmdc_hub.schema import Encoding, ModelSpec, Recipe
 from hmdc_hub.store.condensed import read_condensed
 from hmdc_hub.store.files import sha256_file
 from hmdc_hub.store.parquet import read_parquet, to_uint8
@@ -52,6 +53,26 @@ def test_results(unbroken: RunDir) -> None:
 
 def test_same_recipe_same_bytes(unbroken: RunDir, tmp_path: Path) -> None:
     assert digest(run(tmp_path, tiny_recipe())) == digest(unbroken)
+
+
+def test_the_way_of_encoding_decides_what_the_same_real_images_become(unbroken: RunDir, tmp_path: Path) -> None:
+    """Nearest tiles leave the range of pixels, and are clamped to it."""
+    real, labels = tiny_source().train, range(10)
+    chosen = dict[Encoding, list[list[int]]]()
+    for method in ("antialias", "least-squares"):
+        where = run(tmp_path / method, tiny_recipe(encode=method))
+        start, _, _ = read_condensed(where.initialisation)
+        chosen[method] = []
+        for label in labels:
+            tiles = start[label, 0].unfold(0, 4, 4).unfold(1, 4, 4).flatten(0, 1).flatten(1)
+            images = (real.of_class(label).float() / 255).repeat_interleave(4, 0)
+            encoded = multi_formation.encode(images.view(-1, 4, 1, 8, 8), 2, 8, method).clamp(0, 1)
+            distances, found = torch.cdist(tiles, encoded[:, 0, 0, :4, :4].flatten(1)).min(1)
+            assert float(distances.max()) < 1e-3
+            chosen[method].append(found.tolist())
+    assert chosen["antialias"] == chosen["least-squares"]
+    assert digest(RunDir(tmp_path / "antialias")) == digest(unbroken)
+    assert digest(RunDir(tmp_path / "least-squares"))[0] != digest(unbroken)[0]
 
 
 def test_pictures_of_the_images_so_far_change_nothing(unbroken: RunDir, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hmdc_hub import cluster, multi_formation
 from hmdc_hub.errors import FormatError, NotFoundError, UsageError
 from hmdc_hub.evaluator import of_run
 from hmdc_hub.evaluator.baselines import TrainingSet, fresh_model, training_sets
-from hmdc_hub.schema import Recipe
+from hmdc_hub.schema import Encoding, Recipe
 from hmdc_hub.sources import Source
 from hmdc_hub.store.condensed import read_condensed
 from hmdc_hub.store.parquet import read_parquet, to_uint8
@@ -84,13 +84,15 @@ def test_random_draws_are_different_real_images(made: dict[tuple[str, int], Trai
         assert real.train.labels[rows].tolist() == made["random", draw].labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_random_encoded_is_encoded_in_8_bits_and_repeats_a_small_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["antialias", "bilinear", "least-squares"])
+def test_random_encoded_is_encoded_in_8_bits_and_repeats_a_small_class(method: Encoding, tmp_path: Path) -> None:
     # One image per class: eight places show the same one, so the encoding can be written out.
     real = source((1, 1, 1))
-    encoded = sets_of(recipe(), real, run(tmp_path / "run", recipe()))["random-encoded", 0]
+    of = recipe(encode=method)
+    encoded = sets_of(of, real, run(tmp_path / "run", of))["random-encoded", 0]
     for label in range(3):
         eight = (real.train.images[label].float() / 255).expand(8, 1, 8, 8)
-        stored = to_uint8(multi_formation.encode(eight, 2, 8)).float() / 255
+        stored = to_uint8(multi_formation.encode(eight, 2, 8, method)).float() / 255
         expected = to_uint8(multi_formation.decode(stored, 2))
         assert torch.equal(encoded.images[8 * label : 8 * label + 8], expected)
     assert not torch.equal(encoded.images[0], real.train.images[0])
