@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from hmdc_hub.pipeline.api import evaluate as evaluate
     from hmdc_hub.pipeline.recipe import Recipe as Recipe
     from hmdc_hub.pipeline.recipe import load_recipe as load_recipe
+    from hmdc_hub.pipeline.sweep import Sweep as Sweep
+    from hmdc_hub.pipeline.sweep import sweep as sweep
     from hmdc_hub.store.dataset import CondensedDataset as CondensedDataset
     from hmdc_hub.store.dataset import load as load
 
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: `import hmdc_hub` and `hmdc-hub --help` must not wait for torch.
 _LATER = dict.fromkeys(("Evaluation", "Run", "condense", "evaluate"), "hmdc_hub.pipeline.api")
+_LATER |= dict.fromkeys(("Sweep", "sweep"), "hmdc_hub.pipeline.sweep")
 _LATER |= dict.fromkeys(("Recipe", "load_recipe"), "hmdc_hub.pipeline.recipe")
 _LATER |= dict.fromkeys(("CondensedDataset", "load"), "hmdc_hub.store.dataset")
 

@@ -26,6 +26,7 @@ VERBS = {
     "condense": ("condense", "Condense a dataset, score the result and package it."),
     "evaluate": ("evaluate", "Score a run, a published set, or anybody's images."),
     "compare": ("compare", "Put scored sets side by side."),
+    "sweep": ("sweep", "Compare variants of a recipe at an equal budget."),
     "package": ("push", "Build what a Hub dataset will hold from a run."),
     "push": ("push", "Publish a run as a dataset on the Hugging Face Hub."),
     "pull": ("pull", "Get a verified copy of a published set as a folder."),

@@ -352,7 +352,9 @@ def settled(recipe: Recipe, stored: Recipe | None) -> Recipe:
     source = recipe.source
     if stored is not None and stored.source.id == source.id:
         # A fraction that the recipe does not name is none; one that it names leaves no test split open.
-        decided = {"test_fraction"} | ({"test_split"} if source.test_fraction is not None else set())
+        fractions = {"test_fraction", "validation_fraction"}
+        divided = any(getattr(source, name) is not None for name in fractions)
+        decided = fractions | ({"test_split"} if divided else set())
         open_fields = {name: getattr(stored.source, name) for name in set(type(source).model_fields) - decided}
         source = source.model_copy(update={k: v for k, v in open_fields.items() if getattr(source, k) is None})
         if source == stored.source:

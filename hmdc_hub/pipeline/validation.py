@@ -11,7 +11,16 @@ from hmdc_hub.errors import NetworkError, UsageError
 from hmdc_hub.evaluator import check_counts
 from hmdc_hub.models import build_model
 from hmdc_hub.schema import ModelSpec, Recipe
-from hmdc_hub.sources import SourceIndex, SourceSummary, SplitSlice, file_keys, index_source, locate, undividable
+from hmdc_hub.sources import (
+    FRACTIONS,
+    SourceIndex,
+    SourceSummary,
+    SplitSlice,
+    file_keys,
+    index_source,
+    locate,
+    undividable,
+)
 from hmdc_hub.store.hub import without_network
 
 CLASSES = 10  # outputs of models where the source is not here to be counted; none fits or fails by their number
@@ -76,16 +85,14 @@ def _build(
 
 
 def _check_divisible(index: SourceIndex) -> None:
-    """Refuse classes without two different files where a share of each is scored on; looks at no more than it must."""
-    if index.spec.test_fraction is None:
+    """Refuse classes with too few different files where shares of each are scored on; looks at no more than it must."""
+    fractions = [name for name in FRACTIONS if getattr(index.spec, name) is not None]
+    if not fractions:
         return
-    first: dict[int, int] = {}
-    divisible: set[int] = set()
+    found: dict[int, set[int]] = {label: set() for label in range(len(index.class_names))}
     for row, label in enumerate(index.train_labels.tolist()):
-        if label not in divisible:
+        if len(found[label]) <= len(fractions):
             split, start = locate(index.train, row)
-            key = int(file_keys(index.images((SplitSlice(split, start, start + 1),)))[0])
-            if first.setdefault(label, key) != key:
-                divisible.add(label)
-    if whole := [name for label, name in enumerate(index.class_names) if label not in divisible]:
-        raise undividable(whole)
+            found[label] |= {*file_keys(index.images((SplitSlice(split, start, start + 1),))).tolist()}
+    if whole := [index.class_names[label] for label, keys in found.items() if len(keys) <= len(fractions)]:
+        raise undividable(whole, fractions[-1])

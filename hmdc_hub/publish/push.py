@@ -89,6 +89,12 @@ class Push:
         self.callback(Stage("package", str(self.run.package)))
         self._package = package(self.run, config=self.options.config)
         local, *_ = read_facts(self._package)  # what follows is alike of all sizes of a run
+        if (share := local.recipe.source.validation_fraction) is not None:
+            raise UsageError(
+                f"This set was condensed for choosing settings: source.validation_fraction = {share} kept images back, "
+                "and its scores are on them, not on the test split; such a set is not published.",
+                hint="Condense the recipe without validation_fraction, and push that run.",
+            )
         account = self.hub.account()
         repo_id = repository_id(self.options.repo_id, account.name, local.recipe.publish.name)
         self.callback(Stage("plan", f"looking at {repo_id}"))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hmdc_hub.report.comparison import Comparison
+    from hmdc_hub.report.sweep import SweepResult
 
 Kind = Literal["png", "svg"]
 Matrix = NDArray[np.integer[Any]]
@@ -345,6 +346,34 @@ def _budget(comparison: Comparison) -> Figure:
     axes.set_ylabel(f"accuracy (%), {what}", fontsize=11)
     axes.grid(True)
     made.legend(loc="outside upper left", ncols=1, fontsize=10)
+    return made
+
+
+def sweep_figure(result: SweepResult) -> Figure:
+    """Show the accuracy of every variant of a sweep, best first: every condensing seed, and means with intervals.
+
+    A line goes down from the mean of the recipe as it is.
+    """
+    rows = [row for row in result.rows if row.accuracy is not None]
+    base, runs = result.variants[0].name, {variant.name: variant.scored for variant in result.variants}
+    names = [_folded(cut(row.name, 2 * ROW_NAME)) for row in rows]
+    made, axes = _axes(1.2 + sum(0.42 + 0.2 * name.count("\n") for name in names))
+    styles = {True: SET_STYLES["initialisation"], False: SET_STYLES[CONDENSED]}
+    for place, row in enumerate(rows):
+        colour, mark = styles[row.name == base]
+        dots = [100 * accuracy for accuracy in runs[row.name].values()]
+        axes.scatter(dots, [place + 0.22] * len(dots), s=16, color=PALE, edgecolors=GREY, linewidths=0.6, zorder=2)
+        found = [row.accuracy] if row.accuracy is not None else []
+        _bars(axes, [place - 0.12], found, color=colour, marker=mark, zorder=3)
+        if row.name == base and row.accuracy is not None:
+            axes.axvline(100 * row.accuracy.mean, color=colour, linewidth=1, linestyle="--", zorder=1)
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.xaxis.grid(True)
+    low, high = axes.get_xlim()
+    if high - low < 2:  # tenths of a point are not made to look like much
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
+    axes.set_xlabel("accuracy (%), mean and 95 % interval;\nsmall dots: condensing seeds")
     return made
 
 

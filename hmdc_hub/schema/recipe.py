@@ -299,6 +299,13 @@ class SourceSpec(Strict):
         "be scored on and not condensed.",
         examples=[0.2],
     )
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        exclude_if=lambda fraction: fraction is None,
+        description="Score on this share of every class of what would be condensed, drawn and not condensed, in place "
+        "of the test images, which are left alone: for choosing settings. Such a set is never pushed.",
+        examples=[0.2],
+    )
     image_column: str | None = Field(None, description="Column with the images; null: detected.", examples=["img"])
     label_column: str | None = Field(None, description="Column with the labels; null: detected.", examples=["label"])
     size: Annotated[int, Field(ge=4, le=1024)] = Field(

@@ -5,6 +5,7 @@ scikit-learn are imported when a source of theirs is opened, never before.
 """
 
 from hmdc_hub.sources.load import (
+    FRACTIONS,
     Detection,
     SourceIndex,
     describe,

@@ -49,6 +49,7 @@ from hmdc_hub.sources.source import (
 from hmdc_hub.sources.tables import local_path, open_hub, open_local
 
 DIGITS = "builtin:digits"
+FRACTIONS = ("test_fraction", "validation_fraction")  # keys of a source, in the order in which they divide it
 TRACE = 0.01  # share of test images that may be train images too: large collections have a few, a score hardly changes
 SAMPLE = 64
 SMALLEST_SIZE, LARGEST_SIZE = 4, 224
@@ -100,25 +101,26 @@ class SourceIndex:
     reader: Reader
     spec: SourceSpec  # with nothing left to detection
     train: Parts  # rows of its train split
-    test: Parts  # of its test split; none where `spec.test_fraction` divides the other
+    test: Parts  # of its test split; none where a fraction of the other is scored on
     class_names: list[str]
     train_labels: NDArray[np.int64]  # in 0..C-1, of the rows of `train`
     test_labels: NDArray[np.int64]
 
     def summary(self) -> SourceSummary:
         """Count what is used as what, up to equal files where a fraction of the images is scored on."""
-        facts, fraction = self.reader.facts, self.spec.test_fraction
+        facts, scored = self.reader.facts, [len(self.test_labels)]
         counts = np.bincount(self.train_labels, minlength=len(self.class_names)).tolist()
-        if fraction is not None:
-            counts = [count - held_out_count(count, fraction) for count in counts]
+        for fraction in (getattr(self.spec, name) for name in FRACTIONS):
+            if fraction is not None:  # the last one counts
+                scored = [held_out_count(count, fraction) for count in counts]
+                counts = [count - part for count, part in zip(counts, scored, strict=True)]
         if facts.kind != "torchvision":  # to count the rows of a split might download it
             used = {part.split for part in (*self.train, *self.test)}
             unused = [name for name in self.reader.splits if name not in used]
             reasons = {f"split {name!r} is not used": self.reader[name].rows for name in unused}
             left_out = [LeftOut(reason=reason, count=count, examples=[]) for reason, count in reasons.items()]
             facts = replace(facts, left_out=(*facts.left_out, *left_out))
-        scored = len(self.test_labels) + len(self.train_labels) - sum(counts)
-        return SourceSummary(self.spec, facts, tuple(self.class_names), tuple(counts), scored)
+        return SourceSummary(self.spec, facts, tuple(self.class_names), tuple(counts), sum(scored))
 
     def images(self, parts: Parts) -> Iterator[Encoded]:
         """Read the images of some rows without decoding them."""
@@ -139,10 +141,10 @@ def index_source(spec: SourceSpec, *, require_test: bool = True) -> SourceIndex:
     reader = open_reader(spec.id, spec.revision, spec.config)
     spec, train, test = _resolved(reader, spec, require_test)
     names, train_labels, test_labels = read_labels(reader, train, test, str(spec.label_column))
-    if spec.test_fraction is not None:
+    if fractions := [name for name in FRACTIONS if getattr(spec, name) is not None]:
         counts = np.bincount(train_labels, minlength=len(names))
-        if alone := [name for name, count in zip(names, counts, strict=True) if count < 2]:
-            raise undividable(alone)
+        if alone := [name for name, count in zip(names, counts, strict=True) if count <= len(fractions)]:
+            raise undividable(alone, fractions[-1])
     return SourceIndex(reader, spec, train, test, names, train_labels, test_labels)
 
 
@@ -150,7 +152,7 @@ def _resolved(reader: Reader, spec: SourceSpec, require_test: bool) -> tuple[Sou
     """Fill what a recipe leaves to detection, and find the rows of both splits."""
     train_split, test_split = find_splits(reader, spec.train_split, spec.test_split)
     train, test = parse_split(reader, train_split, "train_split"), Parts()
-    if spec.test_fraction is not None:
+    if spec.test_fraction is not None or spec.validation_fraction is not None:
         test_split = None
     elif test_split is not None:
         test = parse_split(reader, test_split, "test_split")
@@ -183,13 +185,9 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
     asked, index = spec.id, index_source(spec)
     spec, names, parts = index.spec, index.class_names, (*index.train, *index.test)
     labels = np.concatenate([index.train_labels, index.test_labels])
-    if spec.test_fraction is None:
-        scored = np.arange(len(labels)) >= len(index.train_labels)
-    else:
-        scored = held_out_rows(file_keys(index.images(index.train)), labels, names, spec.test_fraction)
-    train, test = np.flatnonzero(~scored), np.flatnonzero(scored)
+    train, test, aside = _divided(index, labels)
     train = train[np.argsort(labels[train], kind="stable")]
-    rows = np.concatenate([train, test])
+    rows = np.concatenate([train, test, aside])
     positions = np.empty_like(rows)
     positions[rows] = np.arange(len(rows))
     out = allocate((len(rows), spec.channels, spec.size, spec.size))
@@ -199,7 +197,10 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
     fill(out, index.images(parts), positions, index.where, spec.fit, background=spec.background, levels=levels)
     images = torch.from_numpy(out)
     counts = np.bincount(labels[train], minlength=len(names)).tolist()
-    sorted_, test_images = ClassSortedImages(images[: len(train)], offsets_of(counts)), images[len(train) :]
+    sorted_, test_images = (
+        ClassSortedImages(images[: len(train)], offsets_of(counts)),
+        images[len(train) :][: len(test)],
+    )
     check_varied(sorted_, names, spec)
     summary = replace(index.summary(), train_counts=tuple(counts), test_count=len(test))
     source = make_source(
@@ -210,7 +211,7 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
         class_names=names,
         train_split=spec.train_split,
         test_split=spec.test_split or spec.train_split,
-        test_fraction=spec.test_fraction,
+        test_fraction=spec.test_fraction if spec.validation_fraction is None else spec.validation_fraction,
         image_column=spec.image_column,
         label_column=spec.label_column,
         repeated=_count_repeated(index, rows, sorted_.images, test_images, callback),
@@ -225,6 +226,27 @@ def load_source(spec: SourceSpec, *, callback: Callback = silent) -> Source:
     for number, text in enumerate((*summary.lines(), *levels.notes)):
         callback(Note(text, detail=number < 2))  # what is used as what; after that, what is not
     return source
+
+
+def _divided(index: SourceIndex, labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Say which rows of the index are condensed, which are scored on, and which are neither: three arrays of int64.
+
+    The last are the test images of `test_fraction` where `validation_fraction` holds others back.
+    """
+    spec, names, rows = index.spec, index.class_names, np.arange(len(labels))
+    scored = rows >= len(index.train_labels)
+    if spec.test_fraction is None and spec.validation_fraction is None:
+        return rows[~scored], rows[scored], rows[:0]
+    keys, aside = file_keys(index.images(index.train)), np.zeros_like(scored)
+    if spec.test_fraction is not None:
+        scored = held_out_rows(keys, labels, names, spec.test_fraction)
+    if spec.validation_fraction is not None:
+        aside, left = scored, rows[~scored]
+        scored = np.zeros_like(aside)
+        scored[left] = held_out_rows(
+            keys[left], labels[left], names, spec.validation_fraction, key="validation_fraction"
+        )
+    return rows[~scored & ~aside], rows[scored], rows[aside]
 
 
 def _count_repeated(
@@ -244,7 +266,7 @@ def _count_repeated(
     raise SourceError(
         f"{said}, such as {one} and {same}; a score on images that were condensed says nothing",
         hint="Remove the copies."
-        if index.spec.test_fraction is not None
+        if not index.test
         else "Remove them from one of the splits; or leave test_split out and say  test_fraction: 0.2 , which keeps "
         "a part of the train split that is apart.",
     )

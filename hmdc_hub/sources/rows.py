@@ -226,7 +226,12 @@ def _stored_bytes(encoded: Encoded) -> bytes:
 
 
 def held_out_rows(
-    keys: NDArray[np.uint64], labels: NDArray[np.int64], class_names: Sequence[str], fraction: float
+    keys: NDArray[np.uint64],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    fraction: float,
+    *,
+    key: str = "test_fraction",
 ) -> NDArray[np.bool_]:
     """Draw the part of a split that is scored on, a share of every class.
 
@@ -254,16 +259,21 @@ def held_out_rows(
             taken[sizes.argmin()] = True
         test[rows] = taken[np.searchsorted(distinct, keys[rows])]
     if whole:
-        raise undividable(whole)
+        raise undividable(whole, key)
     return test
 
 
-def undividable(names: Sequence[str]) -> SourceError:
-    """Say that classes are too small for a part of their own to be scored on."""
+def undividable(names: Sequence[str], key: str = "test_fraction") -> SourceError:
+    """Say that classes are too small for a part of their own to be scored on, which a key of the source asks for."""
     return SourceError(
-        f"source.test_fraction: {len(names)} classes have no two different images, one to condense and one to score "
+        f"source.{key}: {len(names)} classes have no two different images, one to condense and one to score "
         f"on: {some(names)}",
-        hint="Add images to them, remove them, or name a split with  test_split: <name>  in place of test_fraction.",
+        hint="Add images to them, remove them, or "
+        + (
+            "name a split with  test_split: <name>  in place of test_fraction."
+            if key == "test_fraction"
+            else f"leave {key} out."
+        ),
     )
 
 

@@ -144,7 +144,8 @@ class SourceSummary:
         spec, counts, shown = self.spec, self.train_counts, self.class_names[:_SHOWN]
         each = f"{min(counts)}" + (f" to {max(counts)}" if min(counts) < max(counts) else "")
         names = ", ".join(shown) + (", ..." if len(self.class_names) > _SHOWN else "")
-        part = f"{spec.test_fraction:.0%} of each class of {spec.train_split}" if spec.test_fraction else "no split"
+        fraction, what = spec.validation_fraction or spec.test_fraction, " to condense" * bool(spec.validation_fraction)
+        part = f"{fraction:.0%} of each class of {spec.train_split}{what}" if fraction else "no split"
         return [
             f"{sum(counts)} images of {spec.train_split} to condense, {each} in each of {len(counts)} classes: {names}",
             f"{self.test_count} to score on, {spec.test_split or part}; columns {spec.image_column} and "

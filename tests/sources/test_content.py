@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from hmdc_hub.errors import SourceError
 from hmdc_hub.events import Event
 from hmdc_hub.schema import SourceSpec
-from hmdc_hub.sources import Source, load_source
+from hmdc_hub.sources import Source, index_source, load_source
 from hmdc_hub.sources.rows import file_keys, held_out_count, held_out_rows, pixel_keys, repeated_rows
 from tests.sources.files import CLASSES, cells, encoded, parquet_folder, picture, png, rows, tree, write_parquet
 
@@ -140,6 +142,32 @@ def test_a_fraction_and_a_split_are_one_too_many(tmp_path: Path) -> None:
     source = load(folder, test_fraction=0.3)
     assert source.train.counts == (2, 2, 2)
     assert [(one.reason, one.count) for one in source.info.left_out] == [("split 'test' is not used", 4)]
+
+
+def test_validation_leaves_the_test_split_alone(tmp_path: Path) -> None:
+    folder = parquet_folder(tmp_path)
+    whole, source = load(folder), load(folder, test_split="test", validation_fraction=0.3)
+    assert source.train.counts == (2, 2, 2) and source.info.test_split == "train"
+    assert len(source.test_images) == 3 and source.info.fingerprint != whole.info.fingerprint
+    pixels = {image.numpy().tobytes() for image in whole.train.images}
+    assert {image.numpy().tobytes() for image in (*source.train.images, *source.test_images)} == pixels
+
+
+def test_validation_is_a_part_of_what_a_test_fraction_leaves(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"ant": 20, "bee": 10})
+    first, source = load(root, test_fraction=0.2), load(root, test_fraction=0.2, validation_fraction=0.25)
+    assert source.train.counts == (12, 6) and source.test_labels.bincount().tolist() == [4, 2]
+
+    def pixels(images: Iterable[Tensor]) -> set[bytes]:
+        return {image.numpy().tobytes() for image in images}
+
+    condensed, scored = pixels(source.train.images), pixels(source.test_images)
+    assert condensed | scored == pixels(first.train.images) and not scored & pixels(first.test_images)
+    summary = index_source(SourceSpec(id=str(root), size=8, test_fraction=0.2, validation_fraction=0.25)).summary()
+    assert (summary.train_counts, summary.test_count) == ((12, 6), 6)
+    with pytest.raises(SourceError, match="source.validation_fraction: 1 classes") as caught:
+        load(tree(tmp_path / "small", {"ant": 20, "bee": 2}), test_fraction=0.2, validation_fraction=0.25)
+    assert "leave validation_fraction out" in caught.value.hint
 
 
 def test_images_in_both_splits_stop_the_run(tmp_path: Path) -> None:
