@@ -48,20 +48,20 @@ def probe(hmdc: HMDC, images: torch.Tensor) -> dict[str, float]:
 
 def _matching(hmdc: HMDC) -> tuple[float, float]:
     """Give the first pair's matching loss, and its share of the image gradient in percent."""
-    real, labels = hmdc.real, list(range(hmdc.real.classes))
+    real, labels, size = hmdc.real, list(range(hmdc.real.classes)), hmdc.sizes[0]
     place = [name.startswith("distill/") for name in hmdc.networks.objectives.names()].index(True)
     losses, shares = [], []
     for few in torch.split(torch.tensor(labels), hmdc.at_once.classes):
         rows = few.tolist()
-        drawn = real.draw_classes(rows, rows, [hmdc.real_batches[c] for c in rows], DRAW)
+        drawn = real.draw_classes(rows, rows, [hmdc.real_batches[c] for c in rows], DRAW, [size.ipc])
         (packed,) = hmdc.execution.upload([drawn])
         classes = packed.tensors
-        leaf = hmdc.images.pixels[classes.rows].requires_grad_()
+        leaf = size.images.pixels[classes.rows].requires_grad_()
         synthetic = real.view_synthetic(classes, leaf)
         given = real.view_real(classes), classes.shares, synthetic.detach(), classes.labels
         loss, found = image_gradients(hmdc.networks.objectives, *given, None, hmdc.at_once.images)
         each = [torch.autograd.grad(synthetic, leaf, one, retain_graph=True)[0] for one in found.unbind(1)]
-        gradients, accumulated = torch.stack(each, 1), hmdc.accumulated[classes.rows]
+        gradients, accumulated = torch.stack(each, 1), size.accumulated[classes.rows]
         if not hmdc.inner:  # as the step to come does
             accumulated = accumulate(accumulated, gradients)
         weights = balance_weights(accumulated) if hmdc.spec.balance else torch.ones_like(accumulated)

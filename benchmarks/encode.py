@@ -62,7 +62,7 @@ def recipe_of(data: str, factor: int, ipc: int, models: str, steps: int) -> Reci
 
 def encoded(recipe: Recipe, source: Source, draws: int) -> Iterator[tuple[str, int, TrainingSet]]:
     """Make the same random images into training sets, each way."""
-    n, classes = recipe.condense.ipc, source.train.num_classes
+    n, classes = recipe.condense.size, source.train.num_classes
     shape = source.train.images.shape[1:]
     subject = EvaluatedSet(
         "random", torch.zeros(classes, *shape, dtype=torch.uint8), torch.arange(classes), (n,) * classes, "0" * 64,
@@ -80,7 +80,7 @@ def errors(recipe: Recipe, source: Source) -> dict[str, float]:
     factor = recipe.condense.factor
     count = min(1000, len(source.train.images)) // factor**2 * factor**2
     rows = torch.randperm(len(source.train.images), generator=rng.generator(0, "benchmark"))[:count]
-    real, found = source.train.images[rows].float() / 255, {}
+    real, found = source.train.images[rows].float() / 255, dict[str, float]()
     for method in METHODS:
         stored = to_uint8(multi_formation.encode(real, factor, source.train.side, method))
         decoded = to_uint8(multi_formation.decode(stored.float() / 255, factor)).float() / 255

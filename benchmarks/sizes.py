@@ -46,9 +46,9 @@ def condense(recipe: str, threads: int, folder: Path) -> None:
         resolved, load_source(resolved.source), RunDir(folder), device=torch.device("cpu"), callback=callback
     )
     steps = len(times) - 1
-    found = {"step": (times[-1] - times[0]) / steps, "steps": steps, "memory": infos[0].peak_memory_bytes / 2**20}
-    found["files"] = {str(info.ipc): [info.tensors_sha256, info.parquet_sha256] for info in infos}
-    print(json.dumps(found))
+    files = {str(info.ipc): [info.tensors_sha256, info.parquet_sha256] for info in infos}
+    step, memory = (times[-1] - times[0]) / steps, infos[0].peak_memory_bytes / 2**20
+    print(json.dumps({"step": step, "steps": steps, "memory": memory, "files": files}))
 
 
 @click.command()

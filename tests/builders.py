@@ -115,7 +115,7 @@ def make_run(
     """
     recipe = recipe or make_recipe()
     source = source or make_source_info(recipe)
-    run, classes, ipc = RunDir(path), len(source.class_names), recipe.condense.ipc
+    run, classes, ipc = RunDir(path), len(source.class_names), recipe.condense.size
     shape = (classes * ipc, source.channels, source.size, source.size)
     gen = generator(seed, "test images")
     images = torch.rand(shape, generator=gen) if images is None else images
@@ -163,7 +163,7 @@ def _info(run: RunDir, recipe: Recipe, source: SourceInfo, stored: int, training
         image_steps=100,
         peak_memory_bytes=3 * 2**29,
         clamped_share=0.031,
-        ipc=recipe.condense.ipc,
+        ipc=recipe.condense.size,
         factor=recipe.condense.factor,
         synthetic_images=stored,
         training_images=training,

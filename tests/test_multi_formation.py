@@ -154,7 +154,8 @@ def test_the_nearest_tile_is_what_a_solver_finds_for_all_of_its_pixels_at_once(f
     unit = torch.eye(small**2, dtype=torch.float64).view(-1, 1, small, small)
     enlarge = interpolate(unit, side, side).flatten(1).mT  # every pixel of a tile, seen by every pixel of an image
     wanted = torch.linalg.lstsq(enlarge, images.flatten(2).flatten(0, 1).mT).solution.mT
-    got = torch.stack([part for row in stored[0].split(small, -1) for part in row.split(small, -2)])
+    columns = torch.split(stored[0], small, -1)
+    got = torch.stack([part for column in columns for part in torch.split(column, small, -2)])
     torch.testing.assert_close(got.flatten(2).flatten(0, 1), wanted)
 
 

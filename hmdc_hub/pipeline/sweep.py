@@ -341,8 +341,8 @@ class SweepRequest:
                 callback(Note(answer["trace"] or f"{variant.name}: {answer['problem']}"))
                 continue
             pace = known[variant.recipe.family_hash()] = Pace(answer["first"], answer["each"])
-            steps = count(pace.steps(self.seconds), "image step")
-            callback(Note(f"{variant.name}: {pace.each:.3g} s per image step, so {steps} in {duration(self.seconds)}"))
+            fit = count(pace.steps(self.seconds), "image step")
+            callback(Note(f"{variant.name}: {pace.each:.3g} s per image step, so {fit} in {duration(self.seconds)}"))
             write_json_atomic(file, {key: vars(one) for key, one in known.items()})
         if RECIPE in failed:
             raise RunError(f"the recipe as it is cannot be timed: {failed[RECIPE]}")

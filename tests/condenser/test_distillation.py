@@ -340,7 +340,7 @@ def test_a_run_on_a_gpu_is_that_on_a_cpu(
 def test_no_function_of_a_step_asks_a_tensor_for_its_value(form: Distillation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, capturable: torch.optim.SGD(parameters, lr))
     state: HMDC = on_meta(recipe_of(CONVNET, MLP, distillation=form, ipc=2, batch=6))
-    (classes,) = state.execution.upload([state.real.draw_classes([0, 1], [0, 1], [torch.arange(6)] * 2, (0, 0))])
+    (classes,) = state.execution.upload([state.real.draw_classes([0, 1], [0, 1], [torch.arange(6)] * 2, (0, 0), [2])])
     (batch,) = state.execution.upload(list(state.real.draw_minibatches("test", (0, 0), 1)))
     for work in (
         partial(state.image_step, classes.tensors, update=True),
@@ -405,7 +405,7 @@ def test_out_of_memory_stops_at_a_whole_class(form: str, least: int, monkeypatch
         tried.append(len(real) * (at_once or 8))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(hmdc, "image_gradients", full)
+    monkeypatch.setattr(hmdc, "real_gradients", full)
     with pytest.raises(torch.OutOfMemoryError):
         next(hmdc_of(recipe_of(CONVNET, MLP, distillation=form)).run())
     assert min(tried) == least

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -38,9 +39,9 @@ def table(
     for split, first, count in ((splits[0], 0, 36), (splits[1], 100, 6)):  # as many as are condensed into, at least
         labels = [row % 3 for row in range(count)]
         pictures = [encoded(noise(first + row, (size, size), MODES[modes[row % len(modes)]])) for row in range(count)]
-        values = {columns[0]: cells(pictures), columns[1]: labels} | (
-            {more: [row % 2 for row in labels]} if more else {}
-        )
+        values: dict[str, list[Any]] = {columns[0]: cells(pictures), columns[1]: labels}
+        if more:
+            values[more] = [row % 2 for row in labels]
         write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", values, features)
     return str(folder)
 

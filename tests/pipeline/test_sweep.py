@@ -216,7 +216,7 @@ def test_a_sweep_is_stopped_goes_on_and_grows(recipe: Recipe) -> None:
 def test_a_variant_that_fails_stops_no_other(recipe: Recipe) -> None:
     bad = {"name": "bad", "source": "builtin", "id": "convnet", "args": {"depth": 9, "width": 4}}
     events: list[Event] = []
-    variants = {"too deep": {"pool": [bad]}, "small": {"condense.batch": 4}}
+    variants: dict[str, dict[str, Any]] = {"too deep": {"pool": [bad]}, "small": {"condense.batch": 4}}
     found = sweep(recipe, variants=variants, seeds=1, workers=0, progress=False, callbacks=events.append)
     rows = {row.name: row for row in found.result.rows}
     assert rows["too deep"].accuracy is None and rows["small"].accuracy is not None

@@ -563,7 +563,7 @@ def test_a_repository_created_in_between_by_another(hub: LocalHub, run: RunDir) 
 @pytest.mark.slow
 def test_the_tag_of_other_content_is_not_moved(hub: LocalHub, run: RunDir) -> None:
     hub.create_repo(REPO)
-    head, tag = hub.head(REPO), plan(run).tag
+    head, (tag,) = hub.head(REPO), plan(run).tags
     other = HfApi(token=hub.token("ann"))
     once_before(hub, "commit", lambda: other.create_tag(REPO, tag=tag, revision=head, repo_type="dataset"))
     with pytest.raises(RunError, match="never moves"):
