@@ -15,6 +15,7 @@ from hmdc_hub.schema.base import (
     HUB_DATASET,
     LOCAL,
     NAME,
+    NEW_ENCODING,
     RANDOM,
     RANDOM_ENCODED,
     RESERVED,
@@ -32,6 +33,7 @@ from hmdc_hub.schema.base import (
     sha256_of,
     unsealed,
 )
+from hmdc_hub.schema.condense import CondenseSpec, Distance, Distillation, ImagesSpec
 from hmdc_hub.schema.files import (
     MIN_SEEDS,
     NEEDED,
@@ -50,15 +52,5 @@ from hmdc_hub.schema.files import (
     SoftRanking,
     SourceInfo,
 )
-from hmdc_hub.schema.recipe import (
-    NEW_ENCODING,
-    AugmentSpec,
-    CondenseSpec,
-    Distance,
-    Distillation,
-    EvaluateSpec,
-    ImagesSpec,
-    PublishSpec,
-    Recipe,
-    SourceSpec,
-)
+from hmdc_hub.schema.protocol import AugmentSpec, EvaluateSpec
+from hmdc_hub.schema.recipe import PublishSpec, Recipe, SourceSpec

@@ -67,6 +67,9 @@ class SetKind(NamedTuple):
 
 
 Encoding = Literal["antialias", "bilinear", "least-squares"]
+# What `encode` is in a recipe that somebody writes and that does not say it. Files of ours, and what is made of them,
+# mean antialias by that, as in all of them before there was the key.
+NEW_ENCODING: Encoding = "least-squares"
 Baseline = Literal["exact", "random", "random-encoded", "initialisation", "k-means", "herding", "full"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 CONDENSED, RANDOM, RANDOM_ENCODED, FULL = "condensed", "random", "random-encoded", "full"
@@ -287,3 +290,10 @@ def plain_models(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 plain[name] = LOCAL
         hashed.append(plain)
     return hashed
+
+
+def distinct_names(where: str, models: list[ModelSpec]) -> None:
+    """Refuse models of one name, with a ValueError."""
+    names = [model.name for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{where} names {', '.join(twice)} twice; give inline mappings names of their own")

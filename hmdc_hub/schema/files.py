@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import FailFast, Field, field_serializer, model_validator
 
 from hmdc_hub.schema.base import FORMAT_VERSION, LOCAL, ModelSpec, Name, NotNegative, Share, Strict, TrainingSet
-from hmdc_hub.schema.recipe import EvaluateSpec
+from hmdc_hub.schema.protocol import EvaluateSpec
 
 FILE = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # a file in a package, as a regular expression: no folder, no hidden file
 PARQUET = "train-00000-of-00001.parquet"  # in a configuration's folder, as `datasets` names shards

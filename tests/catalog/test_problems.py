@@ -60,8 +60,8 @@ IPC, SIZE, SOURCE = "  ipc: 1\n", "  size: 16\n", "  id: builtin:digits\n"
         (IPC, "  ipc: 1\n  balance: 1\n", 16, "condense.balance = 1: Input should be a valid boolean"),
         (IPC, "  ipc: 1\n  balance: 'true'\n", 16, "Input should be a valid boolean; write it without quotes"),
         # choices
-        (IPC, "  ipc: 1\n  initialisation: kmean\n", 16, "'kmeans' or 'random'; did you mean kmeans?"),
-        (IPC, "  ipc: 1\n  initialisation: 3\n", 16, "initialisation = 3: Input should be 'kmeans' or 'random'"),
+        (IPC, "  ipc: 1\n  initialisation: kmean\n", 16, "'kmeans', 'random' or 'mosaic'; did you mean kmeans?"),
+        (IPC, "  ipc: 1\n  initialisation: 3\n", 16, "initialisation = 3: Input should be 'kmeans', 'random' or"),
         ("channels: 1", "channels: 2", 6, "source.channels = 2: Input should be 1 or 3"),
         ("channels: 1", "channels: true", 6, "source.channels = true: Input should be 1 or 3"),
         ("channels: 1", "channels: 3.0", 6, "source.channels = 3.0: Input should be 1 or 3"),

@@ -20,14 +20,8 @@ from tests.cli import tiny
 from tests.cli.conftest import Call
 from tests.conftest import Shared
 from tests.hub import LocalHub
-from tests.pipeline.sizes import each_alone
 
 SIZES = {"ipc": "  ipc: [1, 2]", "publish": "publish: {name: tiny-hmdc, config: ipc, license: cc-by-4.0}"}
-
-
-@pytest.fixture(autouse=True)
-def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    each_alone(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +35,6 @@ def two_sizes(shared: Shared) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(place)
             patch.setenv("HMDC_HUB_CACHE", str(place / "cache"))
-            each_alone(patch)
             assert run(["condense", "both.yaml", "--workers", "1"]) == 0
 
     return shared("two-sizes", condense)
