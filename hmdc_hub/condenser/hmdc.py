@@ -261,7 +261,8 @@ class HMDC:
             return work(*arguments)
         key = (of, self.networks.active, self.at_once.images, len(labels))
         if key not in self._compiled:
-            self.execution.callback(Note("compiling the matching step; the first time this takes minutes"))
+            if of == "real":  # the first part of all
+                self.execution.callback(Note("compiling the matching step; the first time this takes minutes"))
             began = time.monotonic()
             modules = [*objectives.networks, *(pair.distillation for pair in objectives.pairs)]
             self._compiled[key] = Compiled(work, modules, arguments)
