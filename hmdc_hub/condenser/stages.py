@@ -41,8 +41,10 @@ FORM = 1  # of the files, and of how their networks are trained; the keys of all
 EPSILON = 1e-10  # beside the length of a filter of noise
 
 
-def trained(model: PoolModel, real: RealImages, *, epochs: int, seed: int, callback: Callback = silent) -> None:
-    """Train a model of the pool on the source in place, from fresh weights; it is left in evaluation mode.
+def training(
+    model: PoolModel, real: RealImages, *, epochs: int, seed: int, callback: Callback = silent
+) -> Iterator[int]:
+    """Train a model of the pool on the source in place, from fresh weights; in evaluation mode after each minibatch.
 
     It is trained as the pool is between image steps (`condense.augment`, `cutmix.train`, `networks.batch`, its own
     `lr.condense`), alone: without mutual distillation. Nothing is drawn from the recipe's seed, so that the same
@@ -54,15 +56,10 @@ def trained(model: PoolModel, real: RealImages, *, epochs: int, seed: int, callb
         epochs: Passes over the train split, at least 1.
         seed: Of weights, minibatches and augmentation.
         callback: Told where a function cannot run as was meant.
+
+    Yields:
+        The number of minibatches done, after each.
     """
-    for _ in training(model, real, epochs=epochs, seed=seed, callback=callback):
-        pass
-
-
-def training(
-    model: PoolModel, real: RealImages, *, epochs: int, seed: int, callback: Callback = silent
-) -> Iterator[int]:
-    """Do what `trained` does, and give the number of minibatches done after each."""
     seeded = copy.copy(real)  # the same images, drawn by another seed
     seeded.seed = seed
     networks = ModelPool([model], seeded, Ranks.alone())

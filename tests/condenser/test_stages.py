@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hmdc_hub.condenser import condense, cost, stages
 from hmdc_hub.condenser.cost import shared_among_ranks
 from hmdc_hub.condenser.data import RealImages
 from hmdc_hub.condenser.ranks import Ranks
-from hmdc_hub.condenser.stages import Bank, file_key, perturbed, stage_ends, trained, training
+from hmdc_hub.condenser.stages import Bank, file_key, perturbed, stage_ends, training
 from hmdc_hub.errors import DivergedError, Interrupted
 from hmdc_hub.events import Callback, Event, ImageStep, Note, StopFlag, silent
 from hmdc_hub.models import PoolModel, build_for, register_module
@@ -40,7 +41,7 @@ def model_and_source(recipe: Recipe, seed: int = 0) -> tuple[PoolModel, RealImag
 
 def test_a_network_is_trained_as_a_plain_loop_over_the_same_minibatches_does() -> None:
     model, real = model_and_source(tiny_recipe())
-    trained(model, real, epochs=2, seed=3)
+    deque(training(model, real, epochs=2, seed=3), maxlen=0)
     assert not model.training
 
     twin = build_for(model.spec, real.source)
@@ -67,7 +68,7 @@ def test_a_network_is_trained_as_a_plain_loop_over_the_same_minibatches_does() -
 def test_a_trained_network_depends_on_its_seed_and_not_on_the_recipes() -> None:
     def weights(recipe: Recipe, seed: int, own: int) -> torch.Tensor:
         model, real = model_and_source(recipe, seed)
-        trained(model, real, epochs=1, seed=own)
+        deque(training(model, real, epochs=1, seed=own), maxlen=0)
         assert real.seed == seed
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
