@@ -112,8 +112,7 @@ class RealImages:
     def losses(self, model: PoolModel, images: Tensor, label: int) -> Tensor:
         """Compute the cross-entropy of source-normalised images of one class, float32 P, with a model in evaluation."""
         with torch.no_grad(), self._reduced(model):
-            logits = model.logits(model.prepare(images)).float()
-        return F.cross_entropy(logits, torch.full((len(images),), label, device=logits.device), reduction="none")
+            return _losses(model.logits(model.prepare(images)).float(), label)
 
     def _reduced(self, model: PoolModel) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=model.spec.precision == "bfloat16")
@@ -146,11 +145,7 @@ class RealImages:
             points = [self.embed(model, chosen[place]) for place in places]
             weights = None
             if self.spec.cluster.weights == "loss":
-                logits = [self.logits(model, chosen[place]) for place in places]
-                weights = [
-                    F.cross_entropy(each, torch.full((len(each),), labels[place], device=each.device), reduction="none")
-                    for each, place in zip(logits, places, strict=True)
-                ]
+                weights = [_losses(self.logits(model, chosen[place]), labels[place]) for place in places]
             found = cluster.representatives(points, batch, gens, max_iter=self.spec.cluster.max_iter, weights=weights)
             for place, nearest in zip(places, found, strict=True):
                 chosen[place] = chosen[place][nearest]
@@ -265,6 +260,11 @@ class RealImages:
         order = torch.randperm(len(self.labels), generator=rng.generator(self.seed, "calibrate", outer))
         for indices in torch.split(order, self.spec.networks.batch)[:count]:
             yield self.read(indices)
+
+
+def _losses(logits: Tensor, label: int) -> Tensor:
+    """Compute the cross-entropy of each of P x C logits, of one class."""
+    return F.cross_entropy(logits, torch.full((len(logits),), label, device=logits.device), reduction="none")
 
 
 def _stacked(draws: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
