@@ -48,9 +48,8 @@ ROW = 4096  # most bytes of a training in scores/*.parquet: three names and some
 class Finding:
     """One check."""
 
-    config: (
-        str  # a configuration of a package, `evaluations/<name>` or a size `ipc10/` of a run; empty: the card, or a run
-    )
+    # A configuration of a package; of a run `evaluations/<name>`, or a size `ipc10/`; empty: the card, or the run.
+    config: str
     check: str  # what was checked, such as `files`: the names of `_OF_PACKAGES`, `_OF_RUNS`, or `card`
     ok: bool
     detail: str  # what was looked at, or what is wrong
