@@ -105,7 +105,7 @@ def main(
     found = hmdc_hub.sweep(
         recipe, variants=variants, seconds=seconds, seeds=seeds, device="cpu", workers=workers, overrides=overrides
     )
-    click.echo(f"torch {torch.__version__}\n\n{sweep_markdown(found.result)}")
+    click.echo(f"torch {torch.__version__}\n\n{sweep_markdown(found.results)}")
 
 
 if __name__ == "__main__":

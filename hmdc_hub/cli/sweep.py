@@ -72,11 +72,11 @@ def sweep(recipe: str, slurm: tuple[str, ...], dry_run: bool, as_json: bool, **o
         return
     found = sweeping.sweep(recipe, slurm=given, **options)
     output.emit(as_json, found.document, lambda: found.summary(output.room()))
-    for run in found.result.failed:
+    for run in found.results[0].failed:
         output.talk(f"{run.path}: {run.problem}", "failed:", "red")
     output.hint(f"open {found.report}, hmdc-hub runs ls --root {found.path}")
-    if failed := found.result.failed:
-        runs = sum(len(variant.runs) for variant in found.result.variants)
+    if failed := found.results[0].failed:
+        runs = sum(len(variant.runs) for variant in found.results[0].variants)
         raise RunError(f"{len(failed)} of {count(runs, 'run')} failed", hint="The same command tries them again.")
 
 

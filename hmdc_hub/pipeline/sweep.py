@@ -53,11 +53,11 @@ class Sweep:
 
     Args:
         path: Its directory, with a run for every variant and condensing seed.
-        result: The numbers.
+        results: The numbers; where `condense.ipc` is a list, those of each size in its order, else one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], result: SweepResult) -> None:
-        self.path, self.result = Path(path), result
+    def __init__(self, path: str | os.PathLike[str], results: Sequence[SweepResult]) -> None:
+        self.path, self.results = Path(path), tuple(results)
 
     @property
     def report(self) -> Path:
@@ -65,28 +65,36 @@ class Sweep:
         return self.path / "report.html"
 
     def to_pandas(self) -> pd.DataFrame:
-        """Give a row for each run: variant, image steps, condensing seed, accuracy, initialisation, seconds."""
+        """Give a row for each run and size: variant, ipc, image steps, seed, accuracy, initialisation, seconds."""
         import pandas
 
         rows = [
-            {"variant": variant.name, "image_steps": variant.image_steps, **run.model_dump(exclude={"by_model"})}
-            for variant in self.result.variants
+            {
+                "variant": variant.name,
+                "ipc": result.ipc,
+                "image_steps": variant.image_steps,
+                **run.model_dump(exclude={"by_model"}),
+            }
+            for result in self.results
+            for variant in result.variants
             for run in variant.runs
         ]
         return pandas.DataFrame(rows)
 
     def summary(self, width: int = 80) -> str:
         """Write the answer and the tables in lines of `width`."""
-        return sweep_text(self.result, width)
+        return sweep_text(self.results, width)
 
     def document(self) -> dict[str, Any]:
         """Write it as plain data."""
-        return {"directory": str(self.path)} | sweep_document(self.result)
+        return {"directory": str(self.path)} | sweep_document(self.results)
 
     def __repr__(self) -> str:
-        best = self.result.rows[0]
-        mean = "" if best.accuracy is None else f", best {best.name} {100 * best.accuracy.mean:.1f} %"
-        return f"Sweep({str(self.path)!r}, {count(len(self.result.variants), 'variant')}{mean})"
+        found = ""
+        for result in self.results:
+            best, of = result.rows[0], f" at {result.ipc}" if len(self.results) > 1 else ""
+            found += "" if best.accuracy is None else f", best{of} {best.name} {100 * best.accuracy.mean:.1f} %"
+        return f"Sweep({str(self.path)!r}, {count(len(self.results[0].variants), 'variant')}{found})"
 
 
 # Variants
@@ -170,7 +178,7 @@ def make_variants(
     if len(wanted) > MOST:
         raise UsageError(f"{len(wanted):,} variants are more than the {MOST} of one sweep.", hint="Sweep fewer values.")
     variants = [Variant(RECIPE, recipe, {})]
-    hashes = {recipe.family_hash()}
+    hashes, sizes = {recipe.family_hash()}, recipe.condense.sizes
     for name, changes, as_text in wanted:
         overrides = [f"{key}={value}" for key, value in changes.items()] if as_text else []
         made = changed(recipe, f"{recipe.name} with {name}", overrides, {} if as_text else changes)
@@ -178,6 +186,11 @@ def make_variants(
             continue
         if name in (one.name for one in variants):
             raise UsageError(f"two variants are called {name!r}.", hint=f"Names differ, and {RECIPE!r} is taken.")
+        if max(len(made.condense.sizes), len(sizes)) > 1 and made.condense.sizes != sizes:
+            raise UsageError(
+                f"{name} makes other sizes than the recipe: {list(made.condense.sizes)}, not {list(sizes)}.",
+                hint="Of several sizes each is compared with the same of the others; one number may be swept alone.",
+            )
         hashes.add(made.family_hash())
         variants.append(Variant(name, Recipe.of(made, overridden=True), changes))
     if len(variants) == 1:
@@ -269,7 +282,7 @@ class SweepRequest:
     workers: int | None
     slurm: Mapping[str, Any] | None  # options of submitit; None: here
 
-    def run(self, callback: Callback, stop: StopFlag) -> SweepResult:
+    def run(self, callback: Callback, stop: StopFlag) -> list[SweepResult]:
         """Do what is missing, and write what it came to into the sweep's directory."""
         with RunDir(self.path).lock():
             paced = self._with_budget(callback, stop)
@@ -289,11 +302,10 @@ class SweepRequest:
                     callback(Note(answer["trace"]))
                 said = cut(answer["problem"], 200) or _said(self._run_dir(variant, seed))
                 callback(Note(f"{done} of {len(tasks)}: {variant.name}, seed {seed}: {said}"))
-            result = self._result(
-                paced, {(jobs[place][0].name, jobs[place][1]): text for place, text in problems.items()}
-            )
-            self._write(result)
-        return result
+            told = {(jobs[place][0].name, jobs[place][1]): text for place, text in problems.items()}
+            results = [self._result(paced, told, place) for place in range(len(paced[0].recipe.condense.sizes))]
+            self._write(results)
+        return results
 
     def _seeds(self) -> range:
         first = self.variants[0].recipe.seed
@@ -352,13 +364,14 @@ class SweepRequest:
             replace(one, recipe=with_steps(one.recipe, pace.steps(self.seconds) if pace else 1)) for one, pace in paces
         ]
 
-    def _result(self, variants: Sequence[Variant], problems: Mapping[tuple[str, int], str]) -> SweepResult:
+    def _result(self, variants: Sequence[Variant], problems: Mapping[tuple[str, int], str], place: int) -> SweepResult:
+        """Read what the runs came to at one of the recipe's sizes, by its place among them."""
         found = []
         for variant in variants:
             runs = []
             for seed in self._seeds():
-                problem = problems.get((variant.name, seed), "")
-                runs.append(read_run(self._run_dir(variant, seed), seed, problem))
+                run, problem = self._run_dir(variant, seed), problems.get((variant.name, seed), "")
+                runs.append(read_run(run.sizes[place] if run.recipe.is_file() else run, seed, problem))
             changes = {key: value if _is_plain(value) else _shown(key, value) for key, value in variant.changes.items()}
             steps = steps_of(variant.recipe)
             found.append(SweepVariant(name=variant.name, changes=changes, image_steps=steps, runs=tuple(runs)))
@@ -371,6 +384,7 @@ class SweepRequest:
         return SweepResult(
             recipe=recipe.name,
             source=recipe.source.id,
+            ipc=recipe.condense.sizes[place],
             budget=budget,
             protocol_hash=recipe.protocol_hash(),
             protocol=f"{recipe.evaluate.length} on {', '.join(model.name for model in recipe.evaluate.models)}",
@@ -380,17 +394,21 @@ class SweepRequest:
             variants=tuple(found),
         )
 
-    def _write(self, result: SweepResult) -> None:
+    def _write(self, results: Sequence[SweepResult]) -> None:
         from hmdc_hub.report.plots import rendered, sweep_figure
 
-        picture = b""
-        if any(row.accuracy is not None for row in result.rows):
-            picture = rendered(sweep_figure, result, kind="svg")
-            write_bytes_atomic(self.path / "sweep.svg", picture)
-            write_bytes_atomic(self.path / "sweep.png", rendered(sweep_figure, result, kind="png"))
-        write_json_atomic(self.path / "sweep.json", sweep_document(result))
-        write_text_atomic(self.path / "sweep.md", sweep_markdown(result))
-        write_text_atomic(self.path / "report.html", sweep_html(result, picture))
+        pictures = []
+        for result in results:
+            if any(row.accuracy is not None for row in result.rows):
+                of = f"-ipc{result.ipc}" if len(results) > 1 else ""
+                pictures.append(rendered(sweep_figure, result, kind="svg"))
+                write_bytes_atomic(self.path / f"sweep{of}.svg", pictures[-1])
+                write_bytes_atomic(self.path / f"sweep{of}.png", rendered(sweep_figure, result, kind="png"))
+            else:
+                pictures.append(b"")
+        write_json_atomic(self.path / "sweep.json", sweep_document(results))
+        write_text_atomic(self.path / "sweep.md", sweep_markdown(results))
+        write_text_atomic(self.path / "report.html", sweep_html(results, pictures))
 
 
 def _is_plain(value: Any) -> bool:
@@ -427,8 +445,8 @@ def read_run(run: RunDir, seed: int, problem: str) -> SweepRun:
 
 
 def _said(run: RunDir) -> str:
-    found = read_run(run, 0, "")
-    return "no scores" if found.accuracy is None else f"{100 * found.accuracy:.1f} %"
+    found = [read_run(size, 0, "").accuracy for size in run.sizes]
+    return ", ".join("no scores" if accuracy is None else f"{100 * accuracy:.1f} %" for accuracy in found)
 
 
 def prepare(

@@ -66,10 +66,11 @@ class SweepRow(Strict):
 
 
 class SweepResult(Strict):
-    """A sweep: variants of one recipe at an equal budget, scored on images that were held back from the train split."""
+    """A sweep at one size: variants of a recipe at an equal budget, scored on images held back from the train split."""
 
     recipe: str
     source: str
+    ipc: int  # of the recipe as it is
     budget: str  # in words
     protocol_hash: str
     protocol: str  # in words
@@ -119,27 +120,43 @@ class SweepResult(Strict):
         return [run for variant in self.variants for run in variant.runs if run.problem]
 
 
-def sweep_text(result: SweepResult, width: int = 80) -> str:
-    """Write a sweep as plain text; columns of a table that do not fit into `width` stand in a block below."""
-    return to_text(_sections(result, b""), width)
+def sweep_text(results: Sequence[SweepResult], width: int = 80) -> str:
+    """Write a sweep, a result for each size, as plain text; columns that do not fit into `width` stand below."""
+    return to_text(_sections(results), width)
 
 
-def sweep_markdown(result: SweepResult) -> str:
+def sweep_markdown(results: Sequence[SweepResult]) -> str:
     """Write a sweep as GitHub Markdown, ending in a newline."""
-    return to_markdown(f"Sweep of {result.recipe}", _sections(result, b""))
+    return to_markdown(f"Sweep of {results[0].recipe}", _sections(results))
 
 
-def sweep_html(result: SweepResult, picture: bytes) -> str:
-    """Write a sweep as one page of HTML with its picture (PNG or SVG)."""
-    return render_page("document.html.jinja", f"Sweep of {result.recipe}", sections=_sections(result, picture))
+def sweep_html(results: Sequence[SweepResult], pictures: Sequence[bytes]) -> str:
+    """Write a sweep as one page of HTML with a picture (PNG or SVG) for each result."""
+    title = f"Sweep of {results[0].recipe}"
+    return render_page("document.html.jinja", title, sections=_sections(results, pictures))
 
 
-def sweep_document(result: SweepResult) -> dict[str, Any]:
+def sweep_document(results: Sequence[SweepResult]) -> dict[str, Any]:
     """Write a sweep as plain data: shares in [0, 1], nothing rounded."""
-    return result.model_dump(mode="json") | {"rows": [row.model_dump(mode="json") for row in result.rows]}
+    return {
+        "results": [
+            one.model_dump(mode="json") | {"rows": [row.model_dump(mode="json") for row in one.rows]} for one in results
+        ]
+    }
 
 
-def _sections(result: SweepResult, picture: bytes) -> list[Section]:
+def _sections(results: Sequence[SweepResult], pictures: Sequence[bytes] = ()) -> list[Section]:
+    sections = []
+    for place, result in enumerate(results):
+        of = f", {count(result.ipc, 'image')} per class" if len(results) > 1 else ""
+        sections += _of_size(result, of, pictures[place] if pictures else b"")
+    # A run that fails has none of its sizes.
+    if problems := [f"{one.path}: {cut(one.problem, 200)}" for one in results[0].failed]:
+        sections.append(Section("Failed", [Items(problems)]))
+    return sections
+
+
+def _of_size(result: SweepResult, of: str, picture: bytes) -> list[Section]:
     rows, models = result.rows, list(dict.fromkeys(name for row in result.rows for name in row.by_model))
     shown = (
         [Picture(picture, "Accuracy of every variant by condensing seed, means with 95 % intervals.")]
@@ -147,7 +164,6 @@ def _sections(result: SweepResult, picture: bytes) -> list[Section]:
         else []
     )
     blocks: list[Block] = [*shown, _table(rows), Text(_caption(result, rows), "note")]
-    sections = [Section("The answer", [Text(_answer(rows), "answer")]), Section("Variants", blocks)]
     details = [
         [cut(row.name, MAX_NAME), f"{row.image_steps:,}", short(row.gain)]
         + ([f"{100 * row.by_model[name]:.1f}" if name in row.by_model else NONE for name in models])
@@ -156,10 +172,11 @@ def _sections(result: SweepResult, picture: bytes) -> list[Section]:
     per_model = models if len(models) > 1 else []
     header = ["variant", "image steps", "over initialisation", *per_model]
     note = "Over initialisation: points gained over the images before the first image step; models: mean accuracy."
-    sections.append(Section("Details", [Table(header, [row[: len(header)] for row in details], note=note, words=[0])]))
-    if problems := [f"{one.path}: {cut(one.problem, 200)}" for one in result.failed]:
-        sections.append(Section("Failed", [Items(problems)]))
-    return sections
+    return [
+        Section(f"The answer{of}", [Text(_answer(rows), "answer")]),
+        Section(f"Variants{of}", blocks),
+        Section(f"Details{of}", [Table(header, [row[: len(header)] for row in details], note=note, words=[0])]),
+    ]
 
 
 def _table(rows: Sequence[SweepRow]) -> Table:

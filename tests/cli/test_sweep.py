@@ -30,7 +30,7 @@ def test_table_then_json_then_runs(call: Call, folder: Path) -> None:
     assert max(map(len, done.out.splitlines())) <= 80 and "images.lr=0.5" in done.out
     assert "1 of 6: recipe, seed 0" in done.err and "report.html" in done.err
     document: dict[str, Any] = json.loads(call("sweep", "tiny.yaml", *SWEPT, "--name", "lr", "--json").out)
-    assert [one["name"] for one in document["variants"]] == ["recipe", "images.lr=0.01", "images.lr=0.5"]
+    assert [one["name"] for one in document["results"][0]["variants"]] == ["recipe", "images.lr=0.01", "images.lr=0.5"]
     assert document["directory"] == "runs/sweeps/lr"
     assert len(json.loads(call("runs", "ls", "--root", "runs/sweeps/lr", "--json").out)) == 6
     assert (folder / "runs/sweeps/lr/sweep.png").read_bytes().startswith(b"\x89PNG")

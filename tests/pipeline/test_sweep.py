@@ -198,8 +198,8 @@ def test_a_sweep_is_stopped_goes_on_and_grows(recipe: Recipe) -> None:
     events.clear()
     found = sweep(recipe, LR, callbacks=events.append, **keys)
     assert [text[:6] for text in notes(events)] == [f"{n} of 4" for n in range(1, 5)]
-    assert [one.name for one in found.result.variants] == ["recipe", "images.lr=0.01", "images.lr=0.5"]
-    assert not found.result.failed and len(found.to_pandas()) == 6 and found.report.is_file()
+    assert [one.name for one in found.results[0].variants] == ["recipe", "images.lr=0.01", "images.lr=0.5"]
+    assert not found.results[0].failed and len(found.to_pandas()) == 6 and found.report.is_file()
     assert "images.lr=0.5" in found.summary() and "3 variants" in repr(found)
     # What stands in a directory is what was done, to the bit.
     run = hmdc.Run(found.path / "images.lr=0.5-seed1")
@@ -218,10 +218,28 @@ def test_a_variant_that_fails_stops_no_other(recipe: Recipe) -> None:
     events: list[Event] = []
     variants: dict[str, dict[str, Any]] = {"too deep": {"pool": [bad]}, "small": {"condense.batch": 4}}
     found = sweep(recipe, variants=variants, seeds=1, workers=0, progress=False, callbacks=events.append)
-    rows = {row.name: row for row in found.result.rows}
+    rows = {row.name: row for row in found.results[0].rows}
     assert rows["too deep"].accuracy is None and rows["small"].accuracy is not None
-    (failed,) = found.result.failed
+    (failed,) = found.results[0].failed
     assert "bad" in failed.problem and "failed" in found.summary() and "Traceback" not in failed.problem
+
+
+def test_each_of_several_sizes_has_a_result(recipe: Recipe) -> None:
+    several = hmdc.load_recipe(recipe, condense={"ipc": [1, 2]})
+    found = sweep(several, {"condense.images.lr": [0.5]}, seeds=2, workers=0, progress=False, name="sizes")
+    assert [result.ipc for result in found.results] == [1, 2]
+    for result in found.results:
+        for one in result.variants:
+            for run in one.runs:
+                assert Path(run.path).name == f"ipc{result.ipc}" and run.accuracy is not None
+    table = found.to_pandas()
+    assert len(table) == 8 and set(table["ipc"]) == {1, 2}
+    assert (found.path / "sweep-ipc2.png").is_file() and "at 2" in repr(found)
+    alone = sweep(recipe, {"condense.images.lr": [0.5]}, seeds=2, workers=0, progress=False, name="alone")
+    assert alone.results[0].variants[1].scored == found.results[0].variants[1].scored
+    with pytest.raises(UsageError, match=r"ipc=1 makes other sizes than the recipe: \[1\], not"):
+        sweep(several, {"condense.ipc": [1]}, seeds=1, progress=False)
+    assert len(request(recipe, {"condense.ipc": [2, 3]}).variants) == 3  # one size each: one table
 
 
 def test_a_bug_keeps_its_traceback(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +257,7 @@ def test_a_module_of_this_session_is_swept_in_this_process(recipe: Recipe) -> No
 
     asked: dict[str, Any] = {"seeds": 1, "progress": False}
     found = sweep(recipe, {"pool": [[my_mlp]]}, **asked)
-    assert found.result.variants[1].name == "pool=[my_mlp]" and not found.result.failed
+    assert found.results[0].variants[1].name == "pool=[my_mlp]" and not found.results[0].failed
     with pytest.raises(UsageError, match="known in this process alone"):
         sweep(recipe, {"pool": [[my_mlp]]}, slurm={}, name="other", **asked)
 
@@ -248,7 +266,7 @@ def test_a_module_of_this_session_is_swept_in_this_process(recipe: Recipe) -> No
 def test_by_processes_of_its_own(recipe: Recipe) -> None:
     here = sweep(recipe, {"condense.batch": [4]}, seeds=2, workers=0, name="here", progress=False)
     there = sweep(recipe, {"condense.batch": [4]}, seeds=2, workers=2, name="there", progress=False)
-    assert not there.result.failed
+    assert not there.results[0].failed
     for run in ("recipe-seed1", "batch=4-seed0"):
         one, other = (found.path / run / "condensed.safetensors" for found in (here, there))
         assert sha256_file(one) == sha256_file(other)
@@ -259,7 +277,7 @@ def test_by_submitit(recipe: Recipe) -> None:
     pytest.importorskip("submitit")
     slurm = {"cluster": "local", "timeout_min": 5}
     found = sweep(recipe, {"condense.batch": [4]}, seeds=1, slurm=slurm, progress=False)
-    assert not found.result.failed and len(list((found.path / "slurm").glob("*_result.pkl"))) == 2
+    assert not found.results[0].failed and len(list((found.path / "slurm").glob("*_result.pkl"))) == 2
     with pytest.raises(UsageError, match="does not take these options") as caught:
         sweep(recipe, {"condense.batch": [4]}, seeds=1, name="x", slurm={"cluster": "local", "gpus": 1}, progress=False)
     assert "slurm_partition" in caught.value.hint

@@ -31,7 +31,7 @@ def variant(name: str, accuracies: list[float | None], **changes: object) -> Swe
 
 def result(*variants: SweepVariant) -> SweepResult:
     return SweepResult(
-        recipe="digits_ipc1", source="builtin:digits", budget="80 image steps each", protocol_hash="ab" * 32,
+        recipe="digits_ipc1", source="builtin:digits", ipc=1, budget="80 image steps each", protocol_hash="ab" * 32,
         protocol="150 epochs on mlp, convnet", scored_on="20% of each class of the images to condense, held out",
         condensing_seeds=3, evaluation_seeds=2, variants=variants,
     )  # fmt: skip
@@ -64,16 +64,16 @@ def test_seeds_that_one_of_both_has_alone_do_not_count() -> None:
 
 
 def test_the_answer_says_no_more_than_the_numbers() -> None:
-    assert "score it on the test split, once" in " ".join(sweep_text(result(BASE, BETTER)).split())
-    assert sweep_text(result(BASE, WORSE)).splitlines()[2].startswith("No difference to the recipe is shown.")
-    assert "too few seeds" in " ".join(sweep_text(result(variant(RECIPE, [0.4]), variant("x", [0.5]))).split())
-    down = sweep_text(result(BASE, variant("x", [0.30, 0.32, 0.371])))
+    assert "score it on the test split, once" in " ".join(sweep_text([result(BASE, BETTER)]).split())
+    assert sweep_text([result(BASE, WORSE)]).splitlines()[2].startswith("No difference to the recipe is shown.")
+    assert "too few seeds" in " ".join(sweep_text([result(variant(RECIPE, [0.4]), variant("x", [0.5]))]).split())
+    down = sweep_text([result(BASE, variant("x", [0.30, 0.32, 0.371]))])
     assert down.splitlines()[2].startswith("Every variant scores below the recipe")
-    assert "nothing to compare" in sweep_text(result(variant(RECIPE, [None]), variant("x", [0.5])))
+    assert "nothing to compare" in sweep_text([result(variant(RECIPE, [None]), variant("x", [0.5]))])
 
 
 def test_text_fits_a_terminal_and_names_what_failed() -> None:
-    text = sweep_text(result(BASE, WORSE, FAILED, BETTER))
+    text = sweep_text([result(BASE, WORSE, FAILED, BETTER)])
     assert max(map(len, text.splitlines())) <= 80
     assert "runs/batch=100000-seed1: it broke and more" in text and "2 comparisons (Holm)" in text
     (head,) = [line for line in text.splitlines() if line.startswith("variant ") and "accuracy" in line]
@@ -84,7 +84,19 @@ def test_page_markdown_picture_and_document() -> None:
     whole = result(BASE, WORSE, FAILED, BETTER)
     picture = rendered(sweep_figure, whole, kind="svg")
     assert picture == rendered(sweep_figure, whole, kind="svg")
-    assert "data:image/svg+xml" in sweep_html(whole, picture)
-    assert sweep_markdown(whole).startswith("# Sweep of digits\\_ipc1\n")
-    document = sweep_document(whole)
+    assert "data:image/svg+xml" in sweep_html([whole], [picture])
+    assert sweep_markdown([whole]).startswith("# Sweep of digits\\_ipc1\n")
+    (document,) = sweep_document([whole])["results"]
     assert document["rows"][0]["name"] == BETTER.name and document["variants"][1]["runs"][0]["accuracy"] == 0.41
+
+
+def test_several_sizes_have_tables_of_their_own() -> None:
+    ten = result(variant(RECIPE, [0.60, 0.62, 0.67]), FAILED).model_copy(update={"ipc": 10})
+    text = sweep_text([result(BASE, FAILED), ten])
+    assert [line for line in text.splitlines() if "The answer" in line] == [
+        "The answer, 1 image per class", "The answer, 10 images per class",
+    ]  # fmt: skip
+    assert text.count("it broke and more") == 3  # runs, not sizes of runs
+    page = sweep_html([result(BASE), ten], [b"<svg>1</svg>", b"<svg>2</svg>"])
+    assert page.count("data:image/svg+xml") == 2
+    assert [one["ipc"] for one in sweep_document([result(BASE), ten])["results"]] == [1, 10]
