@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,15 @@ import torch
 from PIL import Image
 
 import hmdc_hub as hmdc
-from hmdc_hub.errors import NotFoundError, UsageError
+from hmdc_hub.errors import HmdcError, NotFoundError, UsageError
 from hmdc_hub.events import Event, Stage, Training
 from hmdc_hub.store.files import read_scores, sha256_file
 from hmdc_hub.store.rundir import RunDir
 from tests.cli import tiny
 from tests.cli.conftest import Call
 from tests.conftest import Shared
-from tests.hub import LocalHub
+from tests.hub import Fault, LocalHub
+from tests.publish.pushing import push
 
 SIZES = {"ipc": "  ipc: [1, 2]", "publish": "publish: {name: tiny-hmdc, config: ipc, license: cc-by-4.0}"}
 
@@ -267,3 +272,80 @@ def test_a_push_that_is_refused_publishes_no_size(both: RunDir, call: Call, acco
     head = account.head(repo)
     done = call("push", "both", "--scores-only", "--yes")
     assert done.status == 2 and "no ipc2 is published yet" in done.err and account.head(repo) == head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("label", "action", "times"),
+    [
+        ("lfs-upload", "drop-midway", 1), ("preupload", "drop-before", 1), ("commit", "drop-after", 1),
+        ("commit", "503", 1000), ("tag", "503", 1000), ("resolve", "drop-midway", 1),
+    ],
+)  # fmt: skip
+def test_a_push_that_is_cut_off_publishes_all_sizes_or_none(
+    both: RunDir, account: LocalHub, label: str, action: Any, times: int
+) -> None:
+    repo = "ann/tiny-hmdc"
+    account.faults.append(Fault(label=label, action=action, times=times))
+    with suppress(HmdcError):
+        push(both)
+    there = {name.split("/")[0] for name in account.files(repo) if name.startswith("ipc")}
+    assert there in (set(), {"ipc1", "ipc2"})
+    account.faults.clear()
+    done = push(both)
+    assert len(done.tags) == 2 and dict.fromkeys(done.tags, account.head(repo)) == account.tags(repo)
+    assert len(account.commits(repo)) == 2 and hmdc.load(repo, "ipc2").ipc == 2
+
+
+@pytest.mark.slow
+def test_a_pull_request_has_all_sizes(both: RunDir, account: LocalHub) -> None:
+    repo = "ann/tiny-hmdc"
+    push(RunDir(both.path / "ipc1"))
+    head = account.head(repo)
+    done = push(both, create_pr=True)
+    assert list(account.pull_requests(repo)) == [done.revision] and account.head(repo) == head
+    assert [hmdc.load(repo, f"ipc{ipc}", revision=done.revision).ipc for ipc in (1, 2)] == [1, 2]
+
+
+# several processes, trackers
+
+
+@pytest.mark.slow
+def test_shares_of_all_sizes_are_put_together(both: RunDir, call: Call) -> None:
+    before = [size.scores.read_bytes() for size in both.sizes]
+    for size in both.sizes:
+        size.scores.unlink()
+        size.cells.unlink()
+    for share in ("1/2", "2/2"):
+        done = call("evaluate", "both", "--share", share, "--workers", "1")
+        assert done.status == 0 and done.out == "", done.err
+        assert both.state() == "condensed"
+    assert call("evaluate", "both", "--workers", "1").status == 0
+    assert [size.scores.read_bytes() for size in both.sizes] == before
+
+
+@pytest.mark.slow
+def test_the_real_command_under_torchrun(both: RunDir) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hmdc_hub"]
+    command = [*launch, "condense", "both.yaml", "--run-dir", "runs/ranks", "--device", "cpu"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ranks = RunDir(Path("runs/ranks"))
+    assert ranks.state() == "finished"
+    for one, other in zip(ranks.sizes, both.sizes, strict=True):
+        for name in ("initialisation.safetensors", "condensed.safetensors", "train.parquet", "scores.json"):
+            assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_tracker_is_told_of_every_size(both: RunDir, call: Call) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = call("condense", "both.yaml", "--run-dir", "runs/told", "--workers", "1", "--report-to", "tensorboard")
+    assert done.status == 0, done.err
+    found = EventAccumulator("runs/told/trackers/tensorboard")
+    found.Reload()
+    for ipc in (1, 2):
+        losses = [one.value for one in found.Scalars(f"loss/ipc{ipc}/match/mlp_a")]
+        assert len(losses) == 4 and all(loss > 0 for loss in losses)
+        assert len(found.Scalars(f"evaluate/ipc{ipc}/condensed/mlp_a")) == 2
