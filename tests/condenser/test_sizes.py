@@ -24,6 +24,10 @@ from tests.gpu import GPU, Gpu
 from tests.tiny import CONVNET, MLP, VIT, tiny_source
 
 MIX = {"cutmix": {"match": True, "train": True, "probability": 1.0}}
+LEVERS: dict[str, Any] = {
+    "views": 2, "distance": "cosine", "distillation": "standardised", "initialisation": "mosaic", "observer_epochs": 1,
+    "difficulty": {"keep": 0.8}, "images": {"schedule": "cosine", "average": 0.9, "parametrisation": "pyramid"},
+}  # fmt: skip
 
 
 def digests(directory: RunDir, recipe: Recipe) -> dict[int, tuple[str, str, str]]:
@@ -44,8 +48,9 @@ def alone(folder: Path, recipe: Recipe) -> dict[int, tuple[str, str, str]]:
         pytest.param([CONVNET, VIT, RESNET], [2, 1], {"pool_strategy": "pair"}, marks=pytest.mark.slow),
         pytest.param([CONVNET, MLP], [1, 3], {"memory": "low", "classes_per_step": 4}, marks=pytest.mark.slow),
         pytest.param([MLP], [5], {"balance_every": 2, "initialisation": "random"}, marks=pytest.mark.slow),
+        pytest.param([CONVNET, MLP], [1, 3], LEVERS, marks=pytest.mark.slow),
     ],
-    ids=["two", "three", "pairs", "low, some classes", "a list of one"],
+    ids=["two", "three", "pairs", "low, some classes", "a list of one", "levers"],
 )
 def test_a_size_has_the_bytes_that_it_has_alone(
     tmp_path: Path, pool: list[dict[str, Any]], sizes: list[int], keys: dict[str, Any]
@@ -65,9 +70,9 @@ def test_a_size_has_the_bytes_that_it_has_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_sizes_go_on_where_they_stopped(tmp_path: Path, stop_after: int) -> None:
-    recipe, stop = recipe_of(CONVNET, MLP, ipc=[3, 1], **MIX), StopFlag()
+@pytest.mark.parametrize(("stop_after", "keys"), [(1, MIX), (3, MIX), (5, MIX), (4, LEVERS)])
+def test_sizes_go_on_where_they_stopped(tmp_path: Path, stop_after: int, keys: dict[str, Any]) -> None:
+    recipe, stop = recipe_of(CONVNET, MLP, ipc=[3, 1], **keys), StopFlag()
     unbroken = run(tmp_path / "unbroken", recipe)
 
     def callback(event: Event) -> None:
