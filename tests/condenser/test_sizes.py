@@ -132,11 +132,13 @@ def test_on_a_cpu_what_is_held_does_not_depend_on_the_size(
 
 def test_every_size_has_its_losses(tmp_path: Path) -> None:
     events: list[Event] = []
-    run(tmp_path / "run", recipe_of(CONVNET, MLP, ipc=[1, 2], resets=1), events.append)
-    run(tmp_path / "alone", recipe_of(CONVNET, MLP, ipc=2, resets=1), events.append)
+    for ipc in ([1, 2], 2, 1):
+        recipe = recipe_of(CONVNET, MLP, ipc=ipc, resets=1, images={"lr": 0.5})
+        run(tmp_path / str(ipc), recipe, events.append)
     steps = [event for event in events if isinstance(event, ImageStep)]
     names = ["match/convnet_tiny", "match/mlp_tiny", "distill/convnet_tiny+mlp_tiny"]
-    for both, single in zip(steps[:3], steps[3:], strict=True):
+    for both, single, small in zip(steps[:3], steps[3:6], steps[6:], strict=True):
+        assert 0 < both.clamped == pytest.approx((single.clamped + small.clamped) / 2)
         assert list(both.losses) == [f"ipc{ipc}/{name}" for ipc in (1, 2) for name in names]
         assert {name: both.losses[f"ipc2/{name}"] for name in names} == pytest.approx(single.losses)
         assert single.images - 10 * 4 * 2 == both.images - 10 * 4 * 3, "as many real images, and those of both sizes"
