@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from hmdc_hub.errors import HmdcError, Interrupted, UsageError
-from hmdc_hub.events import Event, ImageStep, StopFlag
+from hmdc_hub.events import Event, ImageStep, Stage, StopFlag
 from hmdc_hub.pipeline.device import available, pick
 from hmdc_hub.processes import POLL_SECONDS, begin_worker, start_server, starting_workers, usable_cores, worker_context
 from hmdc_hub.schema import Recipe
@@ -79,10 +79,15 @@ def timed(recipe: Recipe, device: torch.device, seconds: float, stop: StopFlag) 
     every = spec.networks.reset_every
     period = min(every, max(spec.cluster.every, spec.balance_every))
     few = recipe.model_copy(update={"condense": spec.model_copy(update={"resets": 2})})
-    marks, own = dict[int, float](), StopFlag()
+    marks, own, bank_began = dict[int, float](), StopFlag(), 0.0
 
     def mark(event: Event) -> None:
-        if isinstance(event, ImageStep):
+        nonlocal began, bank_began
+        if isinstance(event, Stage) and event.name == "bank":
+            bank_began = clock()
+        elif isinstance(event, Stage) and event.name == "condense" and bank_began:
+            began += clock() - bank_began  # no part of a run's seconds either: it is trained once for many
+        elif isinstance(event, ImageStep):
             marks[event.done] = clock() - began
             enough = marks[event.done] > PROBED * seconds and event.done > 1 and (event.done - 1) % period == 0
             if enough or event.done > every or stop.signal_number:

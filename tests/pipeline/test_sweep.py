@@ -176,6 +176,24 @@ def test_a_probe_stops_one_step_beyond_a_reset(recipe: Recipe, monkeypatch: pyte
     assert launch.timed(with_steps(made, 2), torch.device("cpu"), 1, StopFlag())["each"] == 1.0
 
 
+def test_a_bank_is_no_part_of_the_seconds(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hmdc_hub.condenser.stages import Bank
+
+    train, now = Bank._train, [0.0]
+
+    def slow(bank: Bank, model: int, number: int) -> None:
+        now[0] += 1000
+        train(bank, model, number)
+
+    monkeypatch.setenv("HMDC_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Bank, "_train", slow)
+    monkeypatch.setattr("hmdc_hub.pipeline.launch.time.process_time", lambda: now[0])
+    made = prepare(recipe, ["condense.networks.bank.num_models=1"], None)
+    for _ in range(2):  # whether it is there already or not
+        assert launch.timed(made, torch.device("cpu"), 5, StopFlag()) == {"first": 0.0, "each": 0.0}
+    assert now[0] == 1000 * len(recipe.pool)
+
+
 # Running
 
 
