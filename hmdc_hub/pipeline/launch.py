@@ -79,13 +79,14 @@ def timed(recipe: Recipe, device: torch.device, seconds: float, stop: StopFlag) 
     every = spec.networks.reset_every
     period = min(every, max(spec.cluster.every, spec.balance_every))
     few = recipe.model_copy(update={"condense": spec.model_copy(update={"resets": 2})})
-    marks, own, bank_began = dict[int, float](), StopFlag(), 0.0
+    marks, own = dict[int, float](), StopFlag()
+    began, bank_began = 0.0, None
 
     def mark(event: Event) -> None:
         nonlocal began, bank_began
         if isinstance(event, Stage) and event.name == "bank":
             bank_began = clock()
-        elif isinstance(event, Stage) and event.name == "condense" and bank_began:
+        elif isinstance(event, Stage) and event.name == "condense" and bank_began is not None:
             began += clock() - bank_began  # no part of a run's seconds either: it is trained once for many
         elif isinstance(event, ImageStep):
             marks[event.done] = clock() - began
