@@ -17,18 +17,8 @@ from hmdc_hub.errors import HmdcError, Interrupted, RecipeError, UsageError
 from hmdc_hub.events import Event, Note, StopFlag
 from hmdc_hub.pipeline import launch
 from hmdc_hub.pipeline.recipe import Recipe
-from hmdc_hub.pipeline.sweep import (
-    Pace,
-    make_variants,
-    parse_overrides,
-    prepare,
-    read_variants,
-    request,
-    split_values,
-    steps_of,
-    sweep,
-    with_steps,
-)
+from hmdc_hub.pipeline.sweep import Pace, prepare, request, steps_of, sweep, with_steps
+from hmdc_hub.pipeline.variants import make_variants, parse_overrides, read_variants, split_values
 from hmdc_hub.schema import Recipe as Schema
 from hmdc_hub.store.files import sha256_file
 from tests.tiny import RECIPE as TINY
