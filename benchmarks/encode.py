@@ -1,23 +1,21 @@
 """How real images are best shrunk into tiles: the three ways of `condense.encode`, compared on held-out real data.
 
     python benchmarks/encode.py digits --factor 2 --factor 3 --ipc 1 --ipc 10 --out encode-digits.json
-    python benchmarks/encode.py <folder with CIFAR-10> --condense --ipc 1 --seeds 3 --out encode-cifar10-condensed.json
 
 Random real images: the same ones, encoded each way, clamped, rounded to 8 bits and decoded, are what networks train on;
-`--draws` draws, `--seeds` trainings of each model on each. With `--condense`, small sets are condensed from the same
-k-means initialisation, encoded each way, with `--seeds` condensing seeds; scored before the first image step and after
-the last. Everything is scored on a fifth of the train split, which no image is taken from; the test split is not read.
+`--draws` draws, `--seeds` trainings of each model on each. Everything is scored on a fifth of the train split, which no
+image is taken from; the test split is not read. What is left of it after condensing, `hmdc-hub sweep` says:
+`-o condense.encode=antialias,bilinear,least-squares`.
 
-Differences are paired: by draw, or by condensing seed; the intervals are 95 % of Student's t over draws or condensing
-seeds, each the mean over models and training seeds. `error` is the root mean square error of decoded images, pixels in
-[0, 1]. Everything finished is in the JSON file; the same command goes on where it stopped.
+Differences are paired by draw; the intervals are 95 % of Student's t over draws, each the mean over models and training
+seeds. `error` is the root mean square error of decoded images, pixels in [0, 1]. Everything finished is in the JSON
+file; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -27,15 +25,12 @@ import torch
 
 from hmdc_hub import multi_formation, rng
 from hmdc_hub.catalog import load_recipe
-from hmdc_hub.condenser import condense
-from hmdc_hub.evaluator import EvaluatedSet, TrainingSet, evaluate, of_run, training_sets
-from hmdc_hub.evaluator.trainer import Trainer, TrainingJob, one_thread, training_tensors
+from hmdc_hub.evaluator import EvaluatedSet, TrainingSet, training_sets
+from hmdc_hub.evaluator.trainer import Trainer, TrainingJob, training_tensors
 from hmdc_hub.metrics import estimate
-from hmdc_hub.processes import Work
 from hmdc_hub.schema import Encoding, EvaluateSpec, Recipe
 from hmdc_hub.sources import Source, load_source, resolve_source
 from hmdc_hub.store.parquet import to_uint8
-from hmdc_hub.store.rundir import RunDir
 
 CPU = torch.device("cpu")
 METHODS: tuple[Encoding, ...] = get_args(Encoding)
@@ -53,10 +48,6 @@ def recipe_of(data: str, factor: int, ipc: int, models: str, steps: int) -> Reci
     ]  # fmt: skip
     if data != "digits":
         overrides += ["source.revision=null", "source.config=null", f"source.id={Path(data).resolve()}"]
-        overrides += ["pool=[convnet3_narrow, vit_micro]", "condense.pool_strategy=all", "condense.resets=3"]
-        overrides += ["condense.batch=16", "condense.images.lr=0.02", "condense.cluster.candidates=250"]
-        overrides += ["condense.networks={reset_every: 10, batches_per_step: 4, batch: 64}"]
-        overrides += ["condense.projection.batches_per_step=2"]
     return load_recipe(base, overrides)
 
 
@@ -101,7 +92,7 @@ class Results:
         self.path.write_text(json.dumps(self.found, indent=0))
 
     def of(self, case: str, method: str, model: str) -> dict[str, float]:
-        """Give the means over training seeds of the draws or condensing seeds; `model` may be `mean`."""
+        """Give the means over training seeds of the draws; `model` may be `mean`."""
         values = dict[str, list[float]]()
         for key, value in self.found.items():
             where, used, name, draw, _ = (key.split("|") + [""] * 5)[:5]
@@ -110,7 +101,7 @@ class Results:
         return {draw: statistics.fmean(of_draw) for draw, of_draw in values.items()}
 
     def table(self, cases: list[str], models: list[str]) -> str:
-        """Lay out everything: means, and differences to antialias paired by draw or condensing seed."""
+        """Lay out everything: means, and differences to antialias paired by draw."""
         lines = ["| case | encoded | n | error | " + " | ".join([*models, "mean", "- antialias (95 %)"]) + " |"]
         lines.append("|---" * (len(models) + 6) + "|")
         for case in cases:
@@ -146,26 +137,6 @@ def compare_random(results: Results, case: str, recipe: Recipe, seeds: int, draw
                     results[key] = 100 * trainer.run(TrainingJob(model, index, seed)).accuracy
 
 
-def compare_condensed(results: Results, case: str, recipe: Recipe, seeds: int, trainings: int) -> None:
-    """Condense from an initialisation that was encoded each way, and score both."""
-    source = load_source(resolve_source(recipe.source))
-    for seed in range(seeds):
-        for method in METHODS:
-            if any(key.startswith(f"{case}, condensed|{method}|") for key in results.found if f"|{seed}|" in key):
-                continue
-            whole = recipe.model_dump(mode="json") | {"seed": seed}
-            whole["condense"] |= {"encode": method}
-            whole["evaluate"] |= {"baselines": ["initialisation"], "seeds": trainings}
-            once = Recipe.model_validate(whole)
-            with tempfile.TemporaryDirectory() as folder, one_thread(CPU):
-                run = RunDir(Path(folder))
-                condense(once, source, run, device=CPU)
-                scores = evaluate(of_run(once, run), once.evaluate, source, run, Work(CPU, workers=1))
-            assert scores is not None
-            for cell in sorted(scores.cells, key=lambda cell: cell.training_set, reverse=True):
-                results[f"{case}, {cell.training_set}|{method}|{cell.model}|{seed}|{cell.seed}"] = 100 * cell.accuracy
-
-
 @click.command()
 @click.argument("data", default="digits")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file with everything finished.")
@@ -173,27 +144,27 @@ def compare_condensed(results: Results, case: str, recipe: Recipe, seeds: int, t
 @click.option("--ipc", "ipcs", multiple=True, default=(1,), show_default=True)
 @click.option("--models", default=MODELS, show_default=True)
 @click.option("--steps", default=300, show_default=True, help="Optimiser steps of every training.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of a model, or condensing seeds.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of a model on each draw.")
 @click.option("--draws", default=3, show_default=True, help="Draws of the random images.")
-@click.option("--condense", "condensing", is_flag=True, help="Condense, in place of random images.")
-@click.option("--trainings", default=2, show_default=True, help="Of each model on each condensed set.")
 def main(
-    data: str, out: Path, factors: tuple[int, ...], ipcs: tuple[int, ...], models: str, steps: int, seeds: int,
-    draws: int, condensing: bool, trainings: int,
-) -> None:  # fmt: skip
+    data: str,
+    out: Path,
+    factors: tuple[int, ...],
+    ipcs: tuple[int, ...],
+    models: str,
+    steps: int,
+    seeds: int,
+    draws: int,
+) -> None:
     """Do what is missing and print the table."""
     torch.set_num_threads(1)
     results, cases, name = Results(out), list[str](), Path(data).name
     for ipc in ipcs:
         for factor in factors:
             recipe, case = recipe_of(data, factor, ipc, models, steps), f"{name} f{factor} ipc{ipc}"
-            if condensing:
-                compare_condensed(results, case, recipe, seeds, trainings)
-                cases += [f"{case}, initialisation", f"{case}, condensed"]
-            else:
-                compare_random(results, case, recipe, seeds, draws)
-                cases.append(case)
-            click.echo(results.table(cases[-2 if condensing else -1 :], models.split(",")), err=True)
+            compare_random(results, case, recipe, seeds, draws)
+            cases.append(case)
+            click.echo(results.table([case], models.split(",")), err=True)
     settings: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "steps": steps}
     click.echo(f"{settings}\n\n{results.table(cases, models.split(','))}")
 
