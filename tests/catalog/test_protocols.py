@@ -11,6 +11,9 @@ from hmdc_hub.catalog import dump_recipe, load_recipe, protocol_overrides
 from hmdc_hub.catalog.entries import PROTOCOLS, shipped
 from hmdc_hub.schema import EvaluateSpec
 
+FORMER = "evaluate.encode=antialias"
+"""What protocols meant before there was the key."""
+
 
 def protocol(name: str, *overrides: str, recipe: str = "digits_ipc1") -> EvaluateSpec:
     return load_recipe(recipe, [*overrides, *protocol_overrides(name)]).evaluate
@@ -30,7 +33,7 @@ def rates(spec: EvaluateSpec) -> dict[str, float]:
     ],
 )
 def test_protocols_keep_their_hashes(recipe: str, name: str, digest: str) -> None:
-    spec = protocol(name, recipe=recipe).model_copy(
+    spec = protocol(name, FORMER, recipe=recipe).model_copy(
         update={"baselines": EvaluateSpec.model_fields["baselines"].default}
     )
     assert spec.protocol_hash().startswith(digest)
@@ -38,6 +41,8 @@ def test_protocols_keep_their_hashes(recipe: str, name: str, digest: str) -> Non
 
 def test_step_keeps_its_meaning_and_its_hash() -> None:
     former = [
+        FORMER,
+        "evaluate.epochs=150",
         "evaluate.full_epochs=100",
         "evaluate.baselines=[exact, random, random-encoded, initialisation, k-means, herding]",
     ]

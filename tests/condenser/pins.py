@@ -177,7 +177,13 @@ RECIPES = {
     "every augmentation": _run(augment={}, cutmix={"match": True, "train": True, "probability": 1.0}),
     "memory low": _run(memory="low"),
     "digits_ipc1, short": load_recipe(
-        "digits_ipc1", ["condense.resets=1", "condense.networks.reset_every=3", "condense.cluster.every=100"]
+        "digits_ipc1",
+        [
+            "condense.encode=antialias",
+            "condense.resets=1",
+            "condense.networks.reset_every=3",
+            "condense.cluster.every=100",
+        ],
     ),
 }
 """Of two resets and three image steps each, the last of one. Real batches are those of fresh networks: after training,
