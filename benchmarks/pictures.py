@@ -2,10 +2,10 @@
 
     hmdc-hub condense digits_ipc1
     hmdc-hub condense cifar10_ipc1 -o source.id=<folder with CIFAR-10> -o source.revision=null -o source.config=null \
-      -o pool='[convnet3_narrow, vit_micro]' -o condense.pool_strategy=all -o condense.resets=4 \
-      -o condense.networks.reset_every=20 -o condense.batch=32 -o condense.images.lr=0.02 \
-      -o condense.cluster.candidates=250 -o condense.networks.batches_per_step=4 \
-      -o condense.projection.batches_per_step=2 -o evaluate.seeds=3 -o evaluate.steps=200 -o evaluate.random_draws=1 \
+      -o pool='[convnet3_narrow, vit_micro]' -o condense.pool_strategy=all -o condense.distill=false -o condense.batch=16 \
+      -o condense.images.lr=0.1 -o condense.resets=10 -o condense.networks.reset_every=15 \
+      -o condense.networks.batches_per_step=4 -o condense.cluster.candidates=250 -o evaluate.steps=200 \
+      -o evaluate.seeds=3 -o evaluate.random_draws=1 -o evaluate.full=never \
       -o evaluate.models='[convnet3_narrow, vit_micro, resnet_narrow, mlp]' \
       -o evaluate.baselines='[random, random-encoded, initialisation]' --run-dir runs/cifar10_ipc1
     python benchmarks/pictures.py runs/digits_ipc1 runs/cifar10_ipc1 --title "Handwritten digits" --title CIFAR-10
