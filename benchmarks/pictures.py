@@ -2,8 +2,8 @@
 
     hmdc-hub condense digits_ipc1
     hmdc-hub condense cifar10_ipc1 -o source.id=<folder with CIFAR-10> -o source.revision=null -o source.config=null \
-      -o pool='[convnet3_narrow, vit_micro]' -o condense.pool_strategy=all -o condense.distill=false -o condense.batch=16 \
-      -o condense.images.lr=0.1 -o condense.resets=10 -o condense.networks.reset_every=15 \
+      -o pool='[convnet3_narrow, vit_micro]' -o condense.pool_strategy=all -o condense.distill=false \
+      -o condense.batch=16 -o condense.images.lr=0.1 -o condense.resets=10 -o condense.networks.reset_every=15 \
       -o condense.networks.batches_per_step=4 -o condense.cluster.candidates=250 -o evaluate.steps=200 \
       -o evaluate.seeds=3 -o evaluate.random_draws=1 -o evaluate.full=never \
       -o evaluate.models='[convnet3_narrow, vit_micro, resnet_narrow, mlp]' \
