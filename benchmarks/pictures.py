@@ -1,13 +1,7 @@
 """The README's picture: what runs began with and what they condensed, with their scores.
 
     hmdc-hub condense digits_ipc1
-    hmdc-hub condense cifar10_ipc1 -o source.id=<folder with CIFAR-10> -o source.revision=null -o source.config=null \
-      -o pool='[convnet3_narrow, vit_micro]' -o condense.pool_strategy=all -o condense.distill=false \
-      -o condense.batch=16 -o condense.images.lr=0.1 -o condense.resets=10 -o condense.networks.reset_every=15 \
-      -o condense.networks.batches_per_step=4 -o condense.cluster.candidates=250 -o evaluate.steps=200 \
-      -o evaluate.seeds=3 -o evaluate.random_draws=1 -o evaluate.full=never \
-      -o evaluate.models='[convnet3_narrow, vit_micro, resnet_narrow, mlp]' \
-      -o evaluate.baselines='[random, random-encoded, initialisation]' --run-dir runs/cifar10_ipc1
+    hmdc-hub condense cifar10_ipc1 --run-dir runs/cifar10_ipc1 ...   # the rest: docs/results.md, "on a CPU", seed 0
     python benchmarks/pictures.py runs/digits_ipc1 runs/cifar10_ipc1 --title "Handwritten digits" --title CIFAR-10
 
 Every number is read from the runs' scores.json. An image per class; the first ten classes.
