@@ -1,6 +1,7 @@
 """k-means and herding in plain torch: choose representative real images (DREAM, Liu et al., ICCV 2023).
 
-Everything is deterministic on a given device: nothing is added up atomically, and ties go to the lowest index.
+Everything is deterministic on a given device: nothing is added up atomically. Of points that are equally near to a
+centre up to rounding, copies and the two of a cluster of two, the first is taken, on every processor.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 CHUNK = 2**24  # distances held at once; bounds the memory that a large class takes
 TOGETHER = 2**26  # coordinates of points that a GPU clusters at once; bounds the memory of their padded copy
 ROUNDING = 1e-6  # squared distances below this share of the squared norms are zero in float32
+ALIKE = 1e-5  # and those that differ by less are equal: centres are rounded, too
 
 
 @torch.no_grad()
@@ -65,12 +67,13 @@ def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
     chosen: list[Tensor] = []
     taken = torch.zeros(len(points), device=points.device)
     for part in torch.split(centres, max(1, CHUNK // len(points))):
-        distances = _distances(part, points)
+        distances, norms = _distances(part, points), _norms(part, points)
         if not distinct:
-            chosen.append(distances.argmin(dim=1))
+            chosen.append(_first_nearest(distances, norms))
             continue
-        for row in distances[: len(points) - len(chosen)]:
-            chosen.append((row + taken).argmin().view(1))
+        left = len(points) - len(chosen)
+        for row in zip(distances[:left], norms[:left], strict=True):
+            chosen.append(_first_nearest(row[0] + taken, row[1]).view(1))
             taken.index_fill_(0, chosen[-1], torch.inf)
     return torch.cat(chosen)
 
@@ -86,8 +89,7 @@ def representatives(
     """Find the point of each class nearest to each of the class's `kmeans` centres; the same point may come twice.
 
     On a GPU classes are clustered together, since one class after another costs thousands of tiny kernels each; the
-    result is that of `kmeans` and `nearest` on each class alone, up to rounding, which decides between points equally
-    near: copies, and the two of a cluster of two. On a CPU each does go alone.
+    result is that of `kmeans` and `nearest` on each class alone, up to rounding. On a CPU each does go alone.
 
     Args:
         points: float32 P_c x D of each class c, P_c >= 1, all on the same device.
@@ -174,6 +176,17 @@ def _distances(points: Tensor, centres: Tensor) -> Tensor:
     return torch.baddbmm(squares[:, None], points, centres.mT, alpha=-2)
 
 
+def _norms(points: Tensor, centres: Tensor) -> Tensor:
+    """Return ... x P x k sums of both squared norms, of which the rounding of a squared distance is a share."""
+    return points.square().sum(dim=-1)[..., None] + centres.square().sum(dim=-1)[..., None, :]
+
+
+def _first_nearest(distances: Tensor, norms: Tensor) -> Tensor:
+    """Find the first of the least of ... x P squared distances; they may be short of an amount that a row shares."""
+    least = distances.min(dim=-1, keepdim=True).values
+    return (distances <= least + ALIKE * norms).byte().argmax(dim=-1)
+
+
 def _means(points: Tensor, assigned: Tensor, centres: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return k x D means of the points of each cluster; where there are none, the old centre."""
     if weights is not None:
@@ -234,7 +247,7 @@ def _representatives(
             break
         centres = _means_together(together, assigned, centres, counted)
     distances = _distances(centres, together).masked_fill_(padding[:, None], torch.inf)
-    chosen = distances.argmin(dim=2).cpu()
+    chosen = _first_nearest(distances, _norms(centres, together)).cpu()
     return tuple(row[:count] for row, count in zip(chosen, made, strict=True))
 
 

@@ -152,7 +152,9 @@ def test_both_ways_to_sum_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(count=st.integers(1, 30), k=st.integers(1, 10), seed=st.integers(0, 1000))
 def test_nearest_is_the_nearest(count: int, k: int, seed: int) -> None:
     points, centres = noise(count, 3, key=seed), noise(k, 3, key=seed + 1)
-    assert torch.equal(cluster.nearest(points, centres), distances(points, centres).argmin(dim=0))
+    away = distances(points, centres)
+    chosen = away.gather(0, cluster.nearest(points, centres)[None])[0]
+    assert (chosen - away.min(dim=0).values).max() < 1e-3  # of squares up to some 20: what is alike is equally near
 
 
 @settings(deadline=None, max_examples=40)
@@ -174,6 +176,17 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert cluster.nearest(points, centres, distinct=True).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("offset", [0.0, 10.0, -30.0])
+def test_rounding_decides_nothing_between_two_points_and_their_mean(offset: float) -> None:
+    points = noise(200, 64) + offset
+    first, second = points[:100], points[100:]
+    for mean in ((first + second) / 2, first / 2 + second / 2, first + (second - first) / 2):
+        moved = mean * (1 + torch.finfo(torch.float32).eps * noise(100, 64, key=3).sign())
+        assert cluster.nearest(points, moved).tolist() == list(range(100))
+        assert cluster.nearest(points.flip(0), moved.flip(0)).tolist() == list(range(100))
+        assert cluster.nearest(points, moved.repeat(2, 1), distinct=True).tolist() == list(range(200))
+
+
 def generators(count: int) -> list[torch.Generator]:
     return [rng.generator(0, "kmeans", c) for c in range(count)]
 
@@ -189,21 +202,10 @@ def together(classes: Sequence[Tensor], k: int, max_iter: int = 100) -> list[Ten
 
 
 def assert_nearest(got: Sequence[Tensor], classes: Sequence[Tensor], centres: Sequence[Tensor]) -> None:
-    """Check that the points are those nearest to the centres of their class.
-
-    Any of points equally near will do: copies, and the two of a cluster of two, whose mean is as far from either. They
-    are equally near up to the rounding of the centres, which is that of numbers as large as they are.
-    """
+    """Check that the points are those nearest to the centres of their class, the first of those equally near."""
     for found, points, middle in zip(got, classes, centres, strict=True):
         assert found.dtype == torch.int64
-        assert found.shape == (len(middle),)
-        away = distances(middle, points)
-        least = away.min(dim=1).values
-        moved = torch.finfo(points.dtype).eps * float(middle.abs().max()) * points.shape[1] ** 0.5
-        atol = 1e-5 + 2 * moved * float(least.max()) ** 0.5
-        torch.testing.assert_close(away.gather(1, found[:, None])[:, 0], least, rtol=1e-5, atol=atol)
-        clear = (away <= 1.0001 * least[:, None] + 1e-4).sum(dim=1) == 1
-        assert torch.equal(found[clear], cluster.nearest(points, middle)[clear])
+        assert torch.equal(found, cluster.nearest(points, middle))
 
 
 @pytest.mark.parametrize("max_iter", [0, 1, 2, 100])

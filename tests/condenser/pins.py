@@ -186,8 +186,7 @@ RECIPES = {
         ],
     ),
 }
-"""Of two resets and three image steps each, the last of one. Real batches are those of fresh networks: after training,
-rounding decides between two points that are equally near to the centre of their cluster."""
+"""Of two resets and three image steps each, the last of one. Real batches are those of fresh networks."""
 
 
 def beginnings(recipe: Recipe) -> Tensor:
