@@ -8,6 +8,7 @@ import re
 import shutil
 import tomllib
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -56,11 +57,16 @@ def shipped_folder(kind: Kind) -> Path:
     project file must be ours: `site-packages/recipes` may belong to anybody.
     """
     root = _PACKAGE.parent
+    return (root if _is_checkout(root) else _PACKAGE) / kind.folder
+
+
+@cache  # asked for by every name that is looked up
+def _is_checkout(root: Path) -> bool:
     try:
         name = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
-        name = None
-    return (root if name == "hmdc-hub" else _PACKAGE) / kind.folder
+        return False
+    return bool(name == "hmdc-hub")
 
 
 def shipped(kind: Kind) -> dict[str, Path]:

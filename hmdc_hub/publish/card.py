@@ -171,6 +171,7 @@ def _hand_written(body: str, *, ours: bool) -> str:
     return body[body.index(BEGIN) + len(BEGIN) : body.index(END)]
 
 
+@cache  # it keeps the template that it compiled
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hmdc_hub.publish"),

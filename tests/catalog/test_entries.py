@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hmdc_hub.catalog import MODELS, RECIPES, find, list_entries, load_recipe, shipped_folder
+from hmdc_hub.catalog import MODELS, RECIPES, entries, find, list_entries, load_recipe, shipped_folder
 from hmdc_hub.errors import NotFoundError, UsageError
 
 
@@ -107,8 +107,10 @@ def test_only_our_own_checkout_counts(pool: Path) -> None:
     assert shipped_folder(RECIPES) == pool / "recipes"
     for content in ("[project]\nname = 'somebody-elses'\n", "not toml [", "[tool.x]\ny = 1\n", "project = 3\n"):
         (root / "pyproject.toml").write_text(content)
+        entries._is_checkout.cache_clear()
         assert shipped_folder(RECIPES) == pool / "recipes"
     (root / "pyproject.toml").write_text("[project]\nname = 'hmdc-hub'\n")
+    entries._is_checkout.cache_clear()
     assert shipped_folder(RECIPES) == root / "recipes"
     assert shipped_folder(MODELS) == root / "model_pool"
 
