@@ -51,7 +51,7 @@ def kmeans(points: Tensor, k: int, gen: torch.Generator, max_iter: int = 100, we
 
 @torch.no_grad()
 def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
-    """Find the point nearest to each centre.
+    """Find the point nearest to each centre; of several equally near, up to rounding, the first.
 
     Args:
         points: float32 P x D.
@@ -72,8 +72,8 @@ def nearest(points: Tensor, centres: Tensor, distinct: bool = False) -> Tensor:
             chosen.append(_first_nearest(distances, norms))
             continue
         left = len(points) - len(chosen)
-        for row in zip(distances[:left], norms[:left], strict=True):
-            chosen.append(_first_nearest(row[0] + taken, row[1]).view(1))
+        for row, both in zip(distances[:left], norms[:left], strict=True):
+            chosen.append(_first_nearest(row + taken, both).view(1))
             taken.index_fill_(0, chosen[-1], torch.inf)
     return torch.cat(chosen)
 
