@@ -275,13 +275,13 @@ def torchrun(count: int, folder: Path, arguments: Sequence[str]) -> subprocess.P
 def test_the_real_command_under_torchrun(tmp_path: Path) -> None:
     """Two ranks over Gloo; one is killed, the rest ends with one message, three go on; scored and packaged too."""
     networks = {"reset_every": 4, "batches_per_step": 2, "batch": 64}
-    (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny_recipe(resets=50, networks=networks)))
+    (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny_recipe(resets=20, networks=networks)))
     process = torchrun(2, tmp_path, ["--no-evaluate"])
     assert process.stdout is not None
     said = []
     for line in process.stdout:
         said.append(line)
-        if re.match(r"condense ([2-9]|\d\d+)/200", line):  # a checkpoint or two later, and long before the end
+        if re.match(r"condense ([2-9]|\d\d+)/80", line):  # a checkpoint or two later, and long before the end
             ranks = [int(path.name) for path in Path("/proc").glob("[0-9]*") if _parent(path) == process.pid]
             os.kill(max(ranks), signal.SIGKILL)
             break
